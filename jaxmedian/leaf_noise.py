@@ -1,0 +1,85 @@
+"""The noise of one leaf, resolved: what a kernel needs to draw any worker's row.
+
+The words follow the key tree of `jaxmedian._keys`. With independent coupling worker i
+has a key of its own. With systematic coupling one word V a coordinate is shared, and
+worker i reads V + slot_i: slots are multiples of 2^32 / M in an order drawn once a
+step, and the wrap-around of unsigned addition is the frac() of
+xi_i = H^{-1}(frac(V + pi(i) / M)).
+
+Scale and words are settled here; kernels choose between adding samples to gradients
+(`noisy_row`) and comparing with the law's tail (`signed_row`), which needs no sample.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmedian import random_bits
+from jaxmedian.laws import UNIFORM, Law
+
+
+class LeafNoise(NamedTuple):
+    """The noise that M workers add to one leaf in one step.
+
+    Attributes:
+      law: law of xi.
+      scale: b, of shape () and the dtype in which noise is computed.
+      key_words: uint32; ``[M, 2]`` worker keys if independent, ``[2]`` if shared.
+      slots: uint32 ``[M]`` if systematic, else None.
+    """
+
+    law: Law
+    scale: jax.Array
+    key_words: jax.Array
+    slots: jax.Array | None
+
+    def words(self, worker: int | jax.Array, positions: jax.Array) -> jax.Array:
+        """Draws the words of one worker (a local row number) at ``positions [d]``."""
+        if self.slots is None:
+            return random_bits.words(self.key_words[worker], positions)
+        return random_bits.words(self.key_words, positions) + self.slots[worker]
+
+    def noisy_row(
+        self, worker: int | jax.Array, row: jax.Array, positions: jax.Array
+    ) -> jax.Array:
+        """Returns g + b xi in the noise's dtype, for the row g ``[d]`` of one worker."""
+        t = random_bits.centred_uniform(self.words(worker, positions), self.scale.dtype)
+        return row.astype(self.scale.dtype) + self.scale * self.law.sample(t)
+
+    def signed_row(
+        self, worker: int | jax.Array, row: jax.Array, positions: jax.Array
+    ) -> jax.Array:
+        """Returns some number with the sign of g + b xi, at the price of one CDF.
+
+        With xi = H^{-1}(u), g + b xi > 0 exactly when u > H(-g / b). Written for the
+        magnitude a = |g| / b and t turned towards the sign of g, the sum has the sign
+        of g unless 1 + t < P(|xi| > a): both sides keep their *relative* precision in
+        the tail, where a CDF near 1 would not. NaN stands for "no sign": where g is
+        NaN, and where g and b are both 0.
+        """
+        dtype = self.scale.dtype
+        if self.law is UNIFORM or dtype == jnp.float64:  # the sample itself is as cheap
+            return self.noisy_row(worker, row, positions)
+        t = random_bits.centred_uniform(self.words(worker, positions), dtype)
+        g = row.astype(dtype)
+        side = jnp.where(g < 0, np.asarray(-1, dtype), np.asarray(1, dtype))
+        magnitude = jnp.abs(g) * (1 / self.scale)
+        return side * ((1 + side * t) - self.law.tail(magnitude))
+
+
+def systematic_slots(ranks: jax.Array, num_slots: jax.Array) -> jax.Array:
+    """Returns floor(rank 2^32 / num_slots), the offsets of workers by their rank.
+
+    Args:
+      ranks: uint32 ``[M]``, each below ``num_slots``.
+      num_slots: uint32 scalar n, 1 to 65,535: then rank * (2^32 mod n) < 2^32.
+
+    Returns:
+      uint32 ``[M]``.
+    """
+    # 2^32 itself does not fit: divide 2^32 - 1 and carry the missing 1.
+    quotient = np.uint32(2**32 - 1) // num_slots
+    remainder = np.uint32(2**32 - 1) % num_slots + np.uint32(1)
+    return ranks * quotient + (ranks * remainder) // num_slots
