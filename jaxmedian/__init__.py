@@ -1,1 +1,58 @@
-"""jaxmedian."""
+"""Median- and vote-based distributed training on heterogeneous data, in JAX.
+
+An optimizer whose gradients carry a leading worker axis, whose aggregation rule (vote,
+median, mean) removes it, and noise that makes the rule track the mean: the system of
+Chen et al., "Distributed Training with Heterogeneous Data: Bridging Median- and
+Mean-Based Algorithms", NeurIPS 2020. Everything is an optax transformation, everything
+runs in one jitted step.
+"""
+
+from jaxmedian import diagnostics, noise, splits, theory
+from jaxmedian.aggregators import coordinate_median, majority_vote, worker_mean
+from jaxmedian.arrays import median, perturbed_median, vote
+from jaxmedian.lifting import per_worker
+from jaxmedian.optimizers import (
+    apply_updates,
+    median_sgd,
+    noisy_median_sgd,
+    noisy_sign_sgd,
+    sign_sgd,
+)
+from jaxmedian.perturbation import add_worker_noise
+from jaxmedian.sampling import full_batch, mini_batches
+from jaxmedian.simulator import RunResult, make_step, run, run_pure
+from jaxmedian.worker_gradients import worker_grads, worker_value_and_grads
+
+__all__ = [
+    # Namespaces: noise laws, exact theory, measurements, heterogeneous splits
+    "noise",
+    "theory",
+    "diagnostics",
+    "splits",
+    # Worker transforms: [M, ...] -> [M, ...]
+    "add_worker_noise",
+    "per_worker",
+    # Aggregators: [M, ...] -> [...]
+    "majority_vote",
+    "coordinate_median",
+    "worker_mean",
+    # Optimizers: the paper's four algorithms
+    "sign_sgd",
+    "noisy_sign_sgd",
+    "median_sgd",
+    "noisy_median_sgd",
+    "apply_updates",
+    # Plain arrays
+    "median",
+    "vote",
+    "perturbed_median",
+    # Simulator: from the loss and the data of many workers to trained parameters
+    "worker_grads",
+    "worker_value_and_grads",
+    "make_step",
+    "run",
+    "run_pure",
+    "RunResult",
+    "full_batch",
+    "mini_batches",
+]

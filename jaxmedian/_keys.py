@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 SHARED_UNIFORM = np.uint32(2**31)  # V of systematic coupling; of a step: permutation
 TALLY_TIES = np.uint32(2**31 + 1)
@@ -25,7 +26,7 @@ Key = Any  # a typed key, a legacy key, or an int
 class KeyState(NamedTuple):
     """State of a transform that draws: the step it is at, and its unchanging key."""
 
-    count: jax.Array  # shape=(), dtype=int32
+    count: jax.Array  # type: ignore[assignment]  # shape=(), dtype=int32
     rng_key: jax.Array  # shape=(), a typed Threefry key
 
 
@@ -67,14 +68,25 @@ def as_threefry_key(key: Key) -> jax.Array:
     return threefry_key
 
 
-def init_state(key: Key) -> KeyState:
+def init_state(rng_key: jax.Array) -> KeyState:
     """Returns the state before the first step."""
-    return KeyState(count=jnp.zeros([], jnp.int32), rng_key=as_threefry_key(key))
+    return KeyState(count=jnp.zeros([], jnp.int32), rng_key=rng_key)
+
+
+def next_state(state: KeyState) -> KeyState:
+    """Returns the state after one more step."""
+    return KeyState(optax.safe_increment(state.count), state.rng_key)
 
 
 def step_key(state: KeyState) -> jax.Array:
     """Returns the key of the step that ``state`` is about to take."""
     return jax.random.fold_in(state.rng_key, state.count)
+
+
+def leaf_keys(state: KeyState, num_leaves: int) -> jax.Array:
+    """Returns the keys of all leaves for the step that ``state`` is about to take."""
+    positions = jnp.arange(num_leaves, dtype=jnp.uint32)
+    return fold_in_each(step_key(state), positions)
 
 
 def fold_in_each(key: jax.Array, numbers: jax.Array) -> jax.Array:

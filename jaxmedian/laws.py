@@ -32,7 +32,8 @@ class Law(NamedTuple):
       name: what users call it.
       cdf: x -> H(x).
       pdf: x -> h(x).
-      quantile: p in [0, 1] -> H^{-1}(p); infinite at 0 and 1 where the law is unbounded.
+      quantile: p in [0, 1] -> H^{-1}(p); infinite at 0 and 1 where the law is
+        unbounded.
       sample: t in (-1, 1), float32 or float64 -> H^{-1}((1 + t) / 2), traced.
       tail: a >= 0, float32 -> P(|xi| > a), traced, with a small *relative* error.
       bound: the law lives on [-bound, bound].

@@ -44,7 +44,7 @@ class LeafNoise(NamedTuple):
     def noisy_row(
         self, worker: int | jax.Array, row: jax.Array, positions: jax.Array
     ) -> jax.Array:
-        """Returns g + b xi in the noise's dtype, for the row g ``[d]`` of one worker."""
+        """Returns g + b xi for one worker's row g ``[d]``, in the noise's dtype."""
         t = random_bits.centred_uniform(self.words(worker, positions), self.scale.dtype)
         return row.astype(self.scale.dtype) + self.scale * self.law.sample(t)
 

@@ -42,9 +42,7 @@ def words(key_words: jax.Array, positions: jax.Array) -> jax.Array:
     for i in range(5):
         for distance in _ROTATIONS[i % 2]:
             x0 = x0 + x1
-            x1 = x0 ^ (
-                (x1 << np.uint32(distance)) | (x1 >> np.uint32(32 - distance))
-            )
+            x1 = x0 ^ ((x1 << np.uint32(distance)) | (x1 >> np.uint32(32 - distance)))
         x0 = x0 + schedule[(i + 1) % 3]
         x1 = x1 + (schedule[(i + 2) % 3] + np.uint32(i + 1))
     return x0 ^ x1

@@ -1,10 +1,10 @@
 """The median over workers, coordinate by coordinate, from whole rows.
 
 `jnp.median` sorts along the worker axis, one coordinate at a time. Here a sorting
-network runs over rows instead: each comparator is one elementwise minimum and maximum of
-two rows of coordinates, and comparators whose result never reaches the middle are left
-out. Values are compared as integers in the order -inf < ... < -0.0 < 0.0 < ... < inf,
-NaN counting as +inf, which is a total order and the same on every device.
+network runs over rows instead: each comparator is one elementwise minimum and maximum
+of two rows of coordinates, and comparators whose result never reaches the middle are
+left out. Values are compared as integers in the order -inf < ... < -0.0 < 0.0 < ... <
+inf, NaN counting as +inf, which is a total order and the same on every device.
 
 Only ranks are decided here; ties do not matter to a median. Noise is drawn by
 `jaxmedian.leaf_noise`, collectives are `jaxmedian.collectives`' alone.

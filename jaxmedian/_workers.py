@@ -1,0 +1,166 @@
+"""The worker axis: what every transform checks before it computes.
+
+Updates carry one leading worker axis: ``[M, ...]`` on one device, the local block
+``[M / D, ...]`` inside `jax.shard_map`. Parameters never have it. Two mistakes would
+pass silently through plain optax, gradients without the axis and updates that still
+have it, so both are raised here, with every offending leaf by name.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmedian import collectives
+from jaxmedian.collectives import AxisName
+
+PyTree = Any
+
+
+class Population(NamedTuple):
+    """The workers as one device sees them.
+
+    Attributes:
+      num_local: rows on this device.
+      num_workers: M, over all devices.
+      axis_name: mesh axis over which the workers are spread, or None.
+    """
+
+    num_local: int
+    num_workers: int
+    axis_name: AxisName | None
+
+    def numbers(self) -> jax.Array:
+        """Returns the global numbers of the local workers, uint32 ``[num_local]``."""
+        local = jnp.arange(self.num_local, dtype=jnp.uint32)
+        first = collectives.position(self.axis_name) * np.uint32(self.num_local)
+        return first + local
+
+
+def survey(
+    transform: str,
+    updates: PyTree,
+    params: PyTree | None,
+    axis_name: AxisName | None = None,
+) -> Population:
+    """Checks stacked updates and counts their workers.
+
+    Args:
+      transform: name of the caller, for the messages.
+      updates: tree of floating-point leaves ``[M, ...]``.
+      params: tree of leaves ``[...]``, or None where the caller was given none.
+      axis_name: mesh axis over which the workers are spread, or None.
+
+    Raises:
+      ValueError: if there are no leaves or no workers, if a leaf has no worker axis, or
+        if leaves disagree about the number of workers.
+      TypeError: if a leaf is not floating point.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(updates)
+    if not leaves:
+        raise ValueError(f"`{transform}` was given updates without any array.")
+    for path, leaf in leaves:
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(
+                f"`{transform}` expects floating-point updates: {_name(path)} is "
+                f"{jnp.result_type(leaf)}. Cast it to a floating-point type, or leave "
+                "it out with `optax.masked`."
+            )
+    if params is None:
+        without_axis = [
+            f"{_name(path)} has shape {jnp.shape(leaf)}"
+            for path, leaf in leaves
+            if jnp.ndim(leaf) == 0
+        ]
+    else:
+        expected = _shapes_by_leaf(transform, updates, params)
+        without_axis = [
+            f"{_name(path)} has shape {jnp.shape(leaf)}, its parameter {shape}"
+            for (path, leaf), shape in zip(leaves, expected, strict=True)
+            if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[1:] != shape
+        ]
+    if without_axis:
+        raise ValueError(
+            f"`{transform}` expects updates with a leading worker axis: "
+            f"{'; '.join(without_axis)}. Did you forget "
+            "`jax.vmap(jax.grad(loss), (None, 0))`, or is another aggregator before it?"
+        )
+    counts = {_name(path): jnp.shape(leaf)[0] for path, leaf in leaves}
+    num_local = next(iter(counts.values()))
+    if any(count != num_local for count in counts.values()):
+        raise ValueError(
+            f"`{transform}` expects the same number of workers in every leaf; got "
+            f"{', '.join(f'{count} in {name}' for name, count in counts.items())}."
+        )
+    if num_local == 0:
+        raise ValueError(f"`{transform}` expects at least one worker; got M = 0.")
+    return Population(num_local, num_local * collectives.size(axis_name), axis_name)
+
+
+def check_mask(
+    transform: str, worker_mask: jax.Array | None, population: Population
+) -> jax.Array | None:
+    """Checks that a worker mask is bool ``[M]`` (the local block under a mesh).
+
+    Raises:
+      TypeError: if it is not boolean.
+      ValueError: if its shape is not that of the worker axis.
+    """
+    if worker_mask is None:
+        return None
+    mask = jnp.asarray(worker_mask)
+    if mask.dtype != jnp.bool_:
+        raise TypeError(
+            f"`{transform}` expects a boolean `worker_mask`; got {mask.dtype}. Pass "
+            "`mask != 0` if that is what you mean."
+        )
+    if mask.shape != (population.num_local,):
+        raise ValueError(
+            f"`{transform}` expects a `worker_mask` of shape "
+            f"({population.num_local},), one entry a worker; got {mask.shape}."
+        )
+    return mask
+
+
+def check_aggregated(caller: str, updates: PyTree, params: PyTree) -> None:
+    """Checks that updates have the shapes of the parameters.
+
+    Raises:
+      ValueError: if a leaf differs, naming the missing aggregator as the likely cause.
+    """
+    expected = _shapes_by_leaf(caller, updates, params)
+    leaves = jax.tree_util.tree_leaves_with_path(updates)
+    wrong = [
+        f"{_name(path)} has shape {jnp.shape(leaf)}, its parameter {shape}"
+        for (path, leaf), shape in zip(leaves, expected, strict=True)
+        if jnp.shape(leaf) != shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"`{caller}` expects updates of the parameters' shapes: "
+            f"{'; '.join(wrong)}. If the worker axis is still there, the chain has no "
+            "aggregator: add `majority_vote()`, `coordinate_median()` or "
+            "`worker_mean()`."
+        )
+
+
+def _shapes_by_leaf(
+    caller: str, updates: PyTree, params: PyTree
+) -> list[tuple[int, ...]]:
+    if not _same_structure(updates, params):
+        raise ValueError(
+            f"`{caller}` expects updates and parameters of the same tree structure; "
+            f"got {jax.tree.structure(updates)} and {jax.tree.structure(params)}."
+        )
+    return [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
+
+
+def _same_structure(a: PyTree, b: PyTree) -> bool:
+    # Compared as objects: PyTreeDef has no type of its own for checkers.
+    structures: tuple[object, object] = (jax.tree.structure(a), jax.tree.structure(b))
+    return structures[0] == structures[1]
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return f"`{jax.tree_util.keystr(path)}`" if path else "the updates' only array"

@@ -1,0 +1,106 @@
+"""Every collective of the library: what crosses a mesh axis, and nothing else does.
+
+``axis_name`` names the mesh axis over which workers are spread inside `jax.shard_map`
+(or the axis of a `jax.vmap` or `jax.pmap`). With None everything is on one device and
+these functions return what they were given.
+"""
+
+from collections.abc import Hashable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+AxisName = Hashable
+
+
+def size(axis_name: AxisName | None) -> int:
+    """Returns the number of devices along the axis, a Python int.
+
+    Raises:
+      ValueError: if no such axis is in scope.
+    """
+    if axis_name is None:
+        return 1
+    try:
+        return int(jax.lax.psum(1, axis_name))  # a constant: folded while tracing
+    except NameError as error:
+        raise ValueError(
+            f"`axis_name` {axis_name!r} is not an axis here. It names the mesh axis of "
+            "the workers inside `jax.shard_map`; on one device leave it out."
+        ) from error
+
+
+def position(axis_name: AxisName | None) -> jax.Array | np.uint32:
+    """Returns this device's place along the axis, uint32."""
+    if axis_name is None:
+        return np.uint32(0)
+    return jax.lax.axis_index(axis_name).astype(jnp.uint32)
+
+
+def total(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
+    """Adds up ``x`` over the devices."""
+    return x if axis_name is None else jax.lax.psum(x, axis_name)
+
+
+def gather(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
+    """Joins the blocks ``[m, ...]`` of all devices into ``[M, ...]``, on each of them.
+
+    The result is marked as equal on all devices, so that it may leave `jax.shard_map`
+    under ``out_specs=P()`` with its checks on.
+    """
+    if axis_name is None:
+        return x
+    return _gather_invariant(x, axis_name)
+
+
+def to_coordinate_slices(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
+    """Trades worker blocks for coordinate slices: ``[m, d] -> [M, ceil(d / D)]``.
+
+    Afterwards each device holds every worker's values on its own slice of the
+    coordinates (padded with zeros): d floats a worker travel once, in place of d floats
+    a worker to every device.
+    """
+    if axis_name is None:
+        return x
+    num_devices = size(axis_name)
+    padding = -x.shape[1] % num_devices
+    padded = jnp.pad(x, ((0, 0), (0, padding)))
+    return jax.lax.all_to_all(
+        padded, axis_name, split_axis=1, concat_axis=0, tiled=True
+    )
+
+
+def from_coordinate_slices(
+    x: jax.Array, num_coordinates: int, axis_name: AxisName | None
+) -> jax.Array:
+    """Joins slices ``[ceil(d / D)]`` to ``[d]`` on every device, dropping padding."""
+    if axis_name is None:
+        return x
+    return _gather_invariant(x, axis_name)[:num_coordinates]
+
+
+def _gather_invariant(x: jax.Array, axis_name: AxisName) -> jax.Array:
+    if hasattr(jax.lax, "all_gather_invariant"):  # jax 0.7 to 0.9
+        return jax.lax.all_gather_invariant(x, axis_name, tiled=True)
+    return jax.lax.all_gather(x, axis_name, tiled=True, to="invarying")
+
+
+def vary(tree: Any, axis_name: AxisName | None) -> Any:
+    """Marks replicated arrays as this device's own.
+
+    Without it, `jax.grad` inside `jax.shard_map` sums the gradients with respect to
+    replicated parameters over the devices: the mean before any vote.
+    """
+    if axis_name is None:
+        return tree
+    return jax.tree.map(lambda x: _vary(x, axis_name), tree)
+
+
+def _vary(x: jax.Array, axis_name: AxisName) -> jax.Array:
+    if axis_name in getattr(jax.typeof(x), "vma", ()):
+        return x
+    if pvary := getattr(jax.lax, "pvary", None):  # jax 0.7 to 0.9
+        return pvary(x, axis_name)
+    return jax.lax.pcast(x, axis_name, to="varying")

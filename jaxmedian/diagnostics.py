@@ -1,0 +1,112 @@
+"""What to measure about heterogeneous gradients and what a rule makes of them.
+
+The median and the vote follow the mean only where the workers' gradients allow it: the
+gap between median and mean is the error term of the paper's Theorems 1 and 2. These are
+plain functions of stacked gradients ``[M, ...]``; `jaxmedian.run` evaluates `of_step`
+at each chunk edge.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmedian import averaging, selection
+from jaxmedian._workers import check_mask, survey
+
+PyTree = Any
+
+
+def of_step(
+    grads: PyTree, updates: PyTree, *, worker_mask: jax.Array | None = None
+) -> dict[str, jax.Array]:
+    """Measures one step: how far apart the workers are, and where the update points.
+
+    Args:
+      grads: the workers' gradients, leaves ``[M, ...]``.
+      updates: the optimizer's updates, leaves ``[...]``; a descent step points against
+        the gradient.
+      worker_mask: bool ``[M]``; absent workers do not count.
+
+    Returns:
+      Scalars: "gradient_norm" and "mean_median_gap" of the functions of that name,
+      "disagreement" (fraction of coordinates in which the update goes uphill on the
+      mean gradient: a vote against its sign) and "ties" (fraction in which the update
+      is 0).
+
+    >>> import jax.numpy as jnp
+    >>> grads = jnp.array([[1., 4.], [2., 0.], [-9., 2.]])
+    >>> measured = of_step(grads, updates=jnp.array([-1., 0.]))
+    >>> {name: round(float(value), 3) for name, value in measured.items()}
+    {'gradient_norm': 2.828, 'mean_median_gap': 3.0, 'disagreement': 0.5, 'ties': 0.5}
+    """
+    mean = _mean("of_step", grads, worker_mask)
+    pairs = list(zip(jax.tree.leaves(mean), jax.tree.leaves(updates), strict=True))
+    size = max(sum(update.size for _, update in pairs), 1)
+    uphill = sum(jnp.sum(jnp.sign(g) * jnp.sign(u) > 0) for g, u in pairs)
+    ties = sum(jnp.sum(u == 0) for _, u in pairs)
+    median = _median("of_step", grads, worker_mask)
+    return {
+        "gradient_norm": _norm(mean),
+        "mean_median_gap": _norm(jax.tree.map(jnp.subtract, median, mean)),
+        "disagreement": jnp.asarray(uphill / size, jnp.float32),
+        "ties": jnp.asarray(ties / size, jnp.float32),
+    }
+
+
+def gradient_norm(grads: PyTree, *, worker_mask: jax.Array | None = None) -> jax.Array:
+    """Computes the Euclidean norm of the mean gradient over all leaves.
+
+    >>> import jax.numpy as jnp
+    >>> float(gradient_norm(jnp.array([[1., 4.], [5., 4.]])))
+    5.0
+    """
+    return _norm(_mean("gradient_norm", grads, worker_mask))
+
+
+def mean_median_gap(
+    grads: PyTree, *, worker_mask: jax.Array | None = None
+) -> jax.Array:
+    """Computes ||median_i(g_i) - mean_i(g_i)||, the gap that noise is to close.
+
+    The distance by which plain medianSGD misjudges the gradient (Theorem 2's last term
+    is its square). 0 for identical workers, and for an even spread around the mean.
+
+    >>> import jax.numpy as jnp
+    >>> float(mean_median_gap(jnp.array([[1.], [2.], [9.]])))
+    2.0
+    """
+    mean = _mean("mean_median_gap", grads, worker_mask)
+    median = _median("mean_median_gap", grads, worker_mask)
+    return _norm(jax.tree.map(jnp.subtract, median, mean))
+
+
+def _mean(name: str, grads: PyTree, worker_mask: jax.Array | None) -> PyTree:
+    population = survey(name, grads, None)
+    present = check_mask(name, worker_mask, population)
+    num_present = population.num_workers
+    count = num_present if present is None else jnp.maximum(jnp.sum(present), 1)
+
+    def mean(leaf: jax.Array) -> jax.Array:
+        total = averaging.sum_of_rows(leaf.reshape(leaf.shape[0], -1), present=present)
+        return (total / jnp.asarray(count, total.dtype)).reshape(leaf.shape[1:])
+
+    return jax.tree.map(mean, grads)
+
+
+def _median(name: str, grads: PyTree, worker_mask: jax.Array | None) -> PyTree:
+    present = check_mask(name, worker_mask, survey(name, grads, None))
+
+    def median(leaf: jax.Array) -> jax.Array:
+        rows = leaf.reshape(leaf.shape[0], -1)
+        middle = selection.median_of_rows(
+            rows, noise=None, even="midpoint", present=present
+        )
+        wide = jnp.promote_types(leaf.dtype, jnp.float32)
+        return middle.astype(wide).reshape(leaf.shape[1:])
+
+    return jax.tree.map(median, grads)
+
+
+def _norm(tree: PyTree) -> jax.Array:
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))

@@ -1,0 +1,102 @@
+"""Give every worker an optimizer state of its own: `per_worker`.
+
+A transform that carries state across steps (momentum, Adam's moments, error feedback)
+mixes workers if it is put before an aggregator as it is. Lifted, it is mapped over the
+worker axis with one copy of its state a worker, as in Signum or Distributed Lion.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxmedian._workers import survey
+
+
+def per_worker(
+    inner: optax.GradientTransformation, num_workers: int
+) -> optax.GradientTransformationExtraArgs:
+    """Maps ``inner`` over the worker axis: ``[M, ...] -> [M, ...]``.
+
+    Every leaf of its state gets a leading worker axis. An inner transform that owns a
+    key, such as `optax.add_noise`, gets ``fold_in(key, worker)`` for each worker, or
+    all of them would draw the same numbers.
+
+    Args:
+      inner: an optax transformation params -> params.
+      num_workers: M, the global number: inside `jax.shard_map` shard the state over the
+        mesh axis of the workers like the gradients.
+
+    Returns:
+      A transformation whose ``update`` passes params and extra arguments on to
+      ``inner`` as they are, the same for every worker.
+
+    Raises:
+      ValueError: if num_workers < 1; while tracing, for updates without a worker axis
+        or with another number of workers than the state.
+      TypeError: if num_workers is not an int or ``inner`` is no transformation.
+
+    >>> import jax.numpy as jnp, optax, jaxmedian as jm
+    >>> signum = optax.chain(
+    ...     jm.per_worker(optax.trace(decay=0.9), num_workers=3), jm.majority_vote()
+    ... )
+    >>> params = jnp.zeros(2)
+    >>> updates, state = signum.update(jnp.ones((3, 2)), signum.init(params), params)
+    >>> state[0].trace.shape
+    (3, 2)
+    """
+    if isinstance(num_workers, bool) or not isinstance(num_workers, int | np.integer):
+        raise TypeError(f"`num_workers` must be an int; got {num_workers!r}.")
+    if num_workers < 1:
+        raise ValueError(f"`num_workers` must be at least 1; got {num_workers}.")
+    if not isinstance(inner, optax.GradientTransformation):
+        raise TypeError(
+            f"`inner` must be an optax gradient transformation; got {inner!r}."
+        )
+    inner = optax.with_extra_args_support(inner)
+
+    def init_fn(params: Any) -> Any:
+        numbers = jnp.arange(num_workers, dtype=jnp.uint32)
+        return jax.vmap(lambda number: _own_keys(inner.init(params), number))(numbers)
+
+    def update_fn(
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        population = survey("per_worker", updates, params)
+        for leaf in jax.tree.leaves(state):
+            if leaf.shape[0] != population.num_local:
+                raise ValueError(
+                    f"`per_worker` has the states of {leaf.shape[0]} workers, but the "
+                    f"updates have {population.num_local}. Pass the number of workers "
+                    "as `num_workers`; on a mesh, shard its state like the gradients."
+                )
+
+        def update_one(updates: Any, state: Any) -> tuple[Any, Any]:
+            return inner.update(updates, state, params, **extra_args)
+
+        return jax.vmap(update_one)(updates, state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _own_keys(state: Any, number: jax.Array) -> Any:
+    """Folds the worker's number into every key of a state."""
+
+    def own(path: tuple[Any, ...], leaf: Any) -> jax.Array:
+        leaf = jnp.asarray(leaf)
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.fold_in(leaf, number)
+        if _is_legacy_key(path, leaf):
+            return jax.random.fold_in(leaf, number)
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(own, state)
+
+
+def _is_legacy_key(path: tuple[Any, ...], leaf: jax.Array) -> bool:
+    """Legacy keys are plain uint32 arrays: only the name of their field tells."""
+    name = str(getattr(path[-1], "name", getattr(path[-1], "key", ""))) if path else ""
+    is_key_shaped = leaf.dtype == jnp.uint32 and leaf.ndim == 1 and leaf.size in (2, 4)
+    return is_key_shaped and "key" in name

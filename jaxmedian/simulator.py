@@ -1,0 +1,332 @@
+"""Training with simulated workers: one jitted step, and runs of many.
+
+    batch [M, ...] -> gradients [M, ...] -> optimizer -> updates [...] -> parameters
+
+Read `make_step` straight down to follow a gradient from worker to update. `run` repeats
+it in compiled chunks and comes up for air between them, to measure, report and stop;
+`run_pure` is the same without the host, so that whole runs can be vmapped over seeds
+and noise scales. The optimizer is anything whose chain holds one aggregator.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxmedian import _keys, collectives, diagnostics
+from jaxmedian._workers import check_aggregated
+from jaxmedian.collectives import AxisName
+from jaxmedian.worker_gradients import LossFn, check_count, worker_value_and_grads
+
+NextBatch = Callable[[jax.Array, jax.Array], Any]
+Metric = Callable[[Any, Any, Any], dict[str, jax.Array]]
+OnChunk = Callable[[int, dict[str, float]], bool | None]
+
+
+class RunResult(NamedTuple):
+    """What a run leaves.
+
+    Attributes:
+      params: parameters after ``step`` steps.
+      opt_state: optimizer state after ``step`` steps, keys included.
+      metrics: name -> array with one entry a chunk edge; "step" says which.
+      step: steps taken; fewer than asked for if the run was stopped.
+    """
+
+    params: Any
+    opt_state: Any
+    metrics: dict[str, Any]
+    step: int
+
+
+def make_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    has_aux: bool = False,
+    axis_name: AxisName | None = None,
+    worker_chunk: int | None = None,
+) -> Callable[..., tuple[Any, Any, dict[str, Any]]]:
+    """Builds one jitted training step of all workers.
+
+    Args:
+      loss_fn: ``loss_fn(params, batch)`` of the batch of *one* worker -> scalar, or
+        ``(scalar, aux)``.
+      optimizer: an optax chain with exactly one aggregator.
+      has_aux: whether ``loss_fn`` returns auxiliary output.
+      axis_name: mesh axis over which workers are spread inside `jax.shard_map`; give
+        the optimizer's transforms the same.
+      worker_chunk: workers whose gradients are computed at a time; None for all.
+
+    Returns:
+      ``step(params, opt_state, batch, **extra_args) -> (params, opt_state, metrics)``.
+      The batch's leaves are ``[M, ...]``; extra arguments (``worker_mask``, say) go to
+      the optimizer. metrics: "loss", the mean over the workers present, and "aux",
+      ``[M, ...]``, if there is any.
+
+    Raises:
+      TypeError, ValueError: while tracing, for a batch without a worker axis or an
+        optimizer that does not remove it.
+
+    >>> import jax.numpy as jnp, jaxmedian as jm
+    >>> loss = lambda params, batch: 0.5 * (params - batch) ** 2
+    >>> optimizer = jm.median_sgd(0.5)
+    >>> step = jm.make_step(loss, optimizer)
+    >>> params = jnp.float32(0.0)
+    >>> batch = jnp.array([1., 2., 10.])
+    >>> params, _, metrics = step(params, optimizer.init(params), batch)
+    >>> float(params), float(metrics["loss"])
+    (1.0, 17.5)
+    """
+    value_and_grads = worker_value_and_grads(
+        loss_fn, has_aux=has_aux, axis_name=axis_name, worker_chunk=worker_chunk
+    )
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    @jax.jit
+    def step(
+        params: Any, opt_state: Any, batch: Any, **extra_args: Any
+    ) -> tuple[Any, Any, dict[str, Any]]:
+        value, grads = value_and_grads(params, batch)
+        updates, opt_state = optimizer.update(grads, opt_state, params, **extra_args)
+        check_aggregated("make_step", updates, params)
+        params = optax.apply_updates(params, updates)
+        losses, aux = value if has_aux else (value, None)
+        loss = _mean_of_present(losses, extra_args.get("worker_mask"), axis_name)
+        metrics = {"loss": loss, "aux": aux} if has_aux else {"loss": loss}
+        return params, opt_state, metrics
+
+    return step
+
+
+def run(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    params: Any,
+    next_batch: NextBatch,
+    num_steps: int,
+    key: _keys.Key,
+    *,
+    chunk: int = 100,
+    metrics: Sequence[Metric] = (),
+    progress: bool = False,
+    on_chunk: OnChunk | None = None,
+    worker_chunk: int | None = None,
+) -> RunResult:
+    """Trains for ``num_steps`` steps, in compiled chunks.
+
+    Ctrl-C stops at the last chunk edge and returns what is there.
+
+    Args:
+      loss_fn: as in `make_step`, without auxiliary output.
+      optimizer: an optax chain with exactly one aggregator.
+      params: initial parameters.
+      next_batch: ``next_batch(key, step) -> batch [M, ...]``, traced. Its key is
+        already the step's own, ``fold_in(key, step)``. See `jaxmedian.full_batch` and
+        `jaxmedian.mini_batches`.
+      num_steps: steps to take, >= 0.
+      key: of the batches; the optimizer's noise has its own.
+      chunk: steps between two measurements, >= 1.
+      metrics: functions ``(params, grads, updates) -> {name: scalar}``, evaluated at
+        each chunk edge beside "loss" and those of `jaxmedian.diagnostics.of_step`. They
+        see what the next step would: the parameters at the edge, and the gradients
+        ``[M, ...]`` and updates of the batch that comes next.
+      progress: show a progress bar (needs tqdm).
+      on_chunk: ``on_chunk(step, row)``, called on the host at each chunk edge with the
+        row of metrics as floats; True stops the run.
+      worker_chunk: workers whose gradients are computed at a time; None for all.
+
+    Returns:
+      A `RunResult`; its metrics are NumPy arrays.
+
+    Raises:
+      TypeError, ValueError: for a bad number, or as `make_step` while tracing.
+      ImportError: for ``progress`` without tqdm.
+
+    >>> import jax, jax.numpy as jnp, jaxmedian as jm
+    >>> loss = lambda params, batch: 0.5 * jnp.mean((params - batch) ** 2)
+    >>> batches = jm.full_batch(jnp.array([1., 2., 10.])[:, None])
+    >>> result = jm.run(loss, jm.median_sgd(0.1), jnp.float32(0), batches, 200, 0)
+    >>> result.step, result.metrics["step"].tolist()
+    (200, [100.0, 200.0])
+    >>> round(float(result.params), 3), result.metrics["gradient_norm"].round(3)
+    (2.0, array([2.333, 2.333]))
+    """
+    _check_lengths(num_steps, chunk)
+    advance = jax.jit(_build_chunk(loss_fn, optimizer, metrics, worker_chunk))
+    next_batch, key = _as_pytree(next_batch), _keys.as_threefry_key(key)
+    state = _start(optimizer, params)
+    rows: list[dict[str, float]] = []
+    step = 0
+    with _progress_bar(num_steps, progress) as advance_bar:
+        try:
+            while step < num_steps:
+                stop = min(step + chunk, num_steps)
+                new_state, row = jax.block_until_ready(
+                    advance(state, next_batch, key, step, stop)
+                )
+                rows.append({name: float(value) for name, value in row.items()})
+                state, step = new_state, stop
+                advance_bar(step, rows[-1]["loss"])
+                if on_chunk is not None and on_chunk(step, rows[-1]):
+                    break
+        except KeyboardInterrupt:
+            sys.stderr.write(f"\nInterrupted: returning the run at step {step}.\n")
+    names = rows[0] if rows else ()
+    columns = {name: np.asarray([row[name] for row in rows]) for name in names}
+    return RunResult(*state, columns, step)
+
+
+def run_pure(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    params: Any,
+    next_batch: NextBatch,
+    num_steps: int,
+    key: _keys.Key,
+    *,
+    chunk: int = 100,
+    metrics: Sequence[Metric] = (),
+    worker_chunk: int | None = None,
+) -> RunResult:
+    """Trains like `run`, as one pure function: for `jax.vmap` over seeds and scales.
+
+    Args: as `run`, but nothing touches the host, so everything may be traced except
+      ``num_steps`` and ``chunk``.
+
+    Returns:
+      A `RunResult`; its metrics are JAX arrays, one entry a chunk edge.
+
+    Raises: as `run`.
+
+    >>> import jax, jax.numpy as jnp, jaxmedian as jm
+    >>> loss = lambda params, batch: 0.5 * jnp.mean((params - batch) ** 2)
+    >>> batches = jm.full_batch(jnp.array([1., 2., 10.])[:, None])
+    >>> def mean_gradient(scale, seed):
+    ...     optimizer = jm.noisy_median_sgd(0.01, jm.noise.gaussian(scale), seed)
+    ...     result = jm.run_pure(loss, optimizer, jnp.float32(0), batches, 1000, 0)
+    ...     return result.metrics["gradient_norm"][-1]
+    >>> plain, noisy = jax.vmap(mean_gradient, (0, None))(jnp.array([0., 20.]), 0)
+    >>> float(plain) > 2.2, float(noisy) < 1.0  # the gap, and noise that closes it
+    (True, True)
+    """
+    _check_lengths(num_steps, chunk)
+    advance = _build_chunk(loss_fn, optimizer, metrics, worker_chunk)
+    next_batch, key = _as_pytree(next_batch), _keys.as_threefry_key(key)
+    starts = jnp.arange(0, num_steps, chunk, dtype=jnp.int32)
+
+    def body(state: Any, start: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
+        stop = jnp.minimum(start + np.int32(chunk), np.int32(num_steps))
+        return advance(state, next_batch, key, start, stop)
+
+    state, rows = jax.lax.scan(body, _start(optimizer, params), starts)
+    return RunResult(*state, rows, num_steps)
+
+
+# --- one chunk ------------------------------------------------------------------------
+
+_TrainState = tuple[Any, Any]  # params, opt_state
+
+
+def _build_chunk(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    metrics: Sequence[Metric],
+    worker_chunk: int | None,
+) -> Callable[..., tuple[_TrainState, dict[str, jax.Array]]]:
+    """Builds the function that takes steps ``start`` to ``stop`` and then measures."""
+    step = make_step(loss_fn, optimizer, worker_chunk=worker_chunk)
+    value_and_grads = worker_value_and_grads(loss_fn, worker_chunk=worker_chunk)
+    for metric in metrics:
+        if not callable(metric):
+            raise TypeError(
+                "`metrics` must be functions (params, grads, updates) -> "
+                f"{{name: scalar}}; got {metric!r}."
+            )
+
+    def draw_batch(next_batch: NextBatch, key: jax.Array, number: jax.Array) -> Any:
+        return next_batch(jax.random.fold_in(key, number), number)
+
+    def measure(state: _TrainState, batch: Any) -> dict[str, jax.Array]:
+        params, opt_state = state
+        losses, grads = value_and_grads(params, batch)
+        updates, _ = optimizer.update(grads, opt_state, params)
+        row = {"loss": jnp.mean(losses), **diagnostics.of_step(grads, updates)}
+        for metric in metrics:
+            row |= metric(params, grads, updates)
+        return row
+
+    def advance(
+        state: _TrainState,
+        next_batch: NextBatch,
+        key: jax.Array,
+        start: jax.Array | int,
+        stop: jax.Array | int,
+    ) -> tuple[_TrainState, dict[str, jax.Array]]:
+        def body(number: jax.Array, state: _TrainState) -> _TrainState:
+            params, opt_state, _ = step(*state, draw_batch(next_batch, key, number))
+            return params, opt_state
+
+        state = jax.lax.fori_loop(start, stop, body, state)
+        row = measure(state, draw_batch(next_batch, key, jnp.asarray(stop)))
+        return state, {"step": jnp.asarray(stop, jnp.int32), **row}
+
+    return advance
+
+
+def _start(optimizer: optax.GradientTransformation, params: Any) -> _TrainState:
+    params = jax.tree.map(jnp.asarray, params)
+    return params, optimizer.init(params)
+
+
+def _as_pytree(function: Callable[..., Any]) -> jax.tree_util.Partial:
+    """Makes a function an argument of jitted code, so that its data is one too.
+
+    Data that a closure captures is compiled into the program as a constant, slowly.
+    """
+    if isinstance(function, jax.tree_util.Partial):
+        return function
+    return jax.tree_util.Partial(function)
+
+
+def _mean_of_present(
+    losses: jax.Array, worker_mask: jax.Array | None, axis_name: AxisName | None
+) -> jax.Array:
+    present = jnp.ones_like(losses, bool) if worker_mask is None else worker_mask
+    total = jnp.sum(jnp.where(present, losses, jnp.zeros_like(losses)))
+    count = jnp.sum(present, dtype=losses.dtype)
+    total = collectives.total(total, axis_name)
+    count = collectives.total(count, axis_name)
+    return total / jnp.maximum(count, np.asarray(1, losses.dtype))
+
+
+def _check_lengths(num_steps: Any, chunk: Any) -> None:
+    check_count("chunk", chunk)
+    if num_steps != 0:
+        check_count("num_steps", num_steps)
+
+
+@contextlib.contextmanager
+def _progress_bar(total: int, shown: bool) -> Iterator[Callable[[int, float], None]]:
+    """Yields a function that moves a progress bar to a step, if it is shown."""
+    if not shown:
+        yield lambda step, loss: None
+        return
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        raise ImportError(
+            "`progress=True` needs tqdm: `pip install tqdm`, or leave it out."
+        ) from error
+    with tqdm(total=total, unit="step") as bar:
+
+        def move(step: int, loss: float) -> None:
+            bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
+            bar.update(step - bar.n)
+
+        yield move
