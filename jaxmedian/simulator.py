@@ -83,23 +83,18 @@ def make_step(
     >>> float(params), float(metrics["loss"])
     (1.0, 17.5)
     """
-    value_and_grads = worker_value_and_grads(
-        loss_fn, has_aux=has_aux, axis_name=axis_name, worker_chunk=worker_chunk
-    )
-    optimizer = optax.with_extra_args_support(optimizer)
+    propose = _build_proposal(loss_fn, optimizer, has_aux, axis_name, worker_chunk)
 
     @jax.jit
     def step(
         params: Any, opt_state: Any, batch: Any, **extra_args: Any
     ) -> tuple[Any, Any, dict[str, Any]]:
-        value, grads = value_and_grads(params, batch)
-        updates, opt_state = optimizer.update(grads, opt_state, params, **extra_args)
-        check_aggregated("make_step", updates, params)
-        params = optax.apply_updates(params, updates)
-        losses, aux = value if has_aux else (value, None)
+        proposal = propose(params, opt_state, batch, **extra_args)
+        params = optax.apply_updates(params, proposal.updates)
+        losses, aux = proposal.value if has_aux else (proposal.value, None)
         loss = _mean_of_present(losses, extra_args.get("worker_mask"), axis_name)
         metrics = {"loss": loss, "aux": aux} if has_aux else {"loss": loss}
-        return params, opt_state, metrics
+        return params, proposal.opt_state, metrics
 
     return step
 
@@ -228,9 +223,41 @@ def run_pure(
     return RunResult(*state, rows, num_steps)
 
 
-# --- one chunk ------------------------------------------------------------------------
+# --- one step and one chunk -----------------------------------------------------------
 
 _TrainState = tuple[Any, Any]  # params, opt_state
+
+
+class _Proposal(NamedTuple):
+    """A step that is computed but not yet taken."""
+
+    value: Any  # losses [M], or (losses, aux)
+    grads: Any  # [M, ...]
+    updates: Any  # [...]
+    opt_state: Any
+
+
+def _build_proposal(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    has_aux: bool,
+    axis_name: AxisName | None,
+    worker_chunk: int | None,
+) -> Callable[..., _Proposal]:
+    value_and_grads = worker_value_and_grads(
+        loss_fn, has_aux=has_aux, axis_name=axis_name, worker_chunk=worker_chunk
+    )
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def propose(
+        params: Any, opt_state: Any, batch: Any, **extra_args: Any
+    ) -> _Proposal:
+        value, grads = value_and_grads(params, batch)
+        updates, opt_state = optimizer.update(grads, opt_state, params, **extra_args)
+        check_aggregated("make_step", updates, params)
+        return _Proposal(value, grads, updates, opt_state)
+
+    return propose
 
 
 def _build_chunk(
@@ -239,24 +266,22 @@ def _build_chunk(
     metrics: Sequence[Metric],
     worker_chunk: int | None,
 ) -> Callable[..., tuple[_TrainState, dict[str, jax.Array]]]:
-    """Builds the function that takes steps ``start`` to ``stop`` and then measures."""
-    step = make_step(loss_fn, optimizer, worker_chunk=worker_chunk)
-    value_and_grads = worker_value_and_grads(loss_fn, worker_chunk=worker_chunk)
+    """Builds the function that takes steps ``start`` to ``stop`` and then measures.
+
+    The step number ``stop`` is computed too but measured in place of taken, so that one
+    copy of the gradients and of the optimizer is compiled, not two.
+    """
     for metric in metrics:
         if not callable(metric):
             raise TypeError(
                 "`metrics` must be functions (params, grads, updates) -> "
                 f"{{name: scalar}}; got {metric!r}."
             )
+    propose = _build_proposal(loss_fn, optimizer, False, None, worker_chunk)
 
-    def draw_batch(next_batch: NextBatch, key: jax.Array, number: jax.Array) -> Any:
-        return next_batch(jax.random.fold_in(key, number), number)
-
-    def measure(state: _TrainState, batch: Any) -> dict[str, jax.Array]:
-        params, opt_state = state
-        losses, grads = value_and_grads(params, batch)
-        updates, _ = optimizer.update(grads, opt_state, params)
-        row = {"loss": jnp.mean(losses), **diagnostics.of_step(grads, updates)}
+    def measure(params: Any, proposal: _Proposal) -> dict[str, jax.Array]:
+        _, grads, updates, _ = proposal
+        row = {"loss": jnp.mean(proposal.value), **diagnostics.of_step(grads, updates)}
         for metric in metrics:
             row |= metric(params, grads, updates)
         return row
@@ -268,12 +293,28 @@ def _build_chunk(
         start: jax.Array | int,
         stop: jax.Array | int,
     ) -> tuple[_TrainState, dict[str, jax.Array]]:
-        def body(number: jax.Array, state: _TrainState) -> _TrainState:
-            params, opt_state, _ = step(*state, draw_batch(next_batch, key, number))
-            return params, opt_state
+        def propose_step(number: jax.Array, state: _TrainState) -> _Proposal:
+            return propose(*state, next_batch(jax.random.fold_in(key, number), number))
 
-        state = jax.lax.fori_loop(start, stop, body, state)
-        row = measure(state, draw_batch(next_batch, key, jnp.asarray(stop)))
+        def visit(number: jax.Array, carry: Any) -> Any:
+            (params, opt_state), row = carry
+            proposal = propose_step(number, (params, opt_state))
+
+            def take() -> Any:
+                new_params = optax.apply_updates(params, proposal.updates)
+                return (new_params, proposal.opt_state), row
+
+            def stay() -> Any:
+                return (params, opt_state), measure(params, proposal)
+
+            return jax.lax.cond(number < stop, take, stay)
+
+        shapes = jax.eval_shape(
+            lambda state: measure(state[0], propose_step(jnp.asarray(stop), state)),
+            state,
+        )
+        blank = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+        state, row = jax.lax.fori_loop(start, stop + 1, visit, (state, blank))
         return state, {"step": jnp.asarray(stop, jnp.int32), **row}
 
     return advance

@@ -1,0 +1,39 @@
+"""One look for all figures."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+matplotlib.rcParams.update(
+    {
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlelocation": "left",
+        "legend.frameon": False,
+        "lines.linewidth": 1.4,
+    }
+)
+
+
+def panels(number: int) -> tuple[Figure, list[Axes]]:
+    """Makes a figure of panels side by side, without any display."""
+    figure = Figure(figsize=(4.2 * number, 3.2), layout="constrained")
+    return figure, list(figure.subplots(1, number, squeeze=False)[0])
+
+
+def draw_curves(
+    axes: Axes,
+    curves: Mapping[str, Mapping[str, np.ndarray]],
+    metric: str,
+    **style: Any,
+) -> None:
+    """Draws one metric of every curve that has it against the step."""
+    for name, curve in curves.items():
+        if metric in curve:
+            axes.plot(curve["step"], curve[metric], label=name, **style)
+    axes.set_xlabel("step")

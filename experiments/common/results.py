@@ -1,0 +1,70 @@
+"""What a run leaves on disk: config.json, metrics.csv, summary.json and figure.png."""
+
+import csv
+import dataclasses
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.common.claims import Claim
+
+Curves = Mapping[
+    str, Mapping[str, np.ndarray]
+]  # curve -> metric -> values at the edges
+
+
+class Result(NamedTuple):
+    """What an experiment found.
+
+    Attributes:
+      curves: one table of metrics a curve, each with a "step" column.
+      claims: what was to be shown, and whether it was.
+    """
+
+    curves: Curves
+    claims: tuple[Claim, ...]
+
+
+def save(folder: Path, config: Any, result: Result, figure: Figure) -> None:
+    """Writes the four files of a run into ``folder``, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "config.json", dataclasses.asdict(config))
+    _write_json(folder / "summary.json", _summary(result))
+    _write_csv(folder / "metrics.csv", result.curves)
+    figure.savefig(folder / "figure.png", dpi=150)
+
+
+def _summary(result: Result) -> dict[str, Any]:
+    device = jax.devices()[0]
+    return {
+        "claims": [claim._asdict() for claim in result.claims],
+        "last": {
+            name: {key: float(values[-1]) for key, values in curve.items()}
+            for name, curve in result.curves.items()
+        },
+        "device": f"{device.platform}: {device.device_kind}",
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+    }
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, default=str) + "\n")
+
+
+def _write_csv(path: Path, curves: Curves) -> None:
+    """Writes one row a curve and measured step; a metric a curve lacks stays empty."""
+    metrics = sorted({key for curve in curves.values() for key in curve} - {"step"})
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["curve", "step", *metrics])
+        for name, curve in curves.items():
+            for row, step in enumerate(curve["step"]):
+                values = [curve[key][row] if key in curve else "" for key in metrics]
+                writer.writerow([name, int(step), *values])

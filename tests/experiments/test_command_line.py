@@ -1,0 +1,59 @@
+"""The command line lists, helps, runs and complains as people expect."""
+
+import csv
+import json
+
+import pytest
+
+pytest.importorskip("tyro")
+
+from experiments.__main__ import EXPERIMENTS, main
+
+
+def test_without_arguments_it_lists_every_experiment(capsys):
+    assert main([]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in EXPERIMENTS)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_help_shows_every_field_of_the_config(name, capsys):
+    import dataclasses
+    import importlib
+
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    config = importlib.import_module(f"experiments.{name}").Config
+    for field in dataclasses.fields(config):
+        assert f"--{field.name.replace('_', '-')}" in printed or field.name in printed
+
+
+def test_an_unknown_name_is_refused_with_a_suggestion(capsys):
+    assert main(["reprodce"]) == 2
+    assert "Did you mean reproduce?" in capsys.readouterr().err
+
+
+def test_an_unknown_preset_is_refused_in_one_line(capsys):
+    assert main(["toy", "--preset", "huge"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_bad_value_is_refused_in_one_line(capsys, tmp_path):
+    assert main(["toy", "--scale", "-1", "--out", str(tmp_path)]) == 2
+    assert "`scale` must be finite and >= 0" in capsys.readouterr().err
+
+
+def test_reproduce_at_toy_size_writes_its_four_files(tmp_path, capsys):
+    code = main(["reproduce", "--preset", "tiny", "--out", str(tmp_path)])
+    assert code in (0, 1)  # 200 steps are too few for the toy problem's claims
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert code == int(any(claim["holds"] is False for claim in summary["claims"]))
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["mnist"]["num_steps"] == 4
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["curve"] for row in rows} >= {"toy: signSGD", "mnist: vote"}
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert str(tmp_path) in capsys.readouterr().out
