@@ -25,11 +25,13 @@ class Population(NamedTuple):
       num_local: rows on this device.
       num_workers: M, over all devices.
       axis_name: mesh axis over which the workers are spread, or None.
+      present: bool ``[num_local]``, or None if everybody is.
     """
 
     num_local: int
     num_workers: int
     axis_name: AxisName | None
+    present: jax.Array | None
 
     def numbers(self) -> jax.Array:
         """Returns the global numbers of the local workers, uint32 ``[num_local]``."""
@@ -37,12 +39,25 @@ class Population(NamedTuple):
         first = collectives.position(self.axis_name) * np.uint32(self.num_local)
         return first + local
 
+    def num_present(self) -> jax.Array:
+        """Returns how many workers are present on all devices, int32."""
+        if self.present is None:
+            return jnp.asarray(self.num_workers, jnp.int32)
+        return collectives.total(jnp.sum(self.present, dtype=jnp.int32), self.axis_name)
+
+    def all_present(self) -> jax.Array | None:
+        """Returns who is present among all M workers, bool ``[M]``; None if all."""
+        if self.present is None:
+            return None
+        return collectives.gather(self.present, self.axis_name)
+
 
 def survey(
     transform: str,
     updates: PyTree,
     params: PyTree | None,
     axis_name: AxisName | None = None,
+    worker_mask: jax.Array | None = None,
 ) -> Population:
     """Checks stacked updates and counts their workers.
 
@@ -51,11 +66,12 @@ def survey(
       updates: tree of floating-point leaves ``[M, ...]``.
       params: tree of leaves ``[...]``, or None where the caller was given none.
       axis_name: mesh axis over which the workers are spread, or None.
+      worker_mask: bool ``[M]`` (the local block under a mesh), or None.
 
     Raises:
-      ValueError: if there are no leaves or no workers, if a leaf has no worker axis, or
-        if leaves disagree about the number of workers.
-      TypeError: if a leaf is not floating point.
+      ValueError: if there are no leaves or no workers, if a leaf has no worker axis, if
+        leaves disagree about the number of workers, or the mask with them.
+      TypeError: if a leaf is not floating point, or the mask not boolean.
     """
     leaves = jax.tree_util.tree_leaves_with_path(updates)
     if not leaves:
@@ -95,32 +111,9 @@ def survey(
         )
     if num_local == 0:
         raise ValueError(f"`{transform}` expects at least one worker; got M = 0.")
-    return Population(num_local, num_local * collectives.size(axis_name), axis_name)
-
-
-def check_mask(
-    transform: str, worker_mask: jax.Array | None, population: Population
-) -> jax.Array | None:
-    """Checks that a worker mask is bool ``[M]`` (the local block under a mesh).
-
-    Raises:
-      TypeError: if it is not boolean.
-      ValueError: if its shape is not that of the worker axis.
-    """
-    if worker_mask is None:
-        return None
-    mask = jnp.asarray(worker_mask)
-    if mask.dtype != jnp.bool_:
-        raise TypeError(
-            f"`{transform}` expects a boolean `worker_mask`; got {mask.dtype}. Pass "
-            "`mask != 0` if that is what you mean."
-        )
-    if mask.shape != (population.num_local,):
-        raise ValueError(
-            f"`{transform}` expects a `worker_mask` of shape "
-            f"({population.num_local},), one entry a worker; got {mask.shape}."
-        )
-    return mask
+    present = _check_mask(transform, worker_mask, num_local)
+    num_workers = num_local * collectives.size(axis_name)
+    return Population(num_local, num_workers, axis_name, present)
 
 
 def check_aggregated(caller: str, updates: PyTree, params: PyTree) -> None:
@@ -143,6 +136,25 @@ def check_aggregated(caller: str, updates: PyTree, params: PyTree) -> None:
             "aggregator: add `majority_vote()`, `coordinate_median()` or "
             "`worker_mean()`."
         )
+
+
+def _check_mask(
+    transform: str, worker_mask: jax.Array | None, num_local: int
+) -> jax.Array | None:
+    if worker_mask is None:
+        return None
+    mask = jnp.asarray(worker_mask)
+    if mask.dtype != jnp.bool_:
+        raise TypeError(
+            f"`{transform}` expects a boolean `worker_mask`; got {mask.dtype}. Pass "
+            "`mask != 0` if that is what you mean."
+        )
+    if mask.shape != (num_local,):
+        raise ValueError(
+            f"`{transform}` expects a `worker_mask` of shape ({num_local},), one entry "
+            f"a worker; got {mask.shape}."
+        )
+    return mask
 
 
 def _shapes_by_leaf(

@@ -5,24 +5,33 @@
     worker_mean         (1/M) sum_i g_i                     the mean they stand in for
 
 Each is an optax transformation and the only one in its chain that sees the worker axis
-and removes it. The arithmetic is `voting`'s, `selection`'s and `averaging`'s; here
-leaves become rows, keys are dealt out, and devices are joined.
+and removes it. The arithmetic on rows is `voting`'s, `selection`'s and `averaging`'s
+(votes by way of `transport`), and `aggregation` carries it to trees; here the two meet,
+and options are checked.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmedian import _keys, averaging, collectives, perturbation, selection, voting
-from jaxmedian._workers import Population, check_mask, survey
+from jaxmedian import (
+    _keys,
+    averaging,
+    ballots,
+    collectives,
+    perturbation,
+    selection,
+)
+from jaxmedian import transport as transports
+from jaxmedian._workers import Population
+from jaxmedian.aggregation import Rule, aggregator
 from jaxmedian.collectives import AxisName
-from jaxmedian.leaf_noise import LeafNoise
+from jaxmedian.draws import LeafDraws
 from jaxmedian.noise import Noise
 
-TRANSPORTS = ("tally", "packed")
+TRANSPORTS = {"tally": transports.tally, "packed": transports.packed}
 
 
 def majority_vote(
@@ -84,8 +93,8 @@ def majority_vote(
       Bernstein et al., signSGD with Majority Vote, ICLR 2019.
       Chen et al., NeurIPS 2020, Algorithms 1 and 3. https://arxiv.org/abs/1906.01736
     """
-    _check_option("ties", ties, voting.TIE_RULES)
-    _check_option("transport", transport, TRANSPORTS)
+    _check_option("ties", ties, ballots.TIE_RULES)
+    _check_option("transport", transport, tuple(TRANSPORTS))
     if transport == "packed" and ties == "zero":
         raise ValueError(
             '`transport="packed"` sends one bit a coordinate, which cannot say zero: '
@@ -93,26 +102,24 @@ def majority_vote(
         )
     rng_key = _check_key("majority_vote", noise, key, random_ties=ties == "random")
 
-    def vote(
-        rows: jax.Array, draws: _LeafDraws, population: Population, present: _Mask
-    ) -> jax.Array:
-        tally = voting.count_votes(
-            rows,
-            noise=draws.noise,
-            ties=ties,
-            zero_keys=draws.zero_keys,
-            present=present,
-        )
-        votes = voting.decide(
-            collectives.total(tally, axis_name),
-            ties=ties,
-            tie_key=draws.tie_key,
-            anybody=_anybody(population, present),
-        )
-        return votes.astype(rows.dtype)
+    # On one device there is no wire, and counting needs no bits.
+    deliver = TRANSPORTS[transport if axis_name is not None else "tally"]
 
-    return _aggregator(
-        "majority_vote", vote, noise, rng_key, axis_name, random_ties=ties == "random"
+    def combine(rows: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
+        return deliver(rows, draws, population, ties)
+
+    def settle(rows: jax.Array, draws: LeafDraws) -> jax.Array:
+        return ballots.cast(
+            rows, noise=draws.noise, ties=ties, zero_keys=draws.zero_keys
+        )
+
+    return aggregator(
+        "majority_vote",
+        Rule(combine, settle),
+        noise=noise,
+        rng_key=rng_key,
+        random_ties=ties == "random",
+        axis_name=axis_name,
     )
 
 
@@ -167,26 +174,28 @@ def coordinate_median(
     _check_option("even", even, selection.EVEN_RULES)
     rng_key = _check_key("coordinate_median", noise, key, random_ties=False)
 
-    def median(
-        rows: jax.Array, draws: _LeafDraws, population: Population, present: _Mask
-    ) -> jax.Array:
-        if axis_name is None:
-            middle = selection.median_of_rows(
-                rows, noise=draws.noise, even=even, present=present
-            )
-            return middle.astype(rows.dtype)
-        del population
-        sent = rows if draws.noise is None else perturbation.add(rows, draws.noise)
+    def combine(rows: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
+        noise = draws.noise
+        if axis_name is not None:  # noise belongs to workers: add it before they part
+            rows, noise = settle(rows, draws), None
         middle = selection.median_of_rows(
-            collectives.to_coordinate_slices(sent, axis_name),
-            noise=None,
+            collectives.to_coordinate_slices(rows, axis_name),
+            noise=noise,
             even=even,
-            present=_gather_mask(present, axis_name),
+            present=population.all_present(),
         )
-        joined = collectives.from_coordinate_slices(middle, rows.shape[1], axis_name)
-        return joined.astype(rows.dtype)
+        return collectives.from_coordinate_slices(middle, rows.shape[1], axis_name)
 
-    return _aggregator("coordinate_median", median, noise, rng_key, axis_name)
+    def settle(rows: jax.Array, draws: LeafDraws) -> jax.Array:
+        return rows if draws.noise is None else perturbation.add(rows, draws.noise)
+
+    return aggregator(
+        "coordinate_median",
+        Rule(combine, settle),
+        noise=noise,
+        rng_key=rng_key,
+        axis_name=axis_name,
+    )
 
 
 def worker_mean(
@@ -219,115 +228,17 @@ def worker_mean(
     [-2.0, 3.0]
     """
 
-    def mean(
-        rows: jax.Array, draws: _LeafDraws, population: Population, present: _Mask
-    ) -> jax.Array:
+    def combine(rows: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
         del draws
-        total = collectives.total(
-            averaging.sum_of_rows(rows, present=present), axis_name
-        )
-        count = jnp.maximum(_num_present(population, present), 1)
-        return (total / count.astype(total.dtype)).astype(rows.dtype)
+        total = averaging.sum_of_rows(rows, present=population.present)
+        count = jnp.maximum(population.num_present(), 1)
+        return collectives.total(total, axis_name) / count.astype(total.dtype)
 
-    return _aggregator("worker_mean", mean, None, None, axis_name)
+    def settle(rows: jax.Array, draws: LeafDraws) -> jax.Array:
+        del draws
+        return rows
 
-
-# --- what the three share -------------------------------------------------------------
-
-_Mask = jax.Array | None
-
-
-class _LeafDraws(NamedTuple):
-    """All that is random about one leaf in one step."""
-
-    noise: LeafNoise | None = None
-    zero_keys: jax.Array | None = None  # uint32 [m, 2]
-    tie_key: jax.Array | None = None  # uint32 [2]
-
-
-_Aggregate = Callable[[jax.Array, _LeafDraws, Population, _Mask], jax.Array]
-
-
-def _aggregator(
-    name: str,
-    aggregate: _Aggregate,
-    noise: Noise | None,
-    rng_key: jax.Array | None,
-    axis_name: AxisName | None,
-    *,
-    random_ties: bool = False,
-) -> optax.GradientTransformationExtraArgs:
-    """Lifts a function of rows ``[m, d] -> [d]`` to trees, steps and keys."""
-
-    def init_fn(params: Any) -> Any:
-        del params
-        return optax.EmptyState() if rng_key is None else _keys.init_state(rng_key)
-
-    def update_fn(
-        updates: Any,
-        state: Any,
-        params: Any = None,
-        *,
-        worker_mask: jax.Array | None = None,
-        **extra_args: Any,
-    ) -> tuple[Any, Any]:
-        del extra_args
-        population = survey(name, updates, params, axis_name)
-        present = check_mask(name, worker_mask, population)
-        leaves, treedef = jax.tree.flatten(updates)
-        draws = [_LeafDraws()] * len(leaves)
-        if rng_key is not None:
-            draws = _draw(noise, random_ties, state, leaves, population, present)
-            state = _keys.next_state(state)
-        aggregated = [
-            aggregate(
-                leaf.reshape(leaf.shape[0], -1), leaf_draws, population, present
-            ).reshape(leaf.shape[1:])
-            for leaf, leaf_draws in zip(leaves, draws, strict=True)
-        ]
-        return jax.tree.unflatten(treedef, aggregated), state
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _draw(
-    noise: Noise | None,
-    random_ties: bool,
-    state: _keys.KeyState,
-    leaves: list[jax.Array],
-    population: Population,
-    present: _Mask,
-) -> list[_LeafDraws]:
-    """Deals noise and fair bits to every leaf for the step at ``state``."""
-    noises: list[Any] = [None] * len(leaves)
-    if noise is not None:
-        noises = perturbation.resolve(noise, state, leaves, population, present)
-    if not random_ties:
-        return [_LeafDraws(leaf_noise) for leaf_noise in noises]
-    leaf_keys = _keys.leaf_keys(state, len(leaves))
-    zero_numbers = population.numbers() + _keys.ZERO_BITS
-    return [
-        _LeafDraws(
-            leaf_noise,
-            jax.random.key_data(_keys.fold_in_each(leaf_keys[i], zero_numbers)),
-            jax.random.key_data(jax.random.fold_in(leaf_keys[i], _keys.TALLY_TIES)),
-        )
-        for i, leaf_noise in enumerate(noises)
-    ]
-
-
-def _num_present(population: Population, present: _Mask) -> jax.Array:
-    if present is None:
-        return jnp.asarray(population.num_workers, jnp.int32)
-    return collectives.total(jnp.sum(present, dtype=jnp.int32), population.axis_name)
-
-
-def _anybody(population: Population, present: _Mask) -> _Mask:
-    return None if present is None else _num_present(population, present) > 0
-
-
-def _gather_mask(present: _Mask, axis_name: AxisName | None) -> _Mask:
-    return None if present is None else collectives.gather(present, axis_name)
+    return aggregator("worker_mean", Rule(combine, settle), axis_name=axis_name)
 
 
 def _check_option(name: str, value: Any, options: tuple[str, ...]) -> None:

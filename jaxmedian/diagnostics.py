@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmedian import averaging, selection
-from jaxmedian._workers import check_mask, survey
+from jaxmedian._workers import survey
 
 PyTree = Any
 
@@ -82,20 +82,20 @@ def mean_median_gap(
 
 
 def _mean(name: str, grads: PyTree, worker_mask: jax.Array | None) -> PyTree:
-    population = survey(name, grads, None)
-    present = check_mask(name, worker_mask, population)
-    num_present = population.num_workers
-    count = num_present if present is None else jnp.maximum(jnp.sum(present), 1)
+    population = survey(name, grads, None, worker_mask=worker_mask)
+    count = jnp.maximum(population.num_present(), 1)
 
     def mean(leaf: jax.Array) -> jax.Array:
-        total = averaging.sum_of_rows(leaf.reshape(leaf.shape[0], -1), present=present)
-        return (total / jnp.asarray(count, total.dtype)).reshape(leaf.shape[1:])
+        total = averaging.sum_of_rows(
+            leaf.reshape(leaf.shape[0], -1), present=population.present
+        )
+        return (total / count.astype(total.dtype)).reshape(leaf.shape[1:])
 
     return jax.tree.map(mean, grads)
 
 
 def _median(name: str, grads: PyTree, worker_mask: jax.Array | None) -> PyTree:
-    present = check_mask(name, worker_mask, survey(name, grads, None))
+    present = survey(name, grads, None, worker_mask=worker_mask).present
 
     def median(leaf: jax.Array) -> jax.Array:
         rows = leaf.reshape(leaf.shape[0], -1)

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from jaxmedian import _keys, collectives, random_bits
-from jaxmedian._workers import Population, check_mask, survey
+from jaxmedian._workers import Population, survey
 from jaxmedian.collectives import AxisName
 from jaxmedian.laws import LAWS
 from jaxmedian.leaf_noise import LeafNoise, systematic_slots
@@ -81,10 +81,9 @@ def add_worker_noise(
         **extra_args: Any,
     ) -> tuple[Any, _keys.KeyState]:
         del extra_args
-        population = survey("add_worker_noise", updates, params, axis_name)
-        present = check_mask("add_worker_noise", worker_mask, population)
+        population = survey("add_worker_noise", updates, params, axis_name, worker_mask)
         leaves, treedef = jax.tree.flatten(updates)
-        noises = resolve(noise, state, leaves, population, present)
+        noises = resolve(noise, state, leaves, population)
         noisy = [
             add(leaf.reshape(leaf.shape[0], -1), leaf_noise)
             .astype(leaf.dtype)
@@ -110,7 +109,6 @@ def resolve(
     state: _keys.KeyState,
     leaves: list[jax.Array],
     population: Population,
-    present: jax.Array | None,
 ) -> list[LeafNoise]:
     """Settles scale and words of the noise of every leaf for the step at ``state``.
 
@@ -119,16 +117,15 @@ def resolve(
       state: which step of which key.
       leaves: the updates' leaves ``[m, ...]``, in the order of `jax.tree.leaves`.
       population: the workers, m of them on this device.
-      present: bool ``[m]`` or None.
 
     Returns:
       A `LeafNoise` a leaf, its rows those of the local workers.
     """
     leaf_keys = _keys.leaf_keys(state, len(leaves))
-    scales = _scales(noise, state.count, leaves, population, present)
+    scales = _scales(noise, state.count, leaves, population)
     law = LAWS[noise.law]
     if noise.coupling == "systematic":
-        slots = _slots(_keys.step_key(state), population, present)
+        slots = _slots(_keys.step_key(state), population)
         shared_words = jax.random.key_data(
             jax.vmap(jax.random.fold_in, (0, None))(leaf_keys, _keys.SHARED_UNIFORM)
         )
@@ -160,13 +157,12 @@ def _scales(
     count: jax.Array,
     leaves: list[jax.Array],
     population: Population,
-    present: jax.Array | None,
 ) -> list[jax.Array]:
     """Evaluates b for every leaf, in the dtype in which its noise is computed."""
     dtypes = [jnp.promote_types(leaf.dtype, jnp.float32) for leaf in leaves]
     scale = noise.scale
     if isinstance(scale, Relative):
-        sizes = _statistic(scale.statistic, leaves, population, present)
+        sizes = _statistic(scale.statistic, leaves, population)
         factor = jnp.asarray(scale.factor)
         return [
             factor.astype(dtype) * size
@@ -185,23 +181,18 @@ def _statistic(
     statistic: str,
     leaves: list[jax.Array],
     population: Population,
-    present: jax.Array | None,
 ) -> list[jax.Array]:
     """Computes max or median over workers of max|g|, a scalar for each leaf.
 
     Entries that are not finite are left out; so are absent workers and workers without
     any finite entry, which are marked by a peak below 0.
     """
-    absent = None if present is None else ~present
     peaks = [_peak(leaf) for leaf in leaves]
-    if absent is not None:
+    if population.present is not None:
+        absent = ~population.present
         peaks = [jnp.where(absent, np.asarray(-1, p.dtype), p) for p in peaks]
-    return [
-        _largest(collectives.gather(p, population.axis_name))
-        if statistic == "max"
-        else _median_peak(collectives.gather(p, population.axis_name))
-        for p in peaks
-    ]
+    summarise = _largest if statistic == "max" else _median_peak
+    return [summarise(collectives.gather(p, population.axis_name)) for p in peaks]
 
 
 def _peak(leaf: jax.Array) -> jax.Array:
@@ -228,9 +219,7 @@ def _median_peak(peaks: jax.Array) -> jax.Array:
 # --- coupling -------------------------------------------------------------------------
 
 
-def _slots(
-    step: jax.Array, population: Population, present: jax.Array | None
-) -> jax.Array:
+def _slots(step: jax.Array, population: Population) -> jax.Array:
     """Deals the slots of systematic noise: uint32 ``[m]``, for the local workers.
 
     One permutation serves all leaves of a step. Its ranks are taken among the workers
@@ -246,8 +235,9 @@ def _slots(
         jax.random.fold_in(step, _keys.SHARED_UNIFORM), num_workers
     ).astype(jnp.uint32)
     num_slots = jnp.uint32(num_workers)
+    present = population.all_present()
     if present is not None:
-        counted = collectives.gather(present, population.axis_name).astype(jnp.uint32)
+        counted = present.astype(jnp.uint32)
         in_order = jnp.zeros_like(counted).at[ranks].set(counted)
         ranks = (jnp.cumsum(in_order, dtype=jnp.uint32) - in_order)[ranks]
         num_slots = jnp.maximum(jnp.sum(counted, dtype=jnp.uint32), 1)

@@ -1,0 +1,53 @@
+"""All that is random about one step, dealt out leaf by leaf.
+
+Noise, the fair bits of workers without a sign and the fair bits of tied tallies come
+from branches of the same key tree (`jaxmedian._keys`).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxmedian import _keys, perturbation, random_bits
+from jaxmedian._workers import Population
+from jaxmedian.leaf_noise import LeafNoise
+from jaxmedian.noise import Noise
+
+
+class LeafDraws(NamedTuple):
+    """All that is random about one leaf in one step.
+
+    Attributes:
+      noise: what workers add to their rows, or None.
+      zero_keys: uint32 ``[m, 2]``, keys of the bits of workers without a sign, or None.
+      tie_bits: int32 ``[d]`` of +-1, how ties end, or None.
+    """
+
+    noise: LeafNoise | None = None
+    zero_keys: jax.Array | None = None
+    tie_bits: jax.Array | None = None
+
+
+def draw(
+    noise: Noise | None,
+    random_ties: bool,
+    state: _keys.KeyState,
+    leaves: list[jax.Array],
+    population: Population,
+) -> list[LeafDraws]:
+    """Deals the draws of the step at ``state`` to leaves ``[m, ...]``."""
+    noises: list[Any] = [None] * len(leaves)
+    if noise is not None:
+        noises = perturbation.resolve(noise, state, leaves, population)
+    if not random_ties:
+        return [LeafDraws(leaf_noise) for leaf_noise in noises]
+    leaf_keys = _keys.leaf_keys(state, len(leaves))
+    zero_numbers = population.numbers() + _keys.ZERO_BITS
+    draws = []
+    for leaf, leaf_noise, leaf_key in zip(leaves, noises, leaf_keys, strict=True):
+        zero_keys = jax.random.key_data(_keys.fold_in_each(leaf_key, zero_numbers))
+        tie_key = jax.random.key_data(jax.random.fold_in(leaf_key, _keys.TALLY_TIES))
+        positions = random_bits.positions(leaf.size // leaf.shape[0])
+        tie_bits = random_bits.fair_bit(random_bits.words(tie_key, positions))
+        draws.append(LeafDraws(leaf_noise, zero_keys, tie_bits))
+    return draws
