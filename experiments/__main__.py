@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
 
-EXPERIMENTS = ("reproduce", "toy", "mnist")
+EXPERIMENTS = ("reproduce", "toy", "mnist", "benchmark")
 
 
 def main(arguments: list[str]) -> int:
@@ -92,8 +92,10 @@ def _listing() -> str:
 
 
 def _first_line(name: str) -> str:
-    source = (Path(__file__).parent / f"{name}.py").read_text()
-    return source.removeprefix('"""').splitlines()[0]
+    folder = Path(__file__).parent
+    package = folder / name / "__init__.py"
+    source = package if package.exists() else folder / f"{name}.py"
+    return source.read_text().removeprefix('"""').splitlines()[0]
 
 
 def _complain(message: str) -> int:

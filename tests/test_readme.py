@@ -23,7 +23,9 @@ def test_the_loop_of_the_readme_hovers_at_the_mean():
     for block in blocks[:2]:
         exec(block, namespace)
     result = namespace["result"]
-    hovering = (0.001 * 60.67 / 2) ** 0.5  # AR(1): sqrt(delta V / 2) and V = Var[median]
+    hovering = (
+        0.001 * 60.67 / 2
+    ) ** 0.5  # AR(1): sqrt(delta V / 2) and V = Var[median]
     assert abs(result.params.item() - 13 / 3) < 5 * hovering
     assert result.metrics["mean_median_gap"][-1] == pytest.approx(7 / 3, rel=1e-5)
 

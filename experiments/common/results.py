@@ -6,6 +6,7 @@ import json
 import platform
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -25,10 +26,12 @@ class Result(NamedTuple):
     Attributes:
       curves: one table of metrics a curve, each with a "step" column.
       claims: what was to be shown, and whether it was.
+      extra: what else belongs into summary.json.
     """
 
     curves: Curves
     claims: tuple[Claim, ...]
+    extra: Mapping[str, Any] = MappingProxyType({})
 
 
 def save(folder: Path, config: Any, result: Result, figure: Figure) -> None:
@@ -51,6 +54,7 @@ def _summary(result: Result) -> dict[str, Any]:
         "device": f"{device.platform}: {device.device_kind}",
         "python": platform.python_version(),
         "jax": jax.__version__,
+        **result.extra,
     }
 
 
