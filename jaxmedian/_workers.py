@@ -63,7 +63,7 @@ def survey(
 
     Args:
       transform: name of the caller, for the messages.
-      updates: tree of floating-point leaves ``[M, ...]``.
+      updates: tree of floating-point leaves ``[M, ...]``, or of their shapes.
       params: tree of leaves ``[...]``, or None where the caller was given none.
       axis_name: mesh axis over which the workers are spread, or None.
       worker_mask: bool ``[M]`` (the local block under a mesh), or None.
@@ -77,10 +77,10 @@ def survey(
     if not leaves:
         raise ValueError(f"`{transform}` was given updates without any array.")
     for path, leaf in leaves:
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+        if not jnp.issubdtype(_dtype(leaf), jnp.floating):
             raise TypeError(
                 f"`{transform}` expects floating-point updates: {_name(path)} is "
-                f"{jnp.result_type(leaf)}. Cast it to a floating-point type, or leave "
+                f"{_dtype(leaf)}. Cast it to a floating-point type, or leave "
                 "it out with `optax.masked`."
             )
     if params is None:
@@ -166,6 +166,10 @@ def _shapes_by_leaf(
             f"got {jax.tree.structure(updates)} and {jax.tree.structure(params)}."
         )
     return [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
+
+
+def _dtype(leaf: Any) -> Any:
+    return leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
 
 
 def _same_structure(a: PyTree, b: PyTree) -> bool:

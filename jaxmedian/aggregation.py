@@ -6,6 +6,7 @@ then joined end to end and combined as one. A large leaf is combined alone, its 
 drawn where it is used.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from jaxmedian._workers import Population, survey
 from jaxmedian.collectives import AxisName
 from jaxmedian.draws import LeafDraws, draw
 from jaxmedian.noise import Noise
+from jaxmedian.worker_stream import WorkerStream, materialise
 
 # Coordinates below which a leaf is joined with others. Joining copies M rows of it; at
 # this size the copy stays in cache, and nine tenths of a large model's parameters are
@@ -26,17 +28,22 @@ _SMALL = 65_536
 
 
 class Rule(NamedTuple):
-    """An aggregation rule on rows.
+    """An aggregation rule on rows: local workers first, then devices.
 
     Attributes:
-      combine: (rows ``[m, d]``, draws, population) -> ``[d]`` in any dtype; it draws
-        the noise and the bits that ``draws`` still holds.
+      reduce: (rows ``[m, d]``, draws, population) -> ``[n]``, from the local workers;
+        it draws the noise and the bits that ``draws`` still holds.
+      finish: (what ``reduce`` returned, draws, population) -> ``[d]`` in any dtype.
       settle: (rows, draws) -> rows with noise and worker bits drawn, elementwise. The
-        same coordinates combine to the same result before and after.
+        same coordinates reduce to the same result before and after.
+      additive: whether ``reduce`` of several blocks of workers may be added up, so that
+        a stream of them can be folded.
     """
 
-    combine: Callable[[jax.Array, LeafDraws, Population], jax.Array]
+    reduce: Callable[[jax.Array, LeafDraws, Population], jax.Array]
+    finish: Callable[[jax.Array, LeafDraws, Population], jax.Array]
     settle: Callable[[jax.Array, LeafDraws], jax.Array]
+    additive: bool = False
 
 
 def aggregator(
@@ -72,42 +79,94 @@ def aggregator(
         **extra_args: Any,
     ) -> tuple[Any, Any]:
         del extra_args
-        population = survey(name, updates, params, axis_name, worker_mask)
-        leaves, treedef = jax.tree.flatten(updates)
+        if not rule.additive:
+            updates = materialise(name, updates)
+        is_stream = isinstance(updates, WorkerStream)
+        shapes = updates.shapes if is_stream else updates
+        population = survey(name, shapes, params, axis_name, worker_mask)
+        leaves, treedef = jax.tree.flatten(shapes)
         draws = [LeafDraws()] * len(leaves)
         if rng_key is not None:
             draws = draw(noise, random_ties, state, leaves, population)
             state = _keys.next_state(state)
-        combined = _combine_leaves(rule, leaves, draws, population)
+        groups = _groups(leaves)
+        if is_stream:
+            reduced = _fold(rule, updates, groups, draws, population)
+        else:
+            reduced = _reduce(rule, groups, leaves, draws, population)
+        combined = _finish(rule, groups, leaves, reduced, draws, population)
         return jax.tree.unflatten(treedef, combined), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _combine_leaves(
+def _reduce(
     rule: Rule,
+    groups: list[list[int]],
     leaves: list[jax.Array],
     draws: list[LeafDraws],
     population: Population,
 ) -> list[jax.Array]:
-    combined: dict[int, jax.Array] = {}
-    for group in _groups(leaves):
+    """Reduces the rows of each group of leaves."""
+    reduced = []
+    for group in groups:
         rows = [leaves[i].reshape(population.num_local, -1) for i in group]
         if len(group) == 1:
-            (joined,), joined_draws = rows, draws[group[0]]
-        else:
-            settled = [
-                rule.settle(r, draws[i]) for r, i in zip(rows, group, strict=True)
-            ]
-            joined = jnp.concatenate(settled, axis=1)
-            joined_draws = _join_settled([draws[i] for i in group])
-        whole = rule.combine(joined, joined_draws, population)
+            reduced.append(rule.reduce(rows[0], draws[group[0]], population))
+            continue
+        settled = [rule.settle(r, draws[i]) for r, i in zip(rows, group, strict=True)]
+        joined = jnp.concatenate(settled, axis=1)
+        reduced.append(rule.reduce(joined, _settled_draws(group, draws), population))
+    return reduced
+
+
+def _fold(
+    rule: Rule,
+    stream: WorkerStream,
+    groups: list[list[int]],
+    draws: list[LeafDraws],
+    population: Population,
+) -> list[jax.Array]:
+    """Reduces the groups of leaves block by block of workers, adding up."""
+
+    def reduce_block(grads: Any, first: jax.Array, fresh: jax.Array) -> list[jax.Array]:
+        size = fresh.shape[0]
+        present = fresh if population.num_local % size else None
+        if population.present is not None:
+            present = fresh & jax.lax.dynamic_slice_in_dim(
+                population.present, first, size
+            )
+        block = population._replace(num_local=size, present=present)
+        block_draws = [leaf_draws.of_workers(first, size) for leaf_draws in draws]
+        return _reduce(rule, groups, jax.tree.leaves(grads), block_draws, block)
+
+    def add(carry: Any, grads: Any, first: jax.Array, fresh: jax.Array) -> Any:
+        return jax.tree.map(jnp.add, carry, reduce_block(grads, first, fresh))
+
+    return stream.fold(add, stream.blank(reduce_block))
+
+
+def _finish(
+    rule: Rule,
+    groups: list[list[int]],
+    leaves: list[Any],
+    reduced: list[jax.Array],
+    draws: list[LeafDraws],
+    population: Population,
+) -> list[jax.Array]:
+    """Ends each group and cuts it into its leaves."""
+    finished: dict[int, jax.Array] = {}
+    for group, group_reduced in zip(groups, reduced, strict=True):
+        alone = len(group) == 1
+        group_draws = draws[group[0]] if alone else _settled_draws(group, draws)
+        whole = rule.finish(group_reduced, group_draws, population)
         start = 0
-        for i, leaf_rows in zip(group, rows, strict=True):
-            part = whole[start : start + leaf_rows.shape[1]]
-            combined[i] = part.astype(leaves[i].dtype).reshape(leaves[i].shape[1:])
-            start += leaf_rows.shape[1]
-    return [combined[i] for i in range(len(leaves))]
+        for i in group:
+            shape = leaves[i].shape[1:]
+            part = whole[start : start + math.prod(shape)]
+            finished[i] = part.astype(leaves[i].dtype).reshape(shape)
+            start += math.prod(shape)
+    return [finished[i] for i in range(len(leaves))]
 
 
 def _groups(leaves: list[jax.Array]) -> list[list[int]]:
@@ -115,7 +174,7 @@ def _groups(leaves: list[jax.Array]) -> list[list[int]]:
     groups: list[list[int]] = []
     small: dict[Any, list[int]] = {}
     for i, leaf in enumerate(leaves):
-        if leaf.size // leaf.shape[0] >= _SMALL:
+        if math.prod(leaf.shape[1:]) >= _SMALL:
             groups.append([i])
         elif leaf.dtype in small:
             small[leaf.dtype].append(i)
@@ -125,7 +184,8 @@ def _groups(leaves: list[jax.Array]) -> list[list[int]]:
     return groups
 
 
-def _join_settled(draws: list[LeafDraws]) -> LeafDraws:
-    """Joins what settling leaves to draw: the bits of tied tallies."""
-    tie_bits = [draw.tie_bits for draw in draws if draw.tie_bits is not None]
-    return LeafDraws(tie_bits=jnp.concatenate(tie_bits) if tie_bits else None)
+def _settled_draws(group: list[int], draws: list[LeafDraws]) -> LeafDraws:
+    """Joins what settled leaves still have to draw: the bits of tied tallies."""
+    tie_bits = [draws[i].tie_bits for i in group]
+    joined = [bits for bits in tie_bits if bits is not None]
+    return LeafDraws(tie_bits=jnp.concatenate(joined) if joined else None)

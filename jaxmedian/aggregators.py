@@ -31,7 +31,7 @@ from jaxmedian.collectives import AxisName
 from jaxmedian.draws import LeafDraws
 from jaxmedian.noise import Noise
 
-TRANSPORTS = {"tally": transports.tally, "packed": transports.packed}
+TRANSPORTS = ("tally", "packed")
 
 
 def majority_vote(
@@ -94,7 +94,7 @@ def majority_vote(
       Chen et al., NeurIPS 2020, Algorithms 1 and 3. https://arxiv.org/abs/1906.01736
     """
     _check_option("ties", ties, ballots.TIE_RULES)
-    _check_option("transport", transport, tuple(TRANSPORTS))
+    _check_option("transport", transport, TRANSPORTS)
     if transport == "packed" and ties == "zero":
         raise ValueError(
             '`transport="packed"` sends one bit a coordinate, which cannot say zero: '
@@ -103,10 +103,15 @@ def majority_vote(
     rng_key = _check_key("majority_vote", noise, key, random_ties=ties == "random")
 
     # On one device there is no wire, and counting needs no bits.
-    deliver = TRANSPORTS[transport if axis_name is not None else "tally"]
+    by_bits = transport == "packed" and axis_name is not None
 
-    def combine(rows: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
-        return deliver(rows, draws, population, ties)
+    def reduce(rows: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
+        if by_bits:
+            return transports.vote_by_bits(rows, draws, population, ties)
+        return transports.count(rows, draws, population, ties)
+
+    def finish(x: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
+        return x if by_bits else transports.decide(x, draws, population, ties)
 
     def settle(rows: jax.Array, draws: LeafDraws) -> jax.Array:
         return ballots.cast(
@@ -115,7 +120,7 @@ def majority_vote(
 
     return aggregator(
         "majority_vote",
-        Rule(combine, settle),
+        Rule(reduce, finish, settle, additive=not by_bits),
         noise=noise,
         rng_key=rng_key,
         random_ties=ties == "random",
@@ -174,7 +179,7 @@ def coordinate_median(
     _check_option("even", even, selection.EVEN_RULES)
     rng_key = _check_key("coordinate_median", noise, key, random_ties=False)
 
-    def combine(rows: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
+    def reduce(rows: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
         noise = draws.noise
         if axis_name is not None:  # noise belongs to workers: add it before they part
             rows, noise = settle(rows, draws), None
@@ -186,12 +191,16 @@ def coordinate_median(
         )
         return collectives.from_coordinate_slices(middle, rows.shape[1], axis_name)
 
+    def finish(x: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
+        del draws, population
+        return x
+
     def settle(rows: jax.Array, draws: LeafDraws) -> jax.Array:
         return rows if draws.noise is None else perturbation.add(rows, draws.noise)
 
     return aggregator(
         "coordinate_median",
-        Rule(combine, settle),
+        Rule(reduce, finish, settle),
         noise=noise,
         rng_key=rng_key,
         axis_name=axis_name,
@@ -228,17 +237,22 @@ def worker_mean(
     [-2.0, 3.0]
     """
 
-    def combine(rows: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
+    def reduce(rows: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
         del draws
-        total = averaging.sum_of_rows(rows, present=population.present)
+        return averaging.sum_of_rows(rows, present=population.present)
+
+    def finish(x: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
+        del draws
         count = jnp.maximum(population.num_present(), 1)
-        return collectives.total(total, axis_name) / count.astype(total.dtype)
+        return collectives.total(x, axis_name) / count.astype(x.dtype)
 
     def settle(rows: jax.Array, draws: LeafDraws) -> jax.Array:
         del draws
         return rows
 
-    return aggregator("worker_mean", Rule(combine, settle), axis_name=axis_name)
+    return aggregator(
+        "worker_mean", Rule(reduce, finish, settle, additive=True), axis_name=axis_name
+    )
 
 
 def _check_option(name: str, value: Any, options: tuple[str, ...]) -> None:

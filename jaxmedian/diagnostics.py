@@ -18,12 +18,16 @@ PyTree = Any
 
 
 def of_step(
-    grads: PyTree, updates: PyTree, *, worker_mask: jax.Array | None = None
+    grads: PyTree | None,
+    updates: PyTree,
+    *,
+    worker_mask: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
     """Measures one step: how far apart the workers are, and where the update points.
 
     Args:
-      grads: the workers' gradients, leaves ``[M, ...]``.
+      grads: the workers' gradients, leaves ``[M, ...]``, or None where they were
+        streamed: what needs all of them is then left out.
       updates: the optimizer's updates, leaves ``[...]``; a descent step points against
         the gradient.
       worker_mask: bool ``[M]``; absent workers do not count.
@@ -40,17 +44,17 @@ def of_step(
     >>> {name: round(float(value), 3) for name, value in measured.items()}
     {'gradient_norm': 2.828, 'mean_median_gap': 3.0, 'disagreement': 0.5, 'ties': 0.5}
     """
+    ties = _fraction(jax.tree.map(lambda u: u == 0, updates))
+    if grads is None:
+        return {"ties": ties}
     mean = _mean("of_step", grads, worker_mask)
-    pairs = list(zip(jax.tree.leaves(mean), jax.tree.leaves(updates), strict=True))
-    size = max(sum(update.size for _, update in pairs), 1)
-    uphill = sum(jnp.sum(jnp.sign(g) * jnp.sign(u) > 0) for g, u in pairs)
-    ties = sum(jnp.sum(u == 0) for _, u in pairs)
     median = _median("of_step", grads, worker_mask)
+    uphill = jax.tree.map(lambda g, u: jnp.sign(g) * jnp.sign(u) > 0, mean, updates)
     return {
         "gradient_norm": _norm(mean),
         "mean_median_gap": _norm(jax.tree.map(jnp.subtract, median, mean)),
-        "disagreement": jnp.asarray(uphill / size, jnp.float32),
-        "ties": jnp.asarray(ties / size, jnp.float32),
+        "disagreement": _fraction(uphill),
+        "ties": ties,
     }
 
 
@@ -106,6 +110,13 @@ def _median(name: str, grads: PyTree, worker_mask: jax.Array | None) -> PyTree:
         return middle.astype(wide).reshape(leaf.shape[1:])
 
     return jax.tree.map(median, grads)
+
+
+def _fraction(tree: PyTree) -> jax.Array:
+    """Returns the fraction of true entries over all leaves, float32."""
+    leaves = jax.tree.leaves(tree)
+    size = max(sum(leaf.size for leaf in leaves), 1)
+    return jnp.float32(sum(jnp.sum(leaf) / size for leaf in leaves))
 
 
 def _norm(tree: PyTree) -> jax.Array:

@@ -4,6 +4,7 @@ Noise, the fair bits of workers without a sign and the fair bits of tied tallies
 from branches of the same key tree (`jaxmedian._keys`).
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +28,23 @@ class LeafDraws(NamedTuple):
     zero_keys: jax.Array | None = None
     tie_bits: jax.Array | None = None
 
+    def of_workers(self, first: jax.Array, count: int) -> "LeafDraws":
+        """Returns the draws of local workers ``first`` to ``first + count - 1``."""
+
+        def block(per_worker: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(per_worker, first, count)
+
+        noise, zero_keys = self.noise, self.zero_keys
+        if noise is not None and noise.slots is not None:
+            # Tied to the block, or XLA draws the shared words once, before the loop
+            # over blocks, and keeps a word a coordinate in memory.
+            key_words, _ = jax.lax.optimization_barrier((noise.key_words, first))
+            noise = noise._replace(key_words=key_words, slots=block(noise.slots))
+        elif noise is not None:
+            noise = noise._replace(key_words=block(noise.key_words))
+        zero_keys = None if zero_keys is None else block(zero_keys)
+        return LeafDraws(noise, zero_keys, self.tie_bits)
+
 
 def draw(
     noise: Noise | None,
@@ -47,7 +65,7 @@ def draw(
     for leaf, leaf_noise, leaf_key in zip(leaves, noises, leaf_keys, strict=True):
         zero_keys = jax.random.key_data(_keys.fold_in_each(leaf_key, zero_numbers))
         tie_key = jax.random.key_data(jax.random.fold_in(leaf_key, _keys.TALLY_TIES))
-        positions = random_bits.positions(leaf.size // leaf.shape[0])
+        positions = random_bits.positions(math.prod(leaf.shape[1:]))
         tie_bits = random_bits.fair_bit(random_bits.words(tie_key, positions))
         draws.append(LeafDraws(leaf_noise, zero_keys, tie_bits))
     return draws

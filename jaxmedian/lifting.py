@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from jaxmedian._workers import survey
+from jaxmedian.worker_stream import materialise
 
 
 def per_worker(
@@ -64,6 +65,7 @@ def per_worker(
     def update_fn(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
+        updates = materialise("per_worker", updates)
         population = survey("per_worker", updates, params)
         for leaf in jax.tree.leaves(state):
             if leaf.shape[0] != population.num_local:

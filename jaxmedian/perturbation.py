@@ -19,6 +19,7 @@ from jaxmedian.collectives import AxisName
 from jaxmedian.laws import LAWS
 from jaxmedian.leaf_noise import LeafNoise, systematic_slots
 from jaxmedian.noise import Noise, Relative
+from jaxmedian.worker_stream import materialise
 
 _MOST_SYSTEMATIC_WORKERS = 65_535  # slots are computed in 32-bit integers
 
@@ -81,6 +82,7 @@ def add_worker_noise(
         **extra_args: Any,
     ) -> tuple[Any, _keys.KeyState]:
         del extra_args
+        updates = materialise("add_worker_noise", updates)
         population = survey("add_worker_noise", updates, params, axis_name, worker_mask)
         leaves, treedef = jax.tree.flatten(updates)
         noises = resolve(noise, state, leaves, population)
@@ -187,6 +189,12 @@ def _statistic(
     Entries that are not finite are left out; so are absent workers and workers without
     any finite entry, which are marked by a peak below 0.
     """
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
+        raise ValueError(
+            "`noise.relative` must see the gradients of all workers before the first "
+            "vote, which `worker_chunk` streams: leave `worker_chunk` out, or give the "
+            "scale as a number or schedule (measure one with `jm.diagnostics`)."
+        )
     peaks = [_peak(leaf) for leaf in leaves]
     if population.present is not None:
         absent = ~population.present

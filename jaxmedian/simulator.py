@@ -21,7 +21,12 @@ import optax
 from jaxmedian import _keys, collectives, diagnostics
 from jaxmedian._workers import check_aggregated
 from jaxmedian.collectives import AxisName
-from jaxmedian.worker_gradients import LossFn, check_count, worker_value_and_grads
+from jaxmedian.worker_gradients import (
+    LossFn,
+    check_count,
+    stream_value_and_grads,
+    worker_value_and_grads,
+)
 
 NextBatch = Callable[[jax.Array, jax.Array], Any]
 Metric = Callable[[Any, Any, Any], dict[str, jax.Array]]
@@ -61,7 +66,9 @@ def make_step(
       has_aux: whether ``loss_fn`` returns auxiliary output.
       axis_name: mesh axis over which workers are spread inside `jax.shard_map`; give
         the optimizer's transforms the same.
-      worker_chunk: workers whose gradients are computed at a time; None for all.
+      worker_chunk: workers whose gradients are computed at a time; None for all. A vote
+        or a mean right behind them then needs memory for one chunk of gradients, not
+        for all M; other transforms of ours stack them.
 
     Returns:
       ``step(params, opt_state, batch, **extra_args) -> (params, opt_state, metrics)``.
@@ -134,7 +141,9 @@ def run(
       progress: show a progress bar (needs tqdm).
       on_chunk: ``on_chunk(step, row)``, called on the host at each chunk edge with the
         row of metrics as floats; True stops the run.
-      worker_chunk: workers whose gradients are computed at a time; None for all.
+      worker_chunk: as in `make_step`. Measurements that need the gradients of all
+        workers are left out where they are streamed; functions in ``metrics`` then get
+        None for them.
 
     Returns:
       A `RunResult`; its metrics are NumPy arrays.
@@ -232,7 +241,7 @@ class _Proposal(NamedTuple):
     """A step that is computed but not yet taken."""
 
     value: Any  # losses [M], or (losses, aux)
-    grads: Any  # [M, ...]
+    grads: Any  # [M, ...], or None if they were streamed
     updates: Any  # [...]
     opt_state: Any
 
@@ -245,15 +254,28 @@ def _build_proposal(
     worker_chunk: int | None,
 ) -> Callable[..., _Proposal]:
     value_and_grads = worker_value_and_grads(
-        loss_fn, has_aux=has_aux, axis_name=axis_name, worker_chunk=worker_chunk
+        loss_fn, has_aux=has_aux, axis_name=axis_name
     )
+    if worker_chunk is not None:
+        stream_of = stream_value_and_grads(
+            loss_fn, has_aux=has_aux, axis_name=axis_name, worker_chunk=worker_chunk
+        )
     optimizer = optax.with_extra_args_support(optimizer)
 
     def propose(
         params: Any, opt_state: Any, batch: Any, **extra_args: Any
     ) -> _Proposal:
-        value, grads = value_and_grads(params, batch)
-        updates, opt_state = optimizer.update(grads, opt_state, params, **extra_args)
+        if worker_chunk is None:
+            value, grads = value_and_grads(params, batch)
+            updates, opt_state = optimizer.update(
+                grads, opt_state, params, **extra_args
+            )
+        else:
+            stream = stream_of(params, batch)
+            updates, opt_state = optimizer.update(
+                stream, opt_state, params, **extra_args
+            )
+            value, grads = stream.value, stream.stacked
         check_aggregated("make_step", updates, params)
         return _Proposal(value, grads, updates, opt_state)
 

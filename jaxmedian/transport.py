@@ -13,10 +13,10 @@ from jaxmedian._workers import Population
 from jaxmedian.draws import LeafDraws
 
 
-def tally(
+def count(
     rows: jax.Array, draws: LeafDraws, population: Population, ties: str
 ) -> jax.Array:
-    """Votes by integer sums over devices; int32 ``[d]`` of -1, 0, +1."""
+    """Counts the votes of the local workers: ``[d]``, int8 if M fits, else int32."""
     all_cast = ties == "random" and draws.zero_keys is None
     counted = voting.count_votes(
         rows,
@@ -25,15 +25,20 @@ def tally(
         zero_keys=draws.zero_keys,
         present=population.present,
     )
+    return counted.astype(jnp.int8 if population.num_workers < 128 else jnp.int32)
+
+
+def decide(
+    counted: jax.Array, draws: LeafDraws, population: Population, ties: str
+) -> jax.Array:
+    """Ends a vote by adding the devices' counts; int32 ``[d]`` of -1, 0, +1."""
+    tally = collectives.total(counted, population.axis_name).astype(jnp.int32)
     return ballots.decide(
-        collectives.total(counted, population.axis_name),
-        ties=ties,
-        tie_bits=draws.tie_bits,
-        anybody=_anybody(population),
+        tally, ties=ties, tie_bits=draws.tie_bits, anybody=_anybody(population)
     )
 
 
-def packed(
+def vote_by_bits(
     rows: jax.Array, draws: LeafDraws, population: Population, ties: str
 ) -> jax.Array:
     """Votes by packed bits; int32 ``[d]`` of -1, 0 (nobody present), +1.

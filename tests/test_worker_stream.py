@@ -1,0 +1,118 @@
+"""Streamed and stacked gradients give the same step, in less memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxmedian as jm
+
+M = 11
+PARAMS = {"large": jnp.zeros((300, 250)), "small": jnp.zeros(13), "dot": jnp.zeros(())}
+MASK = jnp.arange(M) % 4 != 1
+
+
+def linear_loss(params, batch):
+    """A loss whose gradient is the worker's batch, exactly."""
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(batch), strict=True)
+    return sum(jnp.vdot(p, g) for p, g in pairs)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda p: jnp.asarray(rng.integers(-2, 3, (M, *p.shape)).astype(np.float32)),
+        PARAMS,
+    )
+
+
+CHAINS = {
+    "vote": lambda: jm.majority_vote(),
+    "vote, random ties": lambda: jm.majority_vote(ties="random", key=1),
+    "noisy vote": lambda: jm.majority_vote(jm.noise.gaussian(0.5), 1),
+    "systematic vote": lambda: jm.majority_vote(
+        jm.noise.uniform(0.5, "systematic"), 1, ties="positive"
+    ),
+    "mean": lambda: jm.worker_mean(),
+    "noisy median, stacked": lambda: jm.coordinate_median(jm.noise.laplace(0.5), 1),
+    "momentum, stacked": lambda: optax.chain(
+        jm.per_worker(optax.trace(0.9), M), jm.majority_vote()
+    ),
+    "relative noise, stacked": lambda: optax.chain(
+        jm.add_worker_noise(jm.noise.gaussian(jm.noise.relative(0.1)), 2),
+        jm.coordinate_median(),
+    ),
+}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_streamed_step_is_the_stacked_step(name, masked, batch):
+    optimizer = optax.chain(CHAINS[name](), optax.scale(-0.1))
+    state = optimizer.init(PARAMS)
+    mask = {"worker_mask": MASK} if masked else {}
+    stacked = jm.make_step(linear_loss, optimizer)(PARAMS, state, batch, **mask)
+    for chunk in (1, 4):  # 4 does not divide 11: the last block overlaps
+        step = jm.make_step(linear_loss, optimizer, worker_chunk=chunk)
+        streamed = step(PARAMS, state, batch, **mask)
+        for a, b in zip(*map(jax.tree.leaves, (stacked[0], streamed[0])), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6 if name == "mean" else 0)
+        np.testing.assert_allclose(stacked[2]["loss"], streamed[2]["loss"], atol=1e-5)
+
+
+def test_a_vote_needs_memory_for_one_chunk_whatever_the_number_of_workers():
+    size, optimizer = 1_000_000, jm.noisy_sign_sgd(0.1, jm.noise.gaussian(0.1), 0)
+    params = jax.ShapeDtypeStruct((size,), jnp.float32)
+
+    def temporary_bytes(num_workers):
+        batch = jax.ShapeDtypeStruct((num_workers, 8), jnp.float32)
+        step = jm.make_step(
+            lambda p, b: jnp.sum(jnp.square(p * b[0])), optimizer, worker_chunk=1
+        )
+        state = jax.eval_shape(optimizer.init, params)
+        compiled = step.lower(params, state, batch).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    few, many = temporary_bytes(2), temporary_bytes(100)
+    assert many < few + 4 * size  # a stack of 100 would be 400 size bytes
+    assert many < 16 * size
+
+
+def test_other_transforms_before_the_aggregator_are_refused(batch):
+    optimizer = optax.chain(optax.scale(2.0), jm.sign_sgd(0.1))
+    step = jm.make_step(linear_loss, optimizer, worker_chunk=2)
+    with pytest.raises(TypeError, match=r"all 11 workers .* at once, 3 MiB"):
+        step(PARAMS, optimizer.init(PARAMS), batch)
+
+
+def test_relative_noise_in_a_streamed_vote_is_refused(batch):
+    noise = jm.noise.gaussian(jm.noise.relative(0.1))
+    optimizer = jm.noisy_sign_sgd(0.1, noise, 0)
+    step = jm.make_step(linear_loss, optimizer, worker_chunk=2)
+    with pytest.raises(ValueError, match="must see the gradients of all workers"):
+        step(PARAMS, optimizer.init(PARAMS), batch)
+
+
+def test_a_run_leaves_out_what_it_cannot_measure(batch):
+    result = jm.run(
+        linear_loss,
+        jm.sign_sgd(0.1),
+        PARAMS,
+        jm.full_batch(batch),
+        2,
+        0,
+        worker_chunk=2,
+    )
+    assert set(result.metrics) == {"step", "loss", "ties"}
+    stacked = jm.run(
+        linear_loss,
+        jm.median_sgd(0.1),
+        PARAMS,
+        jm.full_batch(batch),
+        2,
+        0,
+        worker_chunk=2,
+    )
+    assert "mean_median_gap" in stacked.metrics
