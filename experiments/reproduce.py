@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from experiments import mnist, toy
 from experiments.common.plots import draw_curves, panels
 from experiments.common.results import Result
+from experiments.mnist import Config as MnistConfig
+from experiments.toy import Config as ToyConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Config:
       mnist: the digits.
     """
 
-    toy: toy.Config = dataclasses.field(default_factory=toy.Config)
-    mnist: mnist.Config = dataclasses.field(default_factory=mnist.Config)
+    toy: ToyConfig = dataclasses.field(default_factory=ToyConfig)
+    mnist: MnistConfig = dataclasses.field(default_factory=MnistConfig)
 
 
 PRESETS = {
