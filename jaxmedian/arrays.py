@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmedian import _keys
+from jaxmedian._workers import survey
 from jaxmedian.aggregators import coordinate_median, majority_vote
 from jaxmedian.noise import Noise
 
@@ -124,6 +125,7 @@ def _aggregate(aggregator: Any, name: str, x: Any, axis: int, mask: Any) -> jax.
         )
     rows = jnp.moveaxis(x, axis, 0)
     template = jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)
+    survey(name, rows, template, worker_mask=mask)  # errors in this function's name
     state = aggregator.init(template)
     result, _ = aggregator.update(rows, state, template, worker_mask=mask)
     return result

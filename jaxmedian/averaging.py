@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmedian.precision import working_dtype
+
 _BLOCK = 32  # rows a loop step: long enough that the running sum stays cheap
 
 
@@ -22,7 +24,7 @@ def sum_of_rows(rows: jax.Array, *, present: jax.Array | None) -> jax.Array:
     Returns:
       ``[d]``, float32 (float64 for float64).
     """
-    dtype = jnp.promote_types(rows.dtype, jnp.float32)
+    dtype = working_dtype(rows.dtype)
 
     def term(worker: int | jax.Array) -> jax.Array:
         row = rows[worker].astype(dtype)

@@ -82,8 +82,10 @@ def from_coordinate_slices(
 
 
 def _gather_invariant(x: jax.Array, axis_name: AxisName) -> jax.Array:
-    if hasattr(jax.lax, "all_gather_invariant"):  # jax 0.7 to 0.9
-        return jax.lax.all_gather_invariant(x, axis_name, tiled=True)
+    if not _varies(x, axis_name):  # vmap, pmap, or shard_map without its checks
+        return jax.lax.all_gather(x, axis_name, tiled=True)
+    if gather_invariant := getattr(jax.lax, "all_gather_invariant", None):  # jax 0.7
+        return gather_invariant(x, axis_name, tiled=True)
     return jax.lax.all_gather(x, axis_name, tiled=True, to="invarying")
 
 
@@ -99,8 +101,13 @@ def vary(tree: Any, axis_name: AxisName | None) -> Any:
 
 
 def _vary(x: jax.Array, axis_name: AxisName) -> jax.Array:
-    if axis_name in getattr(jax.typeof(x), "vma", ()):
+    if _varies(x, axis_name):
         return x
     if pvary := getattr(jax.lax, "pvary", None):  # jax 0.7 to 0.9
         return pvary(x, axis_name)
     return jax.lax.pcast(x, axis_name, to="varying")
+
+
+def _varies(x: jax.Array, axis_name: AxisName) -> bool:
+    """Returns whether x is known to differ between devices; False where untracked."""
+    return axis_name in getattr(jax.typeof(x), "vma", ())

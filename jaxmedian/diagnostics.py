@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxmedian import averaging, selection
 from jaxmedian._workers import survey
+from jaxmedian.precision import working_dtype
 
 PyTree = Any
 
@@ -106,7 +107,7 @@ def _median(name: str, grads: PyTree, worker_mask: jax.Array | None) -> PyTree:
         middle = selection.median_of_rows(
             rows, noise=None, even="midpoint", present=present
         )
-        wide = jnp.promote_types(leaf.dtype, jnp.float32)
+        wide = working_dtype(leaf.dtype)
         return middle.astype(wide).reshape(leaf.shape[1:])
 
     return jax.tree.map(median, grads)

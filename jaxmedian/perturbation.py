@@ -19,6 +19,7 @@ from jaxmedian.collectives import AxisName
 from jaxmedian.laws import LAWS
 from jaxmedian.leaf_noise import LeafNoise, systematic_slots
 from jaxmedian.noise import Noise, Relative
+from jaxmedian.precision import working_dtype
 from jaxmedian.worker_stream import materialise
 
 _MOST_SYSTEMATIC_WORKERS = 65_535  # slots are computed in 32-bit integers
@@ -161,7 +162,7 @@ def _scales(
     population: Population,
 ) -> list[jax.Array]:
     """Evaluates b for every leaf, in the dtype in which its noise is computed."""
-    dtypes = [jnp.promote_types(leaf.dtype, jnp.float32) for leaf in leaves]
+    dtypes = [working_dtype(leaf.dtype) for leaf in leaves]
     scale = noise.scale
     if isinstance(scale, Relative):
         sizes = _statistic(scale.statistic, leaves, population)
@@ -207,7 +208,7 @@ def _peak(leaf: jax.Array) -> jax.Array:
     """Returns max|g| over the finite entries of each worker ``[m]``; -1 if none."""
     magnitude = jnp.where(jnp.isfinite(leaf), jnp.abs(leaf), np.asarray(-1, leaf.dtype))
     peak = jnp.max(magnitude.reshape(leaf.shape[0], -1), axis=1, initial=-1)
-    return peak.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    return peak.astype(working_dtype(leaf.dtype))
 
 
 def _largest(peaks: jax.Array) -> jax.Array:

@@ -370,8 +370,7 @@ def _mean_of_present(
 
 def _check_lengths(num_steps: Any, chunk: Any) -> None:
     check_count("chunk", chunk)
-    if num_steps != 0:
-        check_count("num_steps", num_steps)
+    check_count("num_steps", num_steps, least=0)
 
 
 @contextlib.contextmanager

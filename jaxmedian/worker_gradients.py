@@ -158,9 +158,9 @@ def count_in_batch(batch: Any) -> int:
     return counts.pop()[0]
 
 
-def check_count(name: str, value: Any) -> None:
-    """Raises unless ``value`` is an int >= 1."""
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raises unless ``value`` is an int >= ``least``."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"`{name}` must be an int; got {value!r}.")
-    if value < 1:
-        raise ValueError(f"`{name}` must be at least 1; got {value}.")
+    if value < least:
+        raise ValueError(f"`{name}` must be at least {least}; got {value}.")

@@ -36,7 +36,8 @@ def grads():
     return jax.tree.map(tied, PARAMS)
 
 
-def on_mesh(num_devices, grads, mask, **options):
+def on_mesh(num_devices, **options):
+    """The jitted vote over a mesh, ``(grads, mask) -> votes``."""
     tx = jm.majority_vote(axis_name="workers", **options)
     mesh = jax.make_mesh((num_devices,), ("workers",), axis_types=(AxisType.Auto,))
 
@@ -46,7 +47,7 @@ def on_mesh(num_devices, grads, mask, **options):
     spec = P("workers")
     return jax.jit(
         jax.shard_map(update, mesh=mesh, in_specs=(spec, spec), out_specs=P())
-    )(grads, mask)
+    )
 
 
 @pytest.mark.parametrize("num_devices", [2, 8])
@@ -61,10 +62,12 @@ def on_mesh(num_devices, grads, mask, **options):
 )
 def test_packed_votes_are_the_votes_of_one_device(num_devices, options, grads):
     tx = jm.majority_vote(**options)
+    update = jax.jit(tx.update)
+    meshes = [on_mesh(num_devices, transport=t, **options) for t in ("packed", "tally")]
     for mask in (jnp.ones(M, bool), jnp.arange(M) % 3 != 0, jnp.zeros(M, bool)):
-        one, _ = jax.jit(tx.update)(grads, tx.init(PARAMS), PARAMS, worker_mask=mask)
-        for transport in ("packed", "tally"):
-            many = on_mesh(num_devices, grads, mask, transport=transport, **options)
+        one, _ = update(grads, tx.init(PARAMS), PARAMS, worker_mask=mask)
+        for vote_on_mesh in meshes:
+            many = vote_on_mesh(grads, mask)
             for a, b in zip(*map(jax.tree.leaves, (one, many)), strict=True):
                 np.testing.assert_array_equal(a, b)
 

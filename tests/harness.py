@@ -1,0 +1,40 @@
+"""Shared by the tests: one update as a training loop makes it, awkward input, x64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+LAWS = ("gaussian", "laplace", "logistic", "uniform")
+COUPLINGS = ("independent", "systematic")
+
+enable_x64 = getattr(jax, "enable_x64", None)
+if not callable(enable_x64):
+    from jax.experimental import enable_x64  # before jax 0.8
+
+
+def params_like(grads):
+    """Zero parameters for stacked gradients."""
+    return jax.tree.map(lambda g: jnp.zeros(jnp.shape(g)[1:], g.dtype), grads)
+
+
+def first_update(transform, grads, **extra_args):
+    """Runs the first update, jitted and with parameters; returns NumPy arrays."""
+    params = params_like(grads)
+    update = jax.jit(transform.update)
+    updates, _ = update(grads, transform.init(params), params, **extra_args)
+    return jax.tree.map(np.asarray, updates)
+
+
+def awkward(num_workers, size, seed=0, *, nan=False, dtype=np.float32):
+    """Stacked values: a third random, a third tied, a third zeros and infinities."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=(num_workers, size)).astype(dtype)
+    third = size // 3
+    values[:, :third] = rng.integers(-1, 2, size=(num_workers, third))
+    special = [0.0, -0.0, np.inf, -np.inf, 1.0] + ([np.nan] if nan else [])
+    values[:, -third:] = rng.choice(special, size=(num_workers, third))
+    values[: num_workers // 2 + 1, -1], values[: num_workers // 2 + 1, -2] = (
+        np.inf,
+        -np.inf,
+    )
+    return values

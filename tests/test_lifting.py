@@ -1,0 +1,154 @@
+"""`per_worker`: one optimizer state a worker, and a key of its own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from harness import first_update
+
+import jaxmedian as jm
+
+M, SIZE = 4, 6
+
+
+def gradients(num_steps=3):
+    return np.random.default_rng(0).normal(size=(num_steps, M, SIZE)).astype(np.float32)
+
+
+def run_steps(transform, grads, params, **extra_args):
+    update, state, results = jax.jit(transform.update), transform.init(params), []
+    for g in grads:
+        updates, state = update(g, state, params, **extra_args)
+        results.append(np.asarray(updates))
+    return results, state
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [optax.trace(0.9), optax.scale_by_adam(), optax.clip_by_global_norm(0.5)],
+    ids=["trace", "adam", "clip"],
+)
+def test_every_worker_has_the_transform_to_itself(inner):
+    grads, params = gradients(), jnp.zeros(SIZE)
+    together, _ = run_steps(jm.per_worker(inner, M), grads, params)
+    for worker in range(M):
+        alone, _ = run_steps(inner, grads[:, worker], params)
+        for step in range(3):
+            np.testing.assert_allclose(
+                together[step][worker], alone[step], rtol=1e-5, atol=1e-7
+            )
+
+
+@pytest.mark.usefixtures("strict")
+def test_every_leaf_of_the_state_gets_a_worker_axis():
+    params = {"w": jnp.zeros((2, 3))}
+    state = jm.per_worker(optax.trace(0.9), M).init(params)
+    assert state.trace["w"].shape == (M, 2, 3)
+    adam = jm.per_worker(optax.scale_by_adam(), M).init(params)
+    assert adam.count.shape == (M,)
+
+
+def test_signum_is_momentum_a_worker_then_a_vote():
+    grads, params = gradients(), jnp.zeros(SIZE)
+    signum = optax.chain(jm.per_worker(optax.trace(0.9), M), jm.majority_vote())
+    votes, _ = run_steps(signum, grads, params)
+    momentum = np.zeros((M, SIZE))
+    for g, vote in zip(grads, votes, strict=True):
+        momentum = g + 0.9 * momentum
+        np.testing.assert_array_equal(vote, np.sign(np.sign(momentum).sum(axis=0)))
+
+
+def test_distributed_lion_is_a_vote_on_lion_updates():
+    grads, params = gradients(5), jnp.zeros(SIZE)
+    lion = optax.chain(
+        jm.per_worker(optax.scale_by_lion(b1=0.9, b2=0.99), M),
+        jm.majority_vote(),
+        optax.scale(-0.1),
+    )
+    updates, _ = run_steps(lion, grads, params)
+    momentum = np.zeros((M, SIZE))
+    for g, update in zip(grads, updates, strict=True):
+        votes = np.sign(0.9 * momentum + 0.1 * g)
+        momentum = 0.99 * momentum + 0.01 * g
+        expected = -0.1 * np.sign(votes.sum(axis=0))
+        np.testing.assert_allclose(update, expected, rtol=1e-6)
+
+
+def inner_with_key(key):
+    """A transform that owns a key, as a typed key or as legacy words."""
+
+    def init_fn(params):
+        return {"rng_key": key, "numbers": jnp.zeros(2, jnp.uint32)}
+
+    def update_fn(updates, state, params=None):
+        noise = jax.random.normal(state["rng_key"], updates.shape, jnp.float32)
+        return updates + noise, state
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_key_in_the_state_is_folded_with_the_number_of_the_worker(legacy):
+    key = jax.random.PRNGKey(3) if legacy else jax.random.key(3)
+    transform = jm.per_worker(inner_with_key(key), M)
+    got = first_update(transform, np.zeros((M, SIZE), np.float32))
+    for worker in range(M):
+        expected = jax.random.normal(jax.random.fold_in(key, worker), (SIZE,))
+        np.testing.assert_allclose(got[worker], expected, rtol=1e-6)
+    state = transform.init(jnp.zeros(SIZE))
+    np.testing.assert_array_equal(state["numbers"], np.zeros((M, 2)))
+
+
+def test_optax_add_noise_draws_other_numbers_for_every_worker():
+    transform = jm.per_worker(optax.add_noise(eta=1.0, gamma=0.5, key=0), M)
+    got = first_update(transform, np.zeros((M, SIZE), np.float32))
+    assert len({row.tobytes() for row in got}) == M
+    assert np.abs(got).min() > 0
+
+
+def test_parameters_and_extra_arguments_reach_every_worker():
+    def update_fn(updates, state, params, *, value, **extra_args):
+        return updates * value + params, state
+
+    inner = optax.GradientTransformationExtraArgs(lambda params: (), update_fn)
+    transform = jm.per_worker(inner, M)
+    grads, params = gradients(1), jnp.arange(float(SIZE))
+    (got,), _ = run_steps(transform, grads, params, value=np.float32(2))
+    np.testing.assert_allclose(got, 2 * grads[0] + np.arange(SIZE), rtol=1e-6)
+
+
+def test_a_clip_before_the_vote_is_one_norm_for_all_unless_per_worker():
+    """The composition trap and its remedy."""
+    grads = np.float32([[3, 4], [0.3, 0.4], [30, 40]])
+    alone = first_update(jm.per_worker(optax.clip_by_global_norm(1.0), 3), grads)
+    np.testing.assert_allclose(alone, [[0.6, 0.8], [0.3, 0.4], [0.6, 0.8]], rtol=1e-6)
+    together = first_update(optax.clip_by_global_norm(1.0), grads)
+    assert np.linalg.norm(together[1]) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "error", "message"),
+    [
+        (0, ValueError, "`num_workers` must be at least 1; got 0"),
+        (-1, ValueError, "`num_workers` must be at least 1; got -1"),
+        (2.0, TypeError, "`num_workers` must be an int; got 2.0"),
+        (True, TypeError, "`num_workers` must be an int; got True"),
+        (None, TypeError, "`num_workers` must be an int; got None"),
+    ],
+)
+def test_bad_numbers_of_workers_are_refused(num_workers, error, message):
+    with pytest.raises(error, match=message):
+        jm.per_worker(optax.trace(0.9), num_workers)
+
+
+def test_what_is_no_transformation_is_refused():
+    with pytest.raises(TypeError, match="`inner` must be an optax gradient"):
+        jm.per_worker(lambda params: params, 3)
+
+
+def test_another_number_of_workers_than_the_states_is_refused():
+    transform = jm.per_worker(optax.trace(0.9), 5)
+    state = transform.init(jnp.zeros(SIZE))
+    with pytest.raises(ValueError, match=r"states of 5 workers.*updates have 4"):
+        transform.update(gradients(1)[0], state, jnp.zeros(SIZE))
