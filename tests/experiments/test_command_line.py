@@ -57,3 +57,10 @@ def test_reproduce_at_toy_size_writes_its_four_files(tmp_path, capsys):
     assert {row["curve"] for row in rows} >= {"toy: signSGD", "mnist: vote"}
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
     assert str(tmp_path) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["mnist", "sweep", "benchmark"])
+def test_every_experiment_runs_at_toy_size(name, tmp_path):
+    assert main([name, "--preset", "tiny", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "figure.png").exists()
+    assert json.loads((tmp_path / "summary.json").read_text())["device"]
