@@ -1,0 +1,153 @@
+"""The two middle values A <= B of an even number of workers: their covariance.
+
+Needed for the variance of the midpoint (A + B) / 2. Hoeffding's formula, Cov(A, B) =
+double integral of P(A <= x, B <= y) - F_A(x) F_B(y), turns into
+
+    int int_{y < x} F_B(y) S_A(x) + int int_{x < y} (F_A(x) S_B(y) - P(A <= x, B > y)),
+    P(A <= x, B > y) = [z^m] prod_i (z H(x - w_i) + H(w_i - y)),   m = M / 2,
+
+where only the last term is truly two-dimensional, and it is negligible a few gaps away
+from the diagonal. Unlike E(B - A)^2 this stays accurate when A and B lie many noise
+scales apart. Lengths are in units of the noise scale. One coordinate at a time.
+"""
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxmedian.laws import Law
+from jaxmedian.theory.arguments import Array
+from jaxmedian.theory.order_statistics import (
+    NEGLIGIBLE,
+    interval,
+    kinks_between,
+    tails,
+)
+from jaxmedian.theory.poisson_binomial import count_coefficient
+from jaxmedian.theory.quadrature import gauss_legendre, triangle_weights
+
+_ORDER = 10
+_WIDEST = 1.5  # logistic CDFs have poles at a distance of sqrt(3)
+_GAPS_A_PANEL = 6.0  # the joint law decays like exp(-distance / gap)
+_MANY_KINKS, _LOW_ORDER = 24, 5  # many kinks make panels narrow: fewer nodes suffice
+_CHUNK = 2**18
+
+
+class Grid(NamedTuple):
+    """Panels over the ranges of A and B, and which of them each range meets."""
+
+    edges: Array
+    order: int
+    of_a: np.ndarray
+    of_b: np.ndarray
+
+
+class Pairs(NamedTuple):
+    """Quadrature over x < y: nodes [N], and pairs of them with weights, [P] each."""
+
+    nodes: Array
+    x: np.ndarray
+    y: np.ndarray
+    weight: Array
+
+
+def covariance(law: Law, w: Array, gap: float) -> float:
+    """Computes Cov(A, B) by the formula above.
+
+    Args:
+      law: of the noise.
+      w: [M] centres, M even, with the lower middle one at 0.
+      gap: E(B - A), which says how finely to divide.
+
+    Returns:
+      The covariance in units of the squared noise scale.
+    """
+    rank = len(w) // 2
+    grid = panel_grid(law, w, gap)
+    nodes, _ = gauss_legendre(grid.edges[:-1], grid.edges[1:], grid.order)
+    below_a, above_a = tails(law, w[:, None, None], nodes, rank)
+    below_b, above_b = tails(law, w[:, None, None], nodes, rank + 1)
+    pairs = ordered_pairs(law, w, grid)
+    below, above = law.cdf(pairs.nodes - w[:, None]), law.cdf(w[:, None] - pairs.nodes)
+    joint = 0.0
+    for part in chunks(len(pairs.x), len(w)):
+        x, y = pairs.x[part], pairs.y[part]
+        coefficient = count_coefficient(below[:, x], above[:, y], rank)
+        joint += float(pairs.weight[part] @ coefficient)
+    return (
+        _over_triangle(grid, below_b, above_a)
+        + _over_triangle(
+            grid, below_a * grid.of_a[:, None], above_b * grid.of_b[:, None]
+        )
+        - joint
+    )
+
+
+def panel_grid(law: Law, w: Array, gap: float) -> Grid:
+    """Divides the ranges of A and B into panels on which all CDFs are smooth."""
+    rank = len(w) // 2
+    upper = np.sort(w)[rank]
+    a = [float(end[0]) for end in interval(law, w[:, None], rank)]
+    b = [float(end[0] + upper) for end in interval(law, w[:, None] - upper, rank + 1)]
+    kinks = kinks_between(law, w, a[0], b[2])
+    many = len(kinks) > _MANY_KINKS
+    pieces = [kinks]
+    ends = np.unique([a[0], a[2], b[0], b[2]])
+    for low, high in itertools.pairwise(ends):
+        if low >= a[2] and high <= b[0]:
+            continue  # between the two ranges
+        width = min(_WIDEST, _GAPS_A_PANEL * gap, (high - low) / 6) / (3 if many else 1)
+        pieces.append(np.linspace(low, high, int(np.ceil((high - low) / width)) + 1))
+    edges = np.unique(np.concatenate(pieces))
+    middle = 0.5 * (edges[1:] + edges[:-1])
+    return Grid(
+        edges,
+        _LOW_ORDER if many else _ORDER,
+        (middle > a[0]) & (middle < a[2]),
+        (middle > b[0]) & (middle < b[2]),
+    )
+
+
+def ordered_pairs(law: Law, w: Array, grid: Grid) -> Pairs:
+    """Lists nodes x < y, x in the range of A and y in that of B.
+
+    Cells where P(A <= x, B > y) is negligible even with x at the right end and y at the
+    left end are left out.
+    """
+    left, right, order = grid.edges[:-1], grid.edges[1:], grid.order
+    nodes, weights = gauss_legendre(left, right, order)
+    first, second = np.nonzero(np.triu(grid.of_a[:, None] & grid.of_b))
+    below = law.cdf(right[first] - w[:, None])
+    above = law.cdf(w[:, None] - left[second])
+    keep = count_coefficient(below, above, len(w) // 2) > NEGLIGIBLE
+    first, second = first[keep], second[keep]
+    weight = weights[first][:, :, None] * weights[second][:, None, :]
+    same = first == second
+    half = 0.5 * (right - left)[first[same]]
+    weight[same] = triangle_weights(order) * half[:, None, None] ** 2
+    offsets = np.arange(order)
+    x = (first[:, None] * order + offsets)[:, :, None]
+    y = (second[:, None] * order + offsets)[:, None, :]
+    return Pairs(
+        nodes.ravel(),
+        np.broadcast_to(x, weight.shape).ravel(),
+        np.broadcast_to(y, weight.shape).ravel(),
+        weight.ravel(),
+    )
+
+
+def chunks(num_pairs: int, num_workers: int) -> list[slice]:
+    """Splits the pairs so that [M, chunk] arrays stay in cache."""
+    size = max(1, _CHUNK // num_workers)
+    return [slice(start, start + size) for start in range(0, num_pairs, size)]
+
+
+def _over_triangle(grid: Grid, f: Array, g: Array) -> float:
+    """Integrates f(x) g(y) over x < y, f and g given at the nodes [panels, order]."""
+    _, weights = gauss_legendre(grid.edges[:-1], grid.edges[1:], grid.order)
+    f_mass, g_mass = (weights * f).sum(axis=1), (weights * g).sum(axis=1)
+    apart = ((np.cumsum(f_mass) - f_mass) * g_mass).sum()
+    half = 0.5 * np.diff(grid.edges)
+    together = np.einsum("kx,xy,ky,k->", f, triangle_weights(grid.order), g, half**2)
+    return float(apart + together)
