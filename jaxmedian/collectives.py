@@ -110,4 +110,7 @@ def _vary(x: jax.Array, axis_name: AxisName) -> jax.Array:
 
 def _varies(x: jax.Array, axis_name: AxisName) -> bool:
     """Returns whether x is known to differ between devices; False where untracked."""
-    return axis_name in getattr(jax.typeof(x), "vma", ())
+    kind = jax.typeof(x)
+    if manual_axis_type := getattr(kind, "manual_axis_type", None):  # from jax 0.10
+        return axis_name in manual_axis_type.varying
+    return axis_name in getattr(kind, "vma", ())

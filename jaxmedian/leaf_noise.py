@@ -39,13 +39,21 @@ class LeafNoise(NamedTuple):
         """Draws the words of one worker (a local row number) at ``positions [d]``."""
         if self.slots is None:
             return random_bits.words(self.key_words[worker], positions)
-        return random_bits.words(self.key_words, positions) + self.slots[worker]
+        return self.shared_words(positions) + self.slots[worker]
+
+    def shared_words(self, positions: jax.Array) -> jax.Array:
+        """Draws V, which all workers share; systematic coupling only."""
+        return random_bits.words(self.key_words, positions)
 
     def noisy_row(
         self, worker: int | jax.Array, row: jax.Array, positions: jax.Array
     ) -> jax.Array:
         """Returns g + b xi for one worker's row g ``[d]``, in the noise's dtype."""
-        t = random_bits.centred_uniform(self.words(worker, positions), self.scale.dtype)
+        return self.add_sample(row, self.words(worker, positions))
+
+    def add_sample(self, row: jax.Array, words: jax.Array) -> jax.Array:
+        """Returns g + b xi for the words that stand for xi."""
+        t = random_bits.centred_uniform(words, self.scale.dtype)
         return row.astype(self.scale.dtype) + self.scale * self.law.sample(t)
 
     def signed_row(

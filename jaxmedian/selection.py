@@ -1,27 +1,54 @@
 """The median over workers, coordinate by coordinate, from whole rows.
 
-`jnp.median` sorts along the worker axis, one coordinate at a time. Here a sorting
-network runs over rows instead: each comparator is one elementwise minimum and maximum
-of two rows of coordinates, and comparators whose result never reaches the middle are
-left out. Values are compared as integers in the order -inf < ... < -0.0 < 0.0 < ... <
-inf, NaN counting as +inf, which is a total order and the same on every device.
+    median_j = median_i(g_ij + b xi_ij)
+
+`jnp.median` sorts along the worker axis, one coordinate at a time. Here whole rows of
+order keys (`jaxmedian.order_keys`) are selected from: by a network of comparators for
+up to about a hundred workers (`jaxmedian.networks`), by bisection on the bits beyond
+(`jaxmedian.bisection`). The two agree bit for bit; `_plan` says which and why.
 
 Only ranks are decided here; ties do not matter to a median. Noise is drawn by
 `jaxmedian.leaf_noise`, collectives are `jaxmedian.collectives`' alone.
 """
 
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable
+from functools import partial, reduce
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmedian import random_bits
+from jaxmedian import bisection, networks, random_bits
 from jaxmedian.leaf_noise import LeafNoise
+from jaxmedian.order_keys import from_order_keys, to_order_keys
+from jaxmedian.precision import working_dtype
 
 EVEN_RULES = ("midpoint", "lower", "upper")
-_INTEGER = {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}  # by bytes of the float type
+
+_NETWORK_ROWS = 112
+_FUSED_NOISE_ROWS = 15
+_CPU_TILE = 2**20
+_DEVICE_TILE = 2**26
+
+
+class _Plan(NamedTuple):
+    """How the rows are selected from.
+
+    Attributes:
+      network: by a network, else by bisection.
+      tiled: tile by tile of coordinates, each tile written to a buffer of keys
+        ``[M, tile]`` first, else in one expression over the rows as they are.
+    """
+
+    network: bool
+    tiled: bool
+
+
+def _plan(num_workers: int, noisy: bool) -> _Plan:
+    network = num_workers <= _NETWORK_ROWS
+    fused = network and (not noisy or num_workers <= _FUSED_NOISE_ROWS)
+    return _Plan(network=network, tiled=not fused)
 
 
 def median_of_rows(
@@ -44,130 +71,141 @@ def median_of_rows(
     Returns:
       ``[d]``, in the noise's dtype if there is noise, else in that of the rows.
     """
+    plan = _plan(rows.shape[0], noisy=noise is not None)
+    if not plan.tiled:
+        return _fused_median(rows, noise, even, present)
+    median = partial(_tiled_median, rows, noise, even, present, plan.network)
+    return jax.lax.platform_dependent(
+        cpu=lambda: median(keys_per_tile=_CPU_TILE),
+        default=lambda: median(keys_per_tile=_DEVICE_TILE),
+    )
+
+
+def _fused_median(
+    rows: jax.Array, noise: LeafNoise | None, even: str, present: jax.Array | None
+) -> jax.Array:
+    """Leaves it to XLA to melt noise and network into one pass over the rows."""
     positions = random_bits.positions(rows.shape[1])
     values = [
-        rows[i] if noise is None else noise.noisy_row(i, rows[i], positions)
-        for i in range(rows.shape[0])
+        row if noise is None else noise.noisy_row(i, row, positions)
+        for i, row in enumerate(rows)
     ]
-    dtype = values[0].dtype
     keys = [to_order_keys(value) for value in values]
-    if present is None:
-        return _middle(keys, even, dtype)
-    return _middle_of_present(keys, present, even, dtype)
+    if present is not None:
+        fill = _absent_keys(present, keys[0].dtype)
+        keys = [jnp.where(present[i], key, fill[i]) for i, key in enumerate(keys)]
+    select = partial(networks.select, keys)
+    return _middle(select, len(keys), even, present, values[0].dtype)
 
 
-def _middle(keys: list[jax.Array], even: str, dtype: jnp.dtype) -> jax.Array:
-    low, high = (len(keys) - 1) // 2, len(keys) // 2
-    if low == high or even == "lower":
-        return from_order_keys(*select(keys, (low,)), dtype)
-    if even == "upper":
-        return from_order_keys(*select(keys, (high,)), dtype)
-    a, b = (from_order_keys(key, dtype) for key in select(keys, (low, high)))
-    return _midpoint(a, b)
-
-
-def _middle_of_present(
-    keys: list[jax.Array], present: jax.Array, even: str, dtype: jnp.dtype
+def _tiled_median(
+    rows: jax.Array,
+    noise: LeafNoise | None,
+    even: str,
+    present: jax.Array | None,
+    network: bool,
+    keys_per_tile: int,
 ) -> jax.Array:
-    """Takes the middle of those present with a network of fixed ranks.
+    """Goes through tiles of coordinates, so that ``[M, d]`` noise never exists."""
+    num_workers, size = rows.shape
+    positions = random_bits.positions(size)
+    if noise is not None and noise.slots is not None:
+        # Drawn before the loop: in it, XLA would draw them again for each worker.
+        shared_words = noise.shared_words(positions)
 
-    Absent workers are filled in below and above everybody so that the two fixed middle
-    ranks of all M rows fall on the two middle ranks of the n present ones.
+    def median_of_tile(start: jax.Array) -> jax.Array:
+        def tile(of: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(of, start, tile_size, axis=-1)
+
+        values = tile(rows)
+        if noise is not None and noise.slots is not None:
+            words = tile(shared_words)[None] + noise.slots[:, None]
+            values = noise.add_sample(values, words)
+        elif noise is not None:
+            workers = jnp.arange(num_workers)[:, None]
+            values = noise.noisy_row(workers, values, tile(positions)[None])
+        keys = to_order_keys(values)
+        if present is not None:
+            fill = _absent_keys(present, keys.dtype)
+            keys = jnp.where(present[:, None], keys, fill[:, None])
+        select = networks.select if network else bisection.select
+        return _middle(partial(select, keys), num_workers, even, present, values.dtype)
+
+    num_tiles = max(1, -(-size * num_workers // keys_per_tile))
+    tile_size = min(size, -(-size // (64 * num_tiles)) * 64)
+    if tile_size == size:
+        return median_of_tile(jnp.uint32(0))
+    dtype = rows.dtype if noise is None else noise.scale.dtype
+    origins = [rows, present] if noise is None else [rows, present, *noise[1:]]
+    first = [x.reshape(-1)[0].astype(dtype) for x in origins if x is not None]
+    # The loop starts from any value that varies over a mesh as the medians will.
+    anything = jnp.full([tile_size], reduce(jnp.add, first))
+    return _map_tiles(median_of_tile, size, anything)
+
+
+def _map_tiles(
+    median_of_tile: Callable[[jax.Array], jax.Array], size: int, anything: jax.Array
+) -> jax.Array:
+    """Joins the tiles; the last one begins early where the size is no multiple.
+
+    A tile is stored a step after it was computed, since XLA on CPU keeps one thread for
+    what it computes and stores at once.
     """
-    num_workers = len(keys)
-    num_present = jnp.sum(present, dtype=jnp.int32)
-    low = (num_workers - 1) // 2
-    num_below = low - (num_present - 1) // 2  # 0 <= num_below <= M - n
-    place = jnp.cumsum(~present, dtype=jnp.int32) - 1  # among the absent
-    limits = jnp.iinfo(keys[0].dtype)
-    fill = jnp.where(
-        place < num_below,
-        np.asarray(limits.min, keys[0].dtype),
-        np.asarray(limits.max, keys[0].dtype),
-    )
-    filled = [jnp.where(present[i], key, fill[i]) for i, key in enumerate(keys)]
-    ranks = (low, min(low + 1, num_workers - 1))
-    a, b = (from_order_keys(key, dtype) for key in select(filled, ranks))
-    is_even = num_present % 2 == 0
+    tile_size = anything.shape[0]
+    num_tiles = -(-size // tile_size)
+    starts = np.minimum(np.arange(num_tiles) * tile_size, size - tile_size)
+
+    def step(previous: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return median_of_tile(start), previous
+
+    last, medians = jax.lax.scan(step, anything, jnp.asarray(starts, jnp.uint32))
+    overlap = num_tiles * tile_size - size
+    return jnp.concatenate([medians[1:].reshape(-1), last[overlap:]])
+
+
+def _middle(
+    select: Callable[[tuple[int, ...]], list[jax.Array]],
+    num_workers: int,
+    even: str,
+    present: jax.Array | None,
+    dtype: jnp.dtype,
+) -> jax.Array:
+    """Selects the middle of the rows, or of those present if the absent are filled."""
+    low, high = (num_workers - 1) // 2, num_workers // 2
+    if present is None and (low == high or even != "midpoint"):
+        rank = high if even == "upper" else low
+        return from_order_keys(select((rank,))[0], dtype)
+    if present is not None:
+        high = min(low + 1, num_workers - 1)
+    ranks = (low, high) if high > low else (low,)
+    middle = [from_order_keys(key, dtype) for key in select(ranks)]
+    a, b = middle[0], middle[-1]
     if even == "midpoint":
         b = _midpoint(a, b)
-    middle = a if even == "lower" else jnp.where(is_even, b, a)
-    return jnp.where(num_present > 0, middle, np.asarray(0, dtype))
+    if present is None:
+        return b
+    num_present = jnp.sum(present, dtype=jnp.int32)
+    median = a if even == "lower" else jnp.where(num_present % 2 == 0, b, a)
+    return jnp.where(num_present > 0, median, np.asarray(0, dtype))
+
+
+def _absent_keys(present: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Returns keys ``[M]`` to fill in for the absent, below and above everybody.
+
+    As many go below as it takes for the two fixed middle ranks of all M rows to fall on
+    the two middle ranks of the n present ones, so one selection serves every mask.
+    """
+    num_below = (present.shape[0] - 1) // 2 - (
+        jnp.sum(present, dtype=jnp.int32) - 1
+    ) // 2  # 0 <= num_below <= M - n
+    place = jnp.cumsum(~present, dtype=jnp.int32) - 1  # among the absent
+    limits = jnp.iinfo(dtype)
+    lowest, largest = np.asarray(limits.min, dtype), np.asarray(limits.max, dtype)
+    return jnp.where(place < num_below, lowest, largest)
 
 
 def _midpoint(a: jax.Array, b: jax.Array) -> jax.Array:
-    wide = jnp.promote_types(a.dtype, jnp.float32)
+    # Not a / 2 + b / 2: XLA would factor the half out, and a + b may overflow.
+    wide = working_dtype(a.dtype)
     half = np.asarray(0.5, wide)
-    return (a.astype(wide) * half + b.astype(wide) * half).astype(a.dtype)
-
-
-# --- order ----------------------------------------------------------------------------
-
-
-def to_order_keys(values: jax.Array) -> jax.Array:
-    """Maps floats to signed integers of the same order, NaN to that of +inf.
-
-    The bits of a non-negative float, read as an integer, already rise with it; those of
-    a negative float fall, which flipping all bits but the sign mends.
-    """
-    values = jnp.where(jnp.isnan(values), np.asarray(np.inf, values.dtype), values)
-    bits = jax.lax.bitcast_convert_type(values, _INTEGER[values.dtype.itemsize])
-    return _flip_negative(bits)
-
-
-def from_order_keys(keys: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Inverts `to_order_keys` (up to the NaNs)."""
-    return jax.lax.bitcast_convert_type(_flip_negative(keys), dtype)
-
-
-def _flip_negative(bits: jax.Array) -> jax.Array:
-    width = np.asarray(bits.dtype.itemsize * 8 - 1, bits.dtype)
-    all_but_sign = np.asarray(jnp.iinfo(bits.dtype).max, bits.dtype)
-    return bits ^ ((bits >> width) & all_but_sign)
-
-
-# --- networks -------------------------------------------------------------------------
-
-
-def select(rows: Sequence[jax.Array], ranks: tuple[int, ...]) -> list[jax.Array]:
-    """Returns the rows of the given ranks (0 the smallest) of an elementwise sort."""
-    wires = list(rows)
-    for i, j in comparators(len(wires), ranks):
-        low, high = jnp.minimum(wires[i], wires[j]), jnp.maximum(wires[i], wires[j])
-        wires[i], wires[j] = low, high
-    return [wires[rank] for rank in ranks]
-
-
-@lru_cache
-def comparators(num_rows: int, ranks: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-    """Lists the comparators of a sorting network that the given ranks depend on.
-
-    Batcher's merge exchange (Knuth, The Art of Computer Programming 3, 5.2.2 M) sorts n
-    rows with about n log2(n)^2 / 4 comparators (i, j), i < j, each of which leaves the
-    smaller value at i. Walking back from the wanted outputs drops the others.
-
-    >>> [len(comparators(n, (n // 2,))) for n in (3, 5, 11, 101)]
-    [3, 8, 31, 903]
-    """
-    needed = set(ranks)
-    kept = []
-    for i, j in reversed(list(_merge_exchange(num_rows))):
-        if i in needed or j in needed:
-            needed.update((i, j))
-            kept.append((i, j))
-    return tuple(reversed(kept))
-
-
-def _merge_exchange(num_rows: int) -> Iterator[tuple[int, int]]:
-    top = 1 << max(num_rows - 1, 1).bit_length() - 1
-    p = top
-    while p > 0:
-        q, r, distance = top, 0, p
-        while True:
-            for i in range(num_rows - distance):
-                if i & p == r:
-                    yield i, i + distance
-            if q == p:
-                break
-            distance, q, r = q - p, q // 2, p
-        p //= 2
+    return (a.astype(wide) * half - b.astype(wide) * -half).astype(a.dtype)

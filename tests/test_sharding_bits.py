@@ -244,6 +244,26 @@ def test_worker_grads_inside_shard_map_are_not_summed(check_vma, worker_chunk):
         np.testing.assert_allclose(got, np.stack(expected), atol=1e-5)
 
 
+def test_worker_grads_takes_parameters_that_already_differ_between_devices():
+    """As in local steps: each device has its own copy, sharded over the workers."""
+    params, batch = problem()
+    copies = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
+
+    def grads_fn(copies, batch):
+        own = jax.tree.map(lambda leaf: leaf[0], copies)
+        return jm.worker_grads(loss_fn, axis_name=WORKERS)(own, batch)
+
+    on_mesh = spread(grads_fn, 2, (P(WORKERS), P(WORKERS)), P(WORKERS))
+    got = on_mesh(copies, batch)
+    for device in range(2):
+        rows = slice(4 * device, 4 * device + 4)
+        own = jax.tree.map(lambda leaf, at=device: leaf[at], copies)
+        block = jax.tree.map(lambda leaf, at=rows: leaf[at], batch)
+        expected = jm.worker_grads(loss_fn)(own, block)
+        for name in expected:
+            np.testing.assert_allclose(got[name][rows], expected[name], atol=1e-5)
+
+
 def trained(num_devices, worker_chunk, num_steps=4, axis_name=WORKERS):
     """Parameters after a few noisy steps, and the losses along the way."""
     params, batch = problem(num_workers=4)

@@ -179,7 +179,6 @@ def test_missing_packages_say_what_to_install(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.experiments
 @pytest.mark.parametrize(
     ("load", "package", "size", "test_size", "pixels", "brightest"),
     [
@@ -225,7 +224,6 @@ def test_the_packaged_digits(
     assert rows(first) == rows(other_seed) == rows(everything)
 
 
-@pytest.mark.experiments
 def test_labels_belong_to_their_images(tmp_path):
     """The nearest class mean tells most digits: images and labels were not shuffled."""
     pytest.importorskip("sklearn")
