@@ -34,8 +34,8 @@ def as_threefry_key(key: Key) -> jax.Array:
     """Returns the typed Threefry key that stands for ``key``.
 
     Args:
-      key: a typed key, a legacy ``uint32`` key, or an int (a seed). Keys of another
-        implementation are hashed into a Threefry key, word by word.
+      key: a typed key, a legacy ``uint32`` key, or an int (a seed), traced or not.
+        Keys of another implementation are hashed into a Threefry key, word by word.
 
     Raises:
       TypeError: if it is none of these.
@@ -43,6 +43,8 @@ def as_threefry_key(key: Key) -> jax.Array:
     """
     if isinstance(key, int | np.integer) and not isinstance(key, bool):
         return jax.random.key(int(key), impl="threefry2x32")
+    if isinstance(key, jax.Array) and _is_seed(key):
+        return jax.random.key(key, impl="threefry2x32")
     if not isinstance(key, jax.Array | np.ndarray):
         raise TypeError(
             f"`key` must be a JAX key or an int; got {key!r}. "
@@ -66,6 +68,11 @@ def as_threefry_key(key: Key) -> jax.Array:
     for i in range(2, words.shape[0]):
         threefry_key = jax.random.fold_in(threefry_key, words[i])
     return threefry_key
+
+
+def _is_seed(key: jax.Array) -> bool:
+    """Returns whether an array is an integer scalar, such as a vmapped seed."""
+    return key.ndim == 0 and bool(jnp.issubdtype(key.dtype, jnp.integer))
 
 
 def init_state(rng_key: jax.Array) -> KeyState:

@@ -75,7 +75,10 @@ def survey(
     """
     leaves = jax.tree_util.tree_leaves_with_path(updates)
     if not leaves:
-        raise ValueError(f"`{transform}` was given updates without any array.")
+        raise ValueError(
+            f"`{transform}` was given updates without any array. With `optax.masked` "
+            "or `optax.partition`, does a mask or label match no parameter?"
+        )
     for path, leaf in leaves:
         if not jnp.issubdtype(_dtype(leaf), jnp.floating):
             raise TypeError(

@@ -142,7 +142,7 @@ def _slabs(rows: jax.Array) -> Sequence[tuple[jax.Array, np.ndarray]]:
       the last slab begins early where the number of rows is no multiple.
     """
     num_rows = rows.shape[0]
-    size = min(16 * -(-num_rows // 512), num_rows)
+    size = min(16 * -(-num_rows // 1024), num_rows)
     starts = [min(i, num_rows - size) for i in range(0, num_rows, size)]
     ends = [0, *(start + size for start in starts)]
     return [

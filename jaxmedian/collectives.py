@@ -101,7 +101,8 @@ def vary(tree: Any, axis_name: AxisName | None) -> Any:
 
 
 def _vary(x: jax.Array, axis_name: AxisName) -> jax.Array:
-    if _varies(x, axis_name):
+    is_manual = axis_name in jax.sharding.get_abstract_mesh().manual_axes
+    if _varies(x, axis_name) or not is_manual:  # the axis of a vmap tracks nothing
         return x
     if pvary := getattr(jax.lax, "pvary", None):  # jax 0.7 to 0.9
         return pvary(x, axis_name)

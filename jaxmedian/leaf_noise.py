@@ -35,29 +35,47 @@ class LeafNoise(NamedTuple):
     key_words: jax.Array
     slots: jax.Array | None
 
-    def words(self, worker: int | jax.Array, positions: jax.Array) -> jax.Array:
-        """Draws the words of one worker (a local row number) at ``positions [d]``."""
+    def words(
+        self,
+        worker: int | jax.Array,
+        positions: jax.Array,
+        shared: jax.Array | None = None,
+    ) -> jax.Array:
+        """Draws the words of one worker (a local row number) at ``positions [d]``.
+
+        ``shared`` is `shared_words` of the positions, where a loop over workers has
+        drawn them before it began.
+        """
         if self.slots is None:
             return random_bits.words(self.key_words[worker], positions)
-        return self.shared_words(positions) + self.slots[worker]
+        if shared is None:
+            shared = self.shared_words(positions)
+        return shared + self.slots[worker]
 
-    def shared_words(self, positions: jax.Array) -> jax.Array:
-        """Draws V, which all workers share; systematic coupling only."""
+    def shared_words(self, positions: jax.Array) -> jax.Array | None:
+        """Draws V, which all workers share; None if they share none."""
+        if self.slots is None:
+            return None
         return random_bits.words(self.key_words, positions)
 
     def noisy_row(
-        self, worker: int | jax.Array, row: jax.Array, positions: jax.Array
+        self,
+        worker: int | jax.Array,
+        row: jax.Array,
+        positions: jax.Array,
+        shared: jax.Array | None = None,
     ) -> jax.Array:
         """Returns g + b xi for one worker's row g ``[d]``, in the noise's dtype."""
-        return self.add_sample(row, self.words(worker, positions))
-
-    def add_sample(self, row: jax.Array, words: jax.Array) -> jax.Array:
-        """Returns g + b xi for the words that stand for xi."""
+        words = self.words(worker, positions, shared)
         t = random_bits.centred_uniform(words, self.scale.dtype)
         return row.astype(self.scale.dtype) + self.scale * self.law.sample(t)
 
     def signed_row(
-        self, worker: int | jax.Array, row: jax.Array, positions: jax.Array
+        self,
+        worker: int | jax.Array,
+        row: jax.Array,
+        positions: jax.Array,
+        shared: jax.Array | None = None,
     ) -> jax.Array:
         """Returns some number with the sign of g + b xi, at the price of one CDF.
 
@@ -69,8 +87,9 @@ class LeafNoise(NamedTuple):
         """
         dtype = self.scale.dtype
         if self.law is UNIFORM or dtype == jnp.float64:  # the sample itself is as cheap
-            return self.noisy_row(worker, row, positions)
-        t = random_bits.centred_uniform(self.words(worker, positions), dtype)
+            return self.noisy_row(worker, row, positions, shared)
+        words = self.words(worker, positions, shared)
+        t = random_bits.centred_uniform(words, dtype)
         g = row.astype(dtype)
         side = jnp.where(g < 0, np.asarray(-1, dtype), np.asarray(1, dtype))
         magnitude = jnp.abs(g) * (1 / self.scale)

@@ -27,7 +27,8 @@ from jaxmedian.precision import working_dtype
 EVEN_RULES = ("midpoint", "lower", "upper")
 
 _NETWORK_ROWS = 112
-_FUSED_NOISE_ROWS = 15
+_FUSED_SYSTEMATIC_ROWS = 32
+_FUSED_INDEPENDENT_ROWS = 15
 _CPU_TILE = 2**20
 _DEVICE_TILE = 2**26
 
@@ -45,10 +46,15 @@ class _Plan(NamedTuple):
     tiled: bool
 
 
-def _plan(num_workers: int, noisy: bool) -> _Plan:
+def _plan(num_workers: int, noise: LeafNoise | None) -> _Plan:
     network = num_workers <= _NETWORK_ROWS
-    fused = network and (not noisy or num_workers <= _FUSED_NOISE_ROWS)
-    return _Plan(network=network, tiled=not fused)
+    if noise is None:
+        fused_rows = _NETWORK_ROWS
+    elif noise.slots is None:
+        fused_rows = _FUSED_INDEPENDENT_ROWS
+    else:
+        fused_rows = _FUSED_SYSTEMATIC_ROWS
+    return _Plan(network=network, tiled=num_workers > fused_rows)
 
 
 def median_of_rows(
@@ -71,7 +77,7 @@ def median_of_rows(
     Returns:
       ``[d]``, in the noise's dtype if there is noise, else in that of the rows.
     """
-    plan = _plan(rows.shape[0], noisy=noise is not None)
+    plan = _plan(rows.shape[0], noise)
     if not plan.tiled:
         return _fused_median(rows, noise, even, present)
     median = partial(_tiled_median, rows, noise, even, present, plan.network)
@@ -109,21 +115,18 @@ def _tiled_median(
     """Goes through tiles of coordinates, so that ``[M, d]`` noise never exists."""
     num_workers, size = rows.shape
     positions = random_bits.positions(size)
-    if noise is not None and noise.slots is not None:
-        # Drawn before the loop: in it, XLA would draw them again for each worker.
-        shared_words = noise.shared_words(positions)
+    # Drawn before the loop, since in it XLA would draw them again for each worker.
+    shared_words = None if noise is None else noise.shared_words(positions)
 
     def median_of_tile(start: jax.Array) -> jax.Array:
-        def tile(of: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_slice_in_dim(of, start, tile_size, axis=-1)
+        def tile(x: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(x, start, tile_size, axis=-1)
 
         values = tile(rows)
-        if noise is not None and noise.slots is not None:
-            words = tile(shared_words)[None] + noise.slots[:, None]
-            values = noise.add_sample(values, words)
-        elif noise is not None:
+        if noise is not None:
             workers = jnp.arange(num_workers)[:, None]
-            values = noise.noisy_row(workers, values, tile(positions)[None])
+            shared = None if shared_words is None else tile(shared_words)[None]
+            values = noise.noisy_row(workers, values, tile(positions)[None], shared)
         keys = to_order_keys(values)
         if present is not None:
             fill = _absent_keys(present, keys.dtype)

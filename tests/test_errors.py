@@ -132,7 +132,7 @@ def test_a_key_without_use_is_refused():
 
 
 @pytest.mark.parametrize(
-    "key", [0.5, "0", True, [0, 1], np.float32([0, 1]), jnp.int32(0)]
+    "key", [0.5, "0", True, [0, 1], np.float32([0, 1]), jnp.float32(0)]
 )
 def test_what_is_no_key_is_refused(key):
     with pytest.raises(TypeError, match="`key` must be a JAX key or an int; got"):

@@ -188,3 +188,10 @@ def test_keys_may_be_traced():
     for key, row in zip(keys, votes, strict=True):
         np.testing.assert_array_equal(row, jax.jit(vote)(key))
     assert (votes[0] != votes[1]).any()
+
+
+def test_a_traced_seed_gives_the_draws_of_the_same_int():
+    noise, x = jm.noise.gaussian(1.0), jnp.ones((3, 4))
+    many = jax.vmap(lambda seed: jm.perturbed_median(x, noise, seed))(jnp.arange(3))
+    one = jax.jit(lambda: jm.perturbed_median(x, noise, 2))()
+    np.testing.assert_allclose(many[2], one, rtol=1e-6)

@@ -16,11 +16,12 @@ ratios are what to quote. summary.json names the device.
 import dataclasses
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.benchmark import kernels, training
+import jaxmedian as jm
+from experiments.benchmark import kernels, training, trees
 from experiments.benchmark.timing import Timing, take_turns
 from experiments.common.claims import Claim
 from experiments.common.plots import panels
@@ -40,6 +41,7 @@ class Config:
       only: substring of the works to time; all by default.
       step_workers: M of the whole training steps.
       step_batches: batch sizes of the whole training steps.
+      trees: whether to compile whole models too.
       seed: of the data.
     """
 
@@ -51,13 +53,19 @@ class Config:
     only: str = ""
     step_workers: tuple[int, ...] = (10, 51)
     step_batches: tuple[int, ...] = (32, 400)
+    trees: bool = True
     seed: int = 0
 
 
 PRESETS = {
     "quick": Config(workers=(11, 51), sizes=(100_000,), step_batches=(32,)),
     "tiny": Config(
-        workers=(3,), sizes=(1000,), turns=1, step_workers=(2,), step_batches=(4,)
+        workers=(3,),
+        sizes=(1000,),
+        turns=1,
+        step_workers=(2,),
+        step_batches=(4,),
+        trees=False,
     ),
 }
 
@@ -74,11 +82,12 @@ def run(config: Config) -> Result:
     for num_workers in config.step_workers:
         for batch_size in config.step_batches:
             rows += _time_steps(config, num_workers, batch_size)
-    return Result({}, tuple(_claims(rows)), {"rows": rows})
+    claims = [*_speed_claims(rows), *_tree_claims(config)]
+    return Result({}, tuple(claims), {"rows": rows})
 
 
 def _time_kernels(config: Config, x: np.ndarray) -> list[dict[str, Any]]:
-    read_limit = kernels.read_limit(jax.numpy.asarray(x))
+    read_limit = kernels.read_limit(jnp.asarray(x))
     rows = []
     for work in kernels.works(x, config.only):
         candidates = {"read limit": read_limit, **work.ours, **work.peers}
@@ -145,7 +154,7 @@ _LEAST = {
 }
 
 
-def _claims(rows: list[dict[str, Any]]) -> list[Claim]:
+def _speed_claims(rows: list[dict[str, Any]]) -> list[Claim]:
     claims = []
     for work, least in _LEAST.items():
         for num_workers, times in least.items():
@@ -166,6 +175,47 @@ def _claims(rows: list[dict[str, Any]]) -> list[Claim]:
                         bool(found[0] >= times),
                     )
                 )
+    return claims
+
+
+def _tree_claims(config: Config) -> list[Claim]:
+    """Compiles whole models; what must hold is stated in each claim."""
+    if not config.trees:
+        return []
+    noise = jm.noise.gaussian(0.1)
+    vote, median = jm.noisy_sign_sgd(0.1, noise, 0), jm.noisy_median_sgd(0.1, noise, 0)
+    claims = []
+    for name, optimizer in (("vote", vote), ("median", median)):
+        shapes = trees.resnet20_shapes()
+        cost = trees.cost_of_step(shapes, jnp.float32, 31, optimizer, None)
+        claims.append(
+            Claim(
+                f"ResNet-20, M = 31, noisy {name}: step compiled within 40 s",
+                "-",
+                f"{cost.compile_seconds:.1f} s",
+                cost.compile_seconds <= 40,
+            )
+        )
+    cost = trees.cost_of_step(trees.gpt2_shapes(), jnp.bfloat16, 8, vote, 1)
+    claims.append(
+        Claim(
+            "GPT-2 small in bfloat16, M = 8, worker_chunk = 1, noisy vote: compiled "
+            "within 60 s, to run in parameters + one gradient + tally + 10 %",
+            "-",
+            f"{cost.compile_seconds:.1f} s, {cost.peak_mib:.0f} of "
+            f"{cost.bound_mib:.0f} MiB",
+            cost.compile_seconds <= 60 and cost.peak_mib <= cost.bound_mib,
+        )
+    )
+    peak = trees.streamed_peak_mib(1001, 1_000_000, worker_chunk=16)
+    claims.append(
+        Claim(
+            "M = 1001, d = 1,000,000, worker_chunk = 16, noisy vote: below 600 MiB",
+            "-",
+            f"{peak:.0f} MiB",
+            peak < 600,
+        )
+    )
     return claims
 
 

@@ -39,7 +39,7 @@ def take_turns(
       turns: the most turns a candidate takes, after one that is not counted.
       budget: seconds after which a candidate takes no further turn.
     """
-    peaks = {name: _peak_mib(run) for name, run in candidates.items()}  # and warm up
+    peaks = {name: peak_mib(run) for name, run in candidates.items()}  # and warm up
     spent: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(turns):
         for name, run in candidates.items():
@@ -54,8 +54,8 @@ def take_turns(
     }
 
 
-def _peak_mib(run: Callable[[], object]) -> float:
-    """Runs once; returns the peak of resident memory above that before."""
+def peak_mib(run: Callable[[], object]) -> float:
+    """Runs once; returns the peak of resident memory above that before, in MiB."""
     try:
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before = _status("VmRSS")
