@@ -8,7 +8,6 @@ bits costs 32 counts of all rows however many there are, and since each count re
 byte a number, the rows of a cache-sized tile of coordinates stay in cache throughout.
 """
 
-from collections.abc import Sequence
 from functools import reduce
 
 import jax
@@ -120,7 +119,7 @@ def _count_below(digits: jax.Array, limit: jax.Array, dtype: jnp.dtype) -> jax.A
         ((slab < limit[None]) & is_new).astype(jnp.int8)
         for slab, is_new in _slabs(digits)
     ]
-    tallies = list(reduce(jnp.add, votes))  # at most SLABS each
+    tallies: jax.Array = reduce(jnp.add, votes)  # at most 64 each
     return reduce(jnp.add, [tally.astype(dtype) for tally in tallies])
 
 
@@ -128,11 +127,12 @@ def _next_value(keys: jax.Array, value: jax.Array) -> jax.Array:
     """Returns the least key above the value, or the largest key there can be."""
     largest = np.asarray(jnp.iinfo(keys.dtype).max, keys.dtype)
     above = [jnp.where(slab > value[None], slab, largest) for slab, _ in _slabs(keys)]
-    return reduce(jnp.minimum, list(reduce(jnp.minimum, above)))
+    least_above: jax.Array = reduce(jnp.minimum, above)
+    return reduce(jnp.minimum, list(least_above))
 
 
-def _slabs(rows: jax.Array) -> Sequence[tuple[jax.Array, np.ndarray]]:
-    """Cuts the rows into up to 32 slabs of 16 rows or more.
+def _slabs(rows: jax.Array) -> list[tuple[jax.Array, np.ndarray]]:
+    """Cuts the rows into up to 64 slabs of 16 rows or more.
 
     Of fewer, and XLA would join both steps of a reduction in one expression again (it
     copies an operand into an expression up to 15 times).

@@ -49,7 +49,7 @@ class LeafNoise(NamedTuple):
         if self.slots is None:
             return random_bits.words(self.key_words[worker], positions)
         if shared is None:
-            shared = self.shared_words(positions)
+            shared = random_bits.words(self.key_words, positions)
         return shared + self.slots[worker]
 
     def shared_words(self, positions: jax.Array) -> jax.Array | None:
