@@ -182,7 +182,7 @@ def installed_torch() -> Any:
 
 def _byzfl() -> Any:
     try:
-        from byzfl import Median  # type: ignore[import-untyped]
+        from byzfl import Median
     except ImportError:
         return None
     return Median()
