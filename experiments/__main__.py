@@ -41,11 +41,13 @@ def main(arguments: list[str]) -> int:
 
 def _run(experiment: ModuleType, name: str, options: list[str]) -> int:
     from experiments.common.claims import all_hold, print_table
+    from experiments.common.plots import look
     from experiments.common.results import save
 
     config, out = _parse(experiment, name, options)
     result = experiment.run(config)
-    save(out, config, result, experiment.plot(result))
+    with look():
+        save(out, config, result, experiment.plot(result))
     print_table(result.claims)
     print(f"Wrote config.json, metrics.csv, summary.json and figure.png to {out}/")
     return 0 if all_hold(result.claims) else 1

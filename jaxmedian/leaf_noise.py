@@ -88,12 +88,13 @@ class LeafNoise(NamedTuple):
         dtype = self.scale.dtype
         if self.law is UNIFORM or dtype == jnp.float64:  # the sample itself is as cheap
             return self.noisy_row(worker, row, positions, shared)
-        words = self.words(worker, positions, shared)
-        t = random_bits.centred_uniform(words, dtype)
         g = row.astype(dtype)
-        side = jnp.where(g < 0, np.asarray(-1, dtype), np.asarray(1, dtype))
-        magnitude = jnp.abs(g) * (1 / self.scale)
-        return side * ((1 + side * t) - self.law.tail(magnitude))
+        is_negative = g < 0
+        words = self.words(worker, positions, shared)
+        turned = jnp.where(is_negative, ~words, words)
+        tail = self.law.tail(jnp.abs(g) * (1 / self.scale))
+        surplus = random_bits.rising_uniform(turned, dtype) - tail
+        return jnp.where(is_negative, -surplus, surplus)
 
 
 def systematic_slots(ranks: jax.Array, num_slots: jax.Array) -> jax.Array:

@@ -75,6 +75,15 @@ def centred_uniform(word: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return odd.astype(dtype) * np.asarray(2.0**-23, dtype)
 
 
+def rising_uniform(word: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Maps words to 1 + t = ((word >> 9) + 1/2) 2^-22 in (0, 2), as exactly.
+
+    All bits of the word flipped, it is 1 - t.
+    """
+    steps = (word >> np.uint32(9)).astype(jnp.int32).astype(dtype)
+    return (steps + np.asarray(0.5, dtype)) * np.asarray(2.0**-22, dtype)
+
+
 def fair_bit(word: jax.Array) -> jax.Array:
     """Maps words to fair votes, int32: +1 where the top bit is set, else -1."""
     return jnp.where(word >> np.uint32(31) == 1, np.int32(1), np.int32(-1))

@@ -1,6 +1,7 @@
 """One look for all figures."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import matplotlib
@@ -8,16 +9,19 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-matplotlib.rcParams.update(
-    {
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.titlelocation": "left",
-        "legend.frameon": False,
-        "lines.linewidth": 1.4,
-    }
-)
+_LOOK = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+}
+
+
+def look() -> AbstractContextManager[None]:
+    """Returns the context in which figures of one look are drawn."""
+    return matplotlib.rc_context(_LOOK)
 
 
 def panels(number: int) -> tuple[Figure, list[Axes]]:
