@@ -68,7 +68,7 @@ class LeafNoise(NamedTuple):
         """Returns g + b xi for one worker's row g ``[d]``, in the noise's dtype."""
         words = self.words(worker, positions, shared)
         t = random_bits.centred_uniform(words, self.scale.dtype)
-        return row.astype(self.scale.dtype) + self.scale * self.law.sample(t)
+        return row.astype(self.scale.dtype) + self._hidden_scale() * self.law.sample(t)
 
     def signed_row(
         self,
@@ -92,9 +92,17 @@ class LeafNoise(NamedTuple):
         is_negative = g < 0
         words = self.words(worker, positions, shared)
         turned = jnp.where(is_negative, ~words, words)
-        tail = self.law.tail(jnp.abs(g) * (1 / self.scale))
+        tail = self.law.tail(jnp.abs(g) * (1 / self._hidden_scale()))
         surplus = random_bits.rising_uniform(turned, dtype) - tail
         return jnp.where(is_negative, -surplus, surplus)
+
+    def _hidden_scale(self) -> jax.Array:
+        """Keeps XLA from seeing a constant scale.
+
+        It would multiply it with the constants of some laws, in some programs and not
+        in others, and the last bits would differ between one device and a mesh.
+        """
+        return jax.lax.optimization_barrier(self.scale)
 
 
 def systematic_slots(ranks: jax.Array, num_slots: jax.Array) -> jax.Array:

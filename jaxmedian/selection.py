@@ -26,9 +26,33 @@ from jaxmedian.precision import working_dtype
 
 EVEN_RULES = ("midpoint", "lower", "upper")
 
+# What decides between the plans: nanoseconds a number (and seconds to compile) of
+#
+#      M   no noise                systematic uniform      independent Gaussian
+#     11   fused      .09  (0.1)   fused       .22 (0.2)   fused      1.19 (0.5)
+#     15   fused      .09  (0.1)   fused       .20 (0.4)   fused      1.30 (0.7)
+#     16   fused      .10  (0.1)   fused       .20 (0.3)   network    1.61 (0.3)
+#     31   fused      .13  (0.1)   fused       .19 (0.5)   network    1.63 (0.4)
+#     51   fused      .19  (0.3)   network     .39 (0.4)   network    1.64 (0.5)
+#    101   fused      .39  (1.0)   network     .52 (0.9)   network    1.84 (1.1)
+#    112   fused      .45  (1.1)   network     .52 (1.0)   network    2.2  (1.1)
+#    113   bisection 1.40  (0.5)   bisection  1.46 (0.4)   bisection  3.1  (0.7)
+#    255   bisection 1.23  (0.7)   bisection  1.27 (0.5)   bisection  2.6  (0.7)
+#  1,001   bisection 1.29  (0.6)   bisection  1.22 (0.5)   bisection  2.6  (0.7)
+#
+# float32, d = 10^6 (M = 1,001: 10^5), jitted, 2 CPU cores (AVX-512), medians of 7;
+# `python -m experiments benchmark` measures them again. A network of 160 rows still
+# ran at .9 but compiled for 5 s; fused, 51 rows of systematic Gaussian noise compiled
+# for 2.4 s and 63 of independent noise for 45 s.
 _NETWORK_ROWS = 112
 _FUSED_SYSTEMATIC_ROWS = 32
+# XLA on CPU copies what makes the keys into each use of them, noise and all, unless
+# there are 16 uses or more: then the tile's keys are stored. So no tiles below 16 rows.
 _FUSED_INDEPENDENT_ROWS = 15
+
+# Keys a tile. On CPU a tile of 4 MB stays in the second-level caches through all passes
+# over it, and is large enough for XLA to share each between the cores (of 2^17 to 2^21
+# none differed by more than a tenth). A GPU or TPU wants few, large kernels.
 _CPU_TILE = 2**20
 _DEVICE_TILE = 2**26
 
@@ -47,6 +71,7 @@ class _Plan(NamedTuple):
 
 
 def _plan(num_workers: int, noise: LeafNoise | None) -> _Plan:
+    """Decides how the rows are selected from; see the table above."""
     network = num_workers <= _NETWORK_ROWS
     if noise is None:
         fused_rows = _NETWORK_ROWS

@@ -8,7 +8,7 @@ over a leading axis many times slower. What a worker without a sign counts (0, -
 NaN), and how a tally ends, is the table of votes of `jaxmedian.ballots`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 
 import jax
@@ -22,7 +22,9 @@ Vote = Callable[[int | jax.Array], jax.Array]  # worker -> int32 votes [d]
 
 # Rows a loop step. In one expression, independent noise of 60 workers takes a minute to
 # compile, and 101 rows of 10^6 numbers take 36 ms to add; by eights, 16 (2 CPU cores).
+# Words of their own for each row are as fast by fours, and compile in half the time.
 _BLOCK = 8
+_BLOCK_WITH_WORDS = 4
 _ABSTAINED = np.int32(2**16)  # fewer than 2^15 votes of +1 and -1 cannot hide it
 
 
@@ -65,31 +67,35 @@ def count_votes(
         words = random_bits.words(zero_keys[worker], positions)
         return vote(worker, random_bits.fair_bit(words))
 
+    has_words = noise is not None and shared_words is None
+    block_size = _BLOCK_WITH_WORDS if has_words else _BLOCK
     if ties != "random":
         unsigned = np.int32(ties == "positive")
-        return _add_up(lambda worker: vote(worker, unsigned), num_workers)
+        return _add_up(lambda i: vote(i, unsigned), num_workers, block_size)
+
+    def count_with_bits() -> jax.Array:
+        return _add_up(vote_or_draw, num_workers, _BLOCK_WITH_WORDS)
+
     if num_workers >= _ABSTAINED // 2:
-        return _add_up(vote_or_draw, num_workers)
+        return count_with_bits()
     # Bits cost more than votes, and most leaves need none: count those without a sign
     # along with the votes, and start again with bits if there are any.
-    tally = _add_up(lambda worker: vote(worker, _ABSTAINED), num_workers)
-    return jax.lax.cond(
-        jnp.any(tally > np.int32(num_workers)),
-        lambda: _add_up(vote_or_draw, num_workers),
-        lambda: tally,
-    )
+    tally = _add_up(lambda i: vote(i, _ABSTAINED), num_workers, block_size)
+    somebody_abstained = jnp.any(tally > np.int32(num_workers))
+    return jax.lax.cond(somebody_abstained, count_with_bits, lambda: tally)
 
 
-def _add_up(vote: Vote, num_workers: int) -> jax.Array:
-    """Adds the votes of all workers, a block a loop step."""
+def _add_up(vote: Vote, num_workers: int, block_size: int) -> jax.Array:
+    """Adds the votes of all workers, a block of them a loop step."""
 
-    def add(workers: list[int] | list[jax.Array], tally: jax.Array) -> jax.Array:
+    def add(workers: Sequence[int | jax.Array], tally: jax.Array) -> jax.Array:
         return reduce(jnp.add, (vote(worker) for worker in workers), tally)
 
     def add_block(block: jax.Array, tally: jax.Array) -> jax.Array:
-        return add([first + block * _BLOCK + i for i in range(_BLOCK)], tally)
+        start = first + block * block_size
+        return add([start + i for i in range(block_size)], tally)
 
-    first = num_workers % _BLOCK or min(_BLOCK, num_workers)
-    tally = add(list(range(1, first)), vote(0))
-    num_blocks = (num_workers - first) // _BLOCK
+    first = num_workers % block_size or min(block_size, num_workers)
+    tally = add(range(1, first), vote(0))
+    num_blocks = (num_workers - first) // block_size
     return jax.lax.fori_loop(0, num_blocks, add_block, tally) if num_blocks else tally

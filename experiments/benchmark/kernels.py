@@ -42,8 +42,8 @@ def read_limit(x: jax.Array) -> Run:
     return compiled(lambda x: averaging.sum_of_rows(x, present=None), x)[0]
 
 
-def works(x: np.ndarray, only: str = "") -> list[Work]:
-    """Lists the works on rows ``[M, d]`` whose name contains ``only``."""
+def works(x: np.ndarray, only: tuple[str, ...] = ()) -> list[Work]:
+    """Lists the works on rows ``[M, d]``: those of the names ``only``, or all."""
     on_device = jnp.asarray(x)
     noises = {
         "gaussian independent": jm.noise.gaussian(SCALE),
@@ -63,10 +63,13 @@ def works(x: np.ndarray, only: str = "") -> list[Work]:
             title = f"noisy {kind}, {name}"
             transforms[title] = build(noise, 0)
             peers[title] = functools.partial(_noisy_peers, x, noise.law, kind)
+    unknown = set(only) - set(transforms)
+    if unknown:
+        raise ValueError(f"--only takes some of {list(transforms)}; got {unknown}.")
     return [
         _work(name, transform, peers[name](), on_device)
         for name, transform in transforms.items()
-        if only in name
+        if not only or name in only
     ]
 
 
