@@ -130,7 +130,7 @@ def test_pruned_networks_have_the_documented_size():
 @pytest.mark.parametrize(
     ("num_rows", "dtype"),
     [
-        *[(n, "int32") for n in (1, 2, 15, 17, 113, 1025)],
+        *[(n, "int32") for n in (1, 2, 15, 17, 113, 1025, 2100)],
         *[(113, "int16"), (113, "int64")],
     ],
 )
