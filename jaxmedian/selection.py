@@ -29,21 +29,21 @@ EVEN_RULES = ("midpoint", "lower", "upper")
 # What decides between the plans: nanoseconds a number (and seconds to compile) of
 #
 #      M   no noise                systematic uniform      independent Gaussian
-#     11   fused      .09  (0.1)   fused       .22 (0.2)   fused      1.19 (0.5)
-#     15   fused      .09  (0.1)   fused       .20 (0.4)   fused      1.30 (0.7)
-#     16   fused      .10  (0.1)   fused       .20 (0.3)   network    1.61 (0.3)
-#     31   fused      .13  (0.1)   fused       .19 (0.5)   network    1.63 (0.4)
-#     51   fused      .19  (0.3)   network     .39 (0.4)   network    1.64 (0.5)
-#    101   fused      .39  (1.0)   network     .52 (0.9)   network    1.84 (1.1)
-#    112   fused      .45  (1.1)   network     .52 (1.0)   network    2.2  (1.1)
-#    113   bisection 1.40  (0.5)   bisection  1.46 (0.4)   bisection  3.1  (0.7)
-#    255   bisection 1.23  (0.7)   bisection  1.27 (0.5)   bisection  2.6  (0.7)
-#  1,001   bisection 1.29  (0.6)   bisection  1.22 (0.5)   bisection  2.6  (0.7)
+#     11   fused      .09  (0.1)   fused       .22 (0.2)   fused      1.21 (0.5)
+#     15   fused      .12  (0.1)   fused       .21 (0.4)   fused      1.36 (0.7)
+#     16   fused      .11  (0.1)   fused       .20 (0.3)   network    1.61 (0.3)
+#     31   fused      .15  (0.2)   fused       .19 (0.7)   network    1.65 (0.4)
+#     51   fused      .19  (0.3)   network     .39 (0.5)   network    1.65 (0.5)
+#    101   fused      .36  (0.8)   network     .50 (1.0)   network    1.74 (1.0)
+#    112   fused      .42  (1.0)   network     .50 (1.2)   network    1.72 (1.4)
+#    113   bisection 1.38  (0.8)   bisection  1.39 (0.5)   bisection  2.67 (0.7)
+#    255   bisection 1.18  (1.1)   bisection  1.21 (1.0)   bisection  2.49 (1.5)
+#  1,001   bisection 1.26  (0.5)   bisection  1.26 (0.7)   bisection  2.54 (0.6)
 #
-# float32, d = 10^6 (M = 1,001: 10^5), jitted, 2 CPU cores (AVX-512), medians of 7;
-# `python -m experiments benchmark` measures them again. A network of 160 rows still
-# ran at .9 but compiled for 5 s; fused, 51 rows of systematic Gaussian noise compiled
-# for 2.4 s and 63 of independent noise for 45 s.
+# float32, d = 10^6 (M = 1,001: 10^5), jitted, on 2 shared CPU cores (AVX-512): least of
+# 9 calls' processor time, halved. `python -m experiments benchmark` times them again.
+# A network of 160 rows ran at .9 and took 5 s to compile; fused, 51 rows of systematic
+# Gaussian noise took 2.4 s and 63 of independent noise 45 s.
 _NETWORK_ROWS = 112
 _FUSED_SYSTEMATIC_ROWS = 32
 # XLA on CPU copies what makes the keys into each use of them, noise and all, unless
