@@ -36,8 +36,8 @@ EVEN_RULES = ("midpoint", "lower", "upper")
 #     51   fused      .19  (0.3)   network     .39 (0.5)   network    1.65 (0.5)
 #    101   fused      .36  (0.8)   network     .50 (1.0)   network    1.74 (1.0)
 #    112   fused      .42  (1.0)   network     .50 (1.2)   network    1.72 (1.4)
-#    113   bisection 1.38  (0.8)   bisection  1.39 (0.5)   bisection  2.67 (0.7)
-#    255   bisection 1.18  (1.1)   bisection  1.21 (1.0)   bisection  2.49 (1.5)
+#    113   bisection 1.38  (0.5)   bisection  1.39 (0.5)   bisection  2.67 (0.7)
+#    255   bisection 1.18  (0.6)   bisection  1.21 (0.6)   bisection  2.49 (0.9)
 #  1,001   bisection 1.26  (0.5)   bisection  1.26 (0.7)   bisection  2.54 (0.6)
 #
 # float32, d = 10^6 (M = 1,001: 10^5), jitted, on 2 shared CPU cores (AVX-512): least of
