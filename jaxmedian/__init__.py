@@ -20,7 +20,8 @@ from jaxmedian.optimizers import (
 )
 from jaxmedian.perturbation import add_worker_noise
 from jaxmedian.sampling import full_batch, mini_batches
-from jaxmedian.simulator import RunResult, make_step, run, run_pure
+from jaxmedian.simulator import RunResult, run, run_pure
+from jaxmedian.training_step import make_step
 from jaxmedian.worker_gradients import worker_grads, worker_value_and_grads
 
 __all__ = [

@@ -40,15 +40,20 @@ def cast(
         workers = jnp.arange(rows.shape[0])
         signed = jax.vmap(noise.signed_row, in_axes=(0, 0, None))
         values = signed(workers, rows, positions)
-    above, below = values > 0, values < 0
-    if ties == "positive":
-        return jnp.where(below, np.int8(-1), np.int8(1))
-    votes = above.astype(jnp.int8) - below.astype(jnp.int8)
+    unsigned: jax.Array | np.int8 = np.int8(ties == "positive")
     if ties == "random" and zero_keys is not None:
         words = jax.vmap(random_bits.words, in_axes=(0, None))(zero_keys, positions)
-        bits = random_bits.fair_bit(words).astype(jnp.int8)
-        votes = jnp.where(above | below, votes, bits)
-    return votes
+        unsigned = random_bits.fair_bit(words).astype(jnp.int8)
+    return sign_or(values, unsigned)
+
+
+def sign_or(values: jax.Array, unsigned: jax.Array | np.integer) -> jax.Array:
+    """Returns +1 and -1 by the sign of the values, ``unsigned`` for 0, -0.0 and NaN.
+
+    The votes have the integer type of ``unsigned``.
+    """
+    one = np.ones((), unsigned.dtype)
+    return jnp.where(values > 0, one, jnp.where(values < 0, -one, unsigned))
 
 
 def decide(

@@ -1,11 +1,8 @@
-"""Training with simulated workers: one jitted step, and runs of many.
+"""Runs of many steps with simulated workers.
 
-    batch [M, ...] -> gradients [M, ...] -> optimizer -> updates [...] -> parameters
-
-Read `make_step` straight down to follow a gradient from worker to update. `run` repeats
-it in compiled chunks and comes up for air between them, to measure, report and stop;
-`run_pure` is the same without the host, so that whole runs can be vmapped over seeds
-and noise scales. The optimizer is anything whose chain holds one aggregator.
+`run` repeats the step of `jaxmedian.training_step` in compiled chunks and comes up for
+air between them, to measure, report and stop; `run_pure` is the same without the host,
+so that whole runs can be vmapped over seeds and noise scales.
 """
 
 import contextlib
@@ -18,15 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmedian import _keys, collectives, diagnostics
-from jaxmedian._workers import check_aggregated
-from jaxmedian.collectives import AxisName
-from jaxmedian.worker_gradients import (
-    LossFn,
-    check_count,
-    stream_value_and_grads,
-    worker_value_and_grads,
-)
+from jaxmedian import _keys, diagnostics
+from jaxmedian.training_step import Proposal, build_proposal
+from jaxmedian.worker_gradients import LossFn, check_count
 
 NextBatch = Callable[[jax.Array, jax.Array], Any]
 Metric = Callable[[Any, Any, Any], dict[str, jax.Array]]
@@ -49,63 +40,6 @@ class RunResult(NamedTuple):
     step: int
 
 
-def make_step(
-    loss_fn: LossFn,
-    optimizer: optax.GradientTransformation,
-    *,
-    has_aux: bool = False,
-    axis_name: AxisName | None = None,
-    worker_chunk: int | None = None,
-) -> Callable[..., tuple[Any, Any, dict[str, Any]]]:
-    """Builds one jitted training step of all workers.
-
-    Args:
-      loss_fn: ``loss_fn(params, batch)`` of the batch of *one* worker -> scalar, or
-        ``(scalar, aux)``.
-      optimizer: an optax chain with exactly one aggregator.
-      has_aux: whether ``loss_fn`` returns auxiliary output.
-      axis_name: mesh axis over which workers are spread inside `jax.shard_map`; give
-        the optimizer's transforms the same.
-      worker_chunk: workers whose gradients are computed at a time; None for all. A vote
-        or a mean right behind them then needs memory for one chunk of gradients, not
-        for all M; other transforms of ours stack them.
-
-    Returns:
-      ``step(params, opt_state, batch, **extra_args) -> (params, opt_state, metrics)``.
-      The batch's leaves are ``[M, ...]``; extra arguments (``worker_mask``, say) go to
-      the optimizer. metrics: "loss", the mean over the workers present, and "aux",
-      ``[M, ...]``, if there is any.
-
-    Raises:
-      TypeError, ValueError: while tracing, for a batch without a worker axis or an
-        optimizer that does not remove it.
-
-    >>> import jax.numpy as jnp, jaxmedian as jm
-    >>> loss = lambda params, batch: 0.5 * (params - batch) ** 2
-    >>> optimizer = jm.median_sgd(0.5)
-    >>> step = jm.make_step(loss, optimizer)
-    >>> params = jnp.float32(0.0)
-    >>> batch = jnp.array([1., 2., 10.])
-    >>> params, _, metrics = step(params, optimizer.init(params), batch)
-    >>> float(params), float(metrics["loss"])
-    (1.0, 17.5)
-    """
-    propose = _build_proposal(loss_fn, optimizer, has_aux, axis_name, worker_chunk)
-
-    @jax.jit
-    def step(
-        params: Any, opt_state: Any, batch: Any, **extra_args: Any
-    ) -> tuple[Any, Any, dict[str, Any]]:
-        proposal = propose(params, opt_state, batch, **extra_args)
-        params = optax.apply_updates(params, proposal.updates)
-        losses, aux = proposal.value if has_aux else (proposal.value, None)
-        loss = _mean_of_present(losses, extra_args.get("worker_mask"), axis_name)
-        metrics = {"loss": loss, "aux": aux} if has_aux else {"loss": loss}
-        return params, proposal.opt_state, metrics
-
-    return step
-
-
 def run(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
@@ -125,7 +59,7 @@ def run(
     Ctrl-C stops at the last chunk edge and returns what is there.
 
     Args:
-      loss_fn: as in `make_step`, without auxiliary output.
+      loss_fn: as in `jaxmedian.make_step`, without auxiliary output.
       optimizer: an optax chain with exactly one aggregator.
       params: initial parameters.
       next_batch: ``next_batch(key, step) -> batch [M, ...]``, traced. Its key is
@@ -141,9 +75,9 @@ def run(
       progress: show a progress bar (needs tqdm).
       on_chunk: ``on_chunk(step, row)``, called on the host at each chunk edge with the
         row of metrics as floats; True stops the run.
-      worker_chunk: as in `make_step`. Measurements that need the gradients of all
-        workers are left out where they are streamed; functions in ``metrics`` then get
-        None for them.
+      worker_chunk: as in `jaxmedian.make_step`. Measurements that need the gradients
+        of all workers are left out where they are streamed; functions in ``metrics``
+        then get None for them.
 
     Returns:
       A `RunResult`; its metrics are NumPy arrays.
@@ -232,54 +166,9 @@ def run_pure(
     return RunResult(*state, rows, num_steps)
 
 
-# --- one step and one chunk -----------------------------------------------------------
+# --- one chunk ------------------------------------------------------------------------
 
 _TrainState = tuple[Any, Any]  # params, opt_state
-
-
-class _Proposal(NamedTuple):
-    """A step that is computed but not yet taken."""
-
-    value: Any  # losses [M], or (losses, aux)
-    grads: Any  # [M, ...], or None if they were streamed
-    updates: Any  # [...]
-    opt_state: Any
-
-
-def _build_proposal(
-    loss_fn: LossFn,
-    optimizer: optax.GradientTransformation,
-    has_aux: bool,
-    axis_name: AxisName | None,
-    worker_chunk: int | None,
-) -> Callable[..., _Proposal]:
-    value_and_grads = worker_value_and_grads(
-        loss_fn, has_aux=has_aux, axis_name=axis_name
-    )
-    if worker_chunk is not None:
-        stream_of = stream_value_and_grads(
-            loss_fn, has_aux=has_aux, axis_name=axis_name, worker_chunk=worker_chunk
-        )
-    optimizer = optax.with_extra_args_support(optimizer)
-
-    def propose(
-        params: Any, opt_state: Any, batch: Any, **extra_args: Any
-    ) -> _Proposal:
-        if worker_chunk is None:
-            value, grads = value_and_grads(params, batch)
-            updates, opt_state = optimizer.update(
-                grads, opt_state, params, **extra_args
-            )
-        else:
-            stream = stream_of(params, batch)
-            updates, opt_state = optimizer.update(
-                stream, opt_state, params, **extra_args
-            )
-            value, grads = stream.value, stream.stacked
-        check_aggregated("make_step", updates, params)
-        return _Proposal(value, grads, updates, opt_state)
-
-    return propose
 
 
 def _build_chunk(
@@ -299,9 +188,9 @@ def _build_chunk(
                 "`metrics` must be functions (params, grads, updates) -> "
                 f"{{name: scalar}}; got {metric!r}."
             )
-    propose = _build_proposal(loss_fn, optimizer, False, None, worker_chunk)
+    propose = build_proposal(loss_fn, optimizer, False, None, worker_chunk)
 
-    def measure(params: Any, proposal: _Proposal) -> dict[str, jax.Array]:
+    def measure(params: Any, proposal: Proposal) -> dict[str, jax.Array]:
         _, grads, updates, _ = proposal
         row = {"loss": jnp.mean(proposal.value), **diagnostics.of_step(grads, updates)}
         for metric in metrics:
@@ -315,7 +204,7 @@ def _build_chunk(
         start: jax.Array | int,
         stop: jax.Array | int,
     ) -> tuple[_TrainState, dict[str, jax.Array]]:
-        def propose_step(number: jax.Array, state: _TrainState) -> _Proposal:
+        def propose_step(number: jax.Array, state: _TrainState) -> Proposal:
             return propose(*state, next_batch(jax.random.fold_in(key, number), number))
 
         def visit(number: jax.Array, carry: Any) -> Any:
@@ -355,17 +244,6 @@ def _as_pytree(function: Callable[..., Any]) -> jax.tree_util.Partial:
     if isinstance(function, jax.tree_util.Partial):
         return function
     return jax.tree_util.Partial(function)
-
-
-def _mean_of_present(
-    losses: jax.Array, worker_mask: jax.Array | None, axis_name: AxisName | None
-) -> jax.Array:
-    present = jnp.ones_like(losses, bool) if worker_mask is None else worker_mask
-    total = jnp.sum(jnp.where(present, losses, jnp.zeros_like(losses)))
-    count = jnp.sum(present, dtype=losses.dtype)
-    total = collectives.total(total, axis_name)
-    count = collectives.total(count, axis_name)
-    return total / jnp.maximum(count, np.asarray(1, losses.dtype))
 
 
 def _check_lengths(num_steps: Any, chunk: Any) -> None:

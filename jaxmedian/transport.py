@@ -11,17 +11,17 @@ import numpy as np
 from jaxmedian import ballots, collectives, packing, voting
 from jaxmedian._workers import Population
 from jaxmedian.draws import LeafDraws
+from jaxmedian.row_sums import add_up
 
 
 def count(
     rows: jax.Array, draws: LeafDraws, population: Population, ties: str
 ) -> jax.Array:
     """Counts the votes of the local workers: ``[d]``, int8 if M fits, else int32."""
-    all_cast = ties == "random" and draws.zero_keys is None
     counted = voting.count_votes(
         rows,
         noise=draws.noise,
-        ties="zero" if all_cast else ties,
+        ties=ties,
         zero_keys=draws.zero_keys,
         present=population.present,
     )
@@ -72,12 +72,12 @@ def vote_by_bits(
 def _count_bits(received: jax.Array, present: jax.Array | None) -> jax.Array:
     """Counts the bytes ``[M, n]`` of all workers; int32 tallies ``[8, n]``."""
 
-    def vote(worker: int) -> jax.Array:
+    def vote(worker: int | jax.Array) -> jax.Array:
         above = packing.unpack(received[worker])
         vote = jnp.where(above, np.int32(1), np.int32(-1))
         return vote if present is None else vote * present[worker].astype(jnp.int32)
 
-    return sum((vote(i) for i in range(1, received.shape[0])), vote(0))
+    return add_up(vote, received.shape[0])
 
 
 def _anybody(population: Population) -> jax.Array | None:

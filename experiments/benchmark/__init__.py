@@ -155,8 +155,7 @@ def _rows(
     return rows
 
 
-# Least ratios to the faster of torch's two ways, M -> times; d = 1,000,000, and 100,000
-# for M = 1001. The median's is to the fastest of every peer.
+# Least ratios to the fastest peer, M -> times; d = 1,000,000, and 100,000 for M = 1001.
 _LEAST = {
     "median": {11: 12.0, 51: 3.0, 101: 3.0, 1001: 3.0},
     "noisy vote, gaussian independent": {11: 6.0, 51: 7.0, 101: 9.0, 1001: 7.0},
