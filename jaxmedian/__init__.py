@@ -7,7 +7,10 @@ Mean-Based Algorithms", NeurIPS 2020. Everything is an optax transformation, eve
 runs in one jitted step.
 """
 
-from jaxmedian import diagnostics, noise, splits, theory
+import importlib
+from types import ModuleType
+
+from jaxmedian import diagnostics, noise, splits
 from jaxmedian.aggregators import coordinate_median, majority_vote, worker_mean
 from jaxmedian.arrays import median, perturbed_median, vote
 from jaxmedian.lifting import per_worker
@@ -57,3 +60,14 @@ __all__ = [
     "full_batch",
     "mini_batches",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Imports `jaxmedian.theory` when it is first used: SciPy takes a second."""
+    if name == "theory":
+        return importlib.import_module("jaxmedian.theory")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 
 _SQRT2 = float(np.sqrt(2.0))
 _SQRT3 = float(np.sqrt(3.0))
@@ -56,6 +55,8 @@ def _host_or_device(x: Array) -> tuple[Array, ModuleType, Any]:
     """Returns x as an array, with the numpy and special functions that fit it."""
     if isinstance(x, jax.Array):
         return x, jnp, jax.scipy.special
+    import scipy.special  # takes a second, which no kernel needs
+
     return np.asarray(x, np.float64), np, scipy.special
 
 
@@ -115,20 +116,25 @@ _TAIL_END = 5.4  # P(|xi| > 5.4) = 2^-23.8, and 1 + t is at least 2^-23
 
 
 def _gaussian_tail(a: Array) -> Array:
-    a = jnp.where(a > _TAIL_END, np.asarray(_TAIL_END, a.dtype), a)  # NaN stays NaN
+    a = jnp.minimum(a, np.asarray(_TAIL_END, a.dtype))  # NaN stays NaN
     return _exp2(a * _horner(a, _LOG2_TAIL))
 
 
 # 2^f - 1 over f for |f| <= 1/2, to a relative error of 2^f below 2e-7.
 _EXP2 = (0.00132764153, 0.00967552854, 0.0555071332, 0.2402212, 0.693146967)
+_TO_LOW_BITS = np.float32(1.5 * 2**23)  # x + this ends in the bits of round(x)
+_ONE = np.int32(127 << 23)  # the bits of 1.0
 
 
 def _exp2(x: Array) -> Array:
-    """Returns 2^x in float32 for |x| < 126, cheaper than an exp of the whole range."""
-    whole = jnp.round(x)
-    fraction = x - whole
-    power = (whole.astype(jnp.int32) + np.int32(127)) << np.int32(23)
-    scale = jax.lax.bitcast_convert_type(power, jnp.float32)
+    """Returns 2^x in float32 for |x| < 126, cheaper than an exp of the whole range.
+
+    Its exponent is read off the bits of a sum: a conversion to integers would also look
+    for NaN and for numbers out of range.
+    """
+    fraction = x - jnp.round(x)
+    whole = jax.lax.bitcast_convert_type(x + _TO_LOW_BITS, jnp.int32)
+    scale = jax.lax.bitcast_convert_type((whole << np.int32(23)) + _ONE, jnp.float32)
     return scale * (1 + fraction * _horner(fraction, _EXP2))
 
 

@@ -19,6 +19,8 @@ import numpy as np
 from jaxmedian import random_bits
 from jaxmedian.laws import UNIFORM, Law
 
+_LEAST_NORMAL = np.int32(1 << 23)  # bits of the least float32 that is not subnormal
+
 
 class LeafNoise(NamedTuple):
     """The noise that M workers add to one leaf in one step.
@@ -89,12 +91,16 @@ class LeafNoise(NamedTuple):
         if self.law is UNIFORM or dtype == jnp.float64:  # the sample itself is as cheap
             return self.noisy_row(worker, row, positions, shared)
         g = row.astype(dtype)
-        is_negative = g < 0
-        words = self.words(worker, positions, shared)
-        turned = jnp.where(is_negative, ~words, words)
+        # On bits, in place of comparisons and choices: a tenth of the time of a vote.
+        bits = jax.lax.bitcast_convert_type(g, jnp.int32)
+        all_if_negative = jax.lax.bitcast_convert_type(bits >> np.int32(31), jnp.uint32)
+        turned = self.words(worker, positions, shared) ^ all_if_negative
         tail = self.law.tail(jnp.abs(g) * (1 / self._hidden_scale()))
         surplus = random_bits.rising_uniform(turned, dtype) - tail
-        return jnp.where(is_negative, -surplus, surplus)
+        sign_bit = bits & np.int32(-(2**31))
+        signed = jax.lax.bitcast_convert_type(surplus, jnp.int32) ^ sign_bit
+        signed |= _LEAST_NORMAL  # a surplus rounded to 0 has a sign too; NaN stays NaN
+        return jax.lax.bitcast_convert_type(signed, dtype)
 
     def _hidden_scale(self) -> jax.Array:
         """Keeps XLA from seeing a constant scale.

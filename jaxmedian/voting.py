@@ -14,10 +14,10 @@ import numpy as np
 
 from jaxmedian import ballots, random_bits
 from jaxmedian.leaf_noise import LeafNoise
-from jaxmedian.row_sums import BLOCK, add_up
+from jaxmedian.row_sums import add_up
 
-# Words of their own for each row are as fast by fours, and compile in half the time.
-_BLOCK_WITH_WORDS = 4
+# A row that draws words for its noise and for its own ties too counts for two.
+_BLOCK_WITH_TIES = 4
 _ABSTAINED = np.int32(2**16)  # fewer than 2^15 votes of +1 and -1 cannot hide it
 
 
@@ -57,23 +57,21 @@ def count_votes(
         votes = ballots.sign_or(value, unsigned)
         return votes if present is None else jnp.where(present[worker], votes, absent)
 
-    has_words = noise is not None and shared_words is None
-    block_size = _BLOCK_WITH_WORDS if has_words else BLOCK
     if ties != "random" or zero_keys is None:
         unsigned = np.int32(ties == "positive")
-        return add_up(lambda i: vote(i, unsigned), num_workers, block_size)
+        return add_up(lambda i: vote(i, unsigned), num_workers)
 
     def vote_or_draw(worker: int | jax.Array) -> jax.Array:
         words = random_bits.words(zero_keys[worker], positions)
         return vote(worker, random_bits.fair_bit(words))
 
     def count_with_bits() -> jax.Array:
-        return add_up(vote_or_draw, num_workers, _BLOCK_WITH_WORDS)
+        return add_up(vote_or_draw, num_workers, _BLOCK_WITH_TIES)
 
     if num_workers >= _ABSTAINED // 2:
         return count_with_bits()
     # Bits cost more than votes, and most leaves need none: count those without a sign
     # along with the votes, and start again with bits if there are any.
-    tally = add_up(lambda i: vote(i, _ABSTAINED), num_workers, block_size)
+    tally = add_up(lambda i: vote(i, _ABSTAINED), num_workers)
     somebody_abstained = jnp.any(tally > np.int32(num_workers))
     return jax.lax.cond(somebody_abstained, count_with_bits, lambda: tally)

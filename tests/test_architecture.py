@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -195,3 +197,13 @@ def test_nothing_draws_from_a_global_generator():
                 and node.value.value.id == "np"
             ):
                 assert node.attr in ("default_rng", "Generator"), (name, node.lineno)
+
+
+def test_scipy_is_imported_by_those_who_need_it_only():
+    """It takes a second, and only the theory and host values of the laws use it."""
+    script = "import sys, jaxmedian as jm; before = 'scipy.special' in sys.modules; "
+    script += "jm.theory; print(before, 'scipy.special' in sys.modules)"
+    printed = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert printed.stdout.split() == ["False", "True"]

@@ -1,7 +1,8 @@
 """One whole training step of M workers on the MNIST network, ours and torch's.
 
 The same network, batch and rule; only the update rule differs between our candidates,
-so that their ratio is the price of the rule inside a step.
+so that their ratio is the price of the rule inside a step. The gradients alone are what
+no rule can do without.
 """
 
 from typing import Any
@@ -42,6 +43,9 @@ def _ours(batch: dict[str, np.ndarray]) -> tuple[dict[str, Run], dict[str, float
         step = jm.make_step(model.loss, optimizer)
         state = optimizer.init(model.params)
         runs[name], seconds[name] = compiled(step, model.params, state, device_batch)
+    gradients = jm.worker_grads(model.loss)
+    name = "gradients alone"
+    runs[name], seconds[name] = compiled(gradients, model.params, device_batch)
     return runs, seconds
 
 
