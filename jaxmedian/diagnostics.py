@@ -3,7 +3,8 @@
 The median and the vote follow the mean only where the workers' gradients allow it: the
 gap between median and mean is the error term of the paper's Theorems 1 and 2. These are
 plain functions of stacked gradients ``[M, ...]``; `jaxmedian.run` evaluates `of_step`
-at each chunk edge.
+at each chunk edge. How heterogeneous a split is to a model, `gradient_dissimilarity`,
+takes a loss and several points (`jaxmedian.dissimilarity`).
 """
 
 from typing import Any
@@ -13,7 +14,23 @@ import jax.numpy as jnp
 
 from jaxmedian import averaging, selection
 from jaxmedian._workers import survey
+from jaxmedian.dissimilarity import (
+    Dissimilarity,
+    fit_dissimilarity,
+    gradient_dissimilarity,
+    squared_norms,
+)
 from jaxmedian.precision import working_dtype
+
+__all__ = [
+    "Dissimilarity",
+    "fit_dissimilarity",
+    "gradient_dissimilarity",
+    "gradient_norm",
+    "mean_median_gap",
+    "of_step",
+    "squared_norms",
+]
 
 PyTree = Any
 
@@ -88,15 +105,7 @@ def mean_median_gap(
 
 def _mean(name: str, grads: PyTree, worker_mask: jax.Array | None) -> PyTree:
     population = survey(name, grads, None, worker_mask=worker_mask)
-    count = jnp.maximum(population.num_present(), 1)
-
-    def mean(leaf: jax.Array) -> jax.Array:
-        total = averaging.sum_of_rows(
-            leaf.reshape(leaf.shape[0], -1), present=population.present
-        )
-        return (total / count.astype(total.dtype)).reshape(leaf.shape[1:])
-
-    return jax.tree.map(mean, grads)
+    return averaging.mean_over_workers(grads, population)
 
 
 def _median(name: str, grads: PyTree, worker_mask: jax.Array | None) -> PyTree:

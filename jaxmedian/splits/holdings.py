@@ -199,6 +199,10 @@ class Split:
     ) -> str:
         """Writes the worker x label table and the label divergence as text.
 
+        What the split does to a model, the gradient dissimilarity (G, B), needs JAX:
+        `jaxmedian.diagnostics.gradient_dissimilarity` measures it and its ``describe``
+        gives the line to print below this.
+
         Args:
           labels: [N] integers or strings, those the split was made from.
           max_workers: rows to show; the middle is left out beyond (at least 2).
