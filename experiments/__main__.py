@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
         return _complain(f"there is no experiment {name!r}.{hint}\n\n{_listing()}")
     try:
         return _run(importlib.import_module(f"experiments.{name}"), name, options)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ConnectionError) as error:
         return _complain(str(error))
     except ModuleNotFoundError as error:
         return _complain(f"{error}. Run `pip install 'jaxmedian[experiments]'`.")

