@@ -1,4 +1,12 @@
-"""Models as plain ``loss(params, batch)``, built with flax NNX."""
+"""Models as plain ``loss(params, batch)``, built with flax NNX.
+
+    mnist_network   784-128-10, the paper's MNIST network            101,770 parameters
+
+and in `experiments.common.models_convolutional` a small CNN and ResNet-20. Batches hold
+"images" and "labels"; uint8 pixels are scaled here, so that data stay small. A batch
+may hold "weights" [n] too (``split.mask``, where workers hold unequal numbers of
+samples): the loss is then the weighted mean.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -25,6 +33,34 @@ class Classifier(NamedTuple):
     accuracy: Callable[[Any, Batch], jax.Array]
 
 
+def classifier(
+    module: nnx.Module, prepare: Callable[[jax.Array], jax.Array]
+) -> Classifier:
+    """Takes a module apart into parameters and functions of them.
+
+    Args:
+      module: maps prepared images to logits ``[n, classes]``; no state but parameters.
+      prepare: maps the batch's images to what the module takes.
+    """
+    graph, params = nnx.split(module)
+
+    def logits(params: Any, batch: Batch) -> jax.Array:
+        return nnx.merge(graph, params)(prepare(jnp.asarray(batch["images"])))
+
+    def loss(params: Any, batch: Batch) -> jax.Array:
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            logits(params, batch), batch["labels"]
+        )
+        if "weights" not in batch:
+            return jnp.mean(losses)
+        return jnp.average(losses, weights=jnp.asarray(batch["weights"], losses.dtype))
+
+    def accuracy(params: Any, batch: Batch) -> jax.Array:
+        return jnp.mean(jnp.argmax(logits(params, batch), axis=1) == batch["labels"])
+
+    return Classifier(params, loss, accuracy)
+
+
 class TwoLayers(nnx.Module):
     """The paper's MNIST network: fully connected, one hidden layer of ReLU units."""
 
@@ -42,18 +78,4 @@ class TwoLayers(nnx.Module):
 def mnist_network(seed: int, hidden: int = 128) -> Classifier:
     """Builds the 784-128-10 network on images of uint8 pixels ``[n, 784]``."""
     module = TwoLayers(784, hidden, 10, rngs=nnx.Rngs(seed))
-    graph, params = nnx.split(module)
-
-    def logits(params: Any, batch: Batch) -> jax.Array:
-        images = jnp.asarray(batch["images"], jnp.float32) / 255
-        return nnx.merge(graph, params)(images)
-
-    def loss(params: Any, batch: Batch) -> jax.Array:
-        return optax.softmax_cross_entropy_with_integer_labels(
-            logits(params, batch), batch["labels"]
-        ).mean()
-
-    def accuracy(params: Any, batch: Batch) -> jax.Array:
-        return jnp.mean(jnp.argmax(logits(params, batch), axis=1) == batch["labels"])
-
-    return Classifier(params, loss, accuracy)
+    return classifier(module, lambda images: images.astype(jnp.float32) / 255)
