@@ -21,7 +21,8 @@ from jaxmedian.worker_gradients import LossFn, check_count
 
 NextBatch = Callable[[jax.Array, jax.Array], Any]
 Metric = Callable[[Any, Any, Any], dict[str, jax.Array]]
-OnChunk = Callable[[int, dict[str, float]], bool | None]
+Row = dict[str, Any]  # the metrics of one chunk edge: floats, and arrays as they are
+OnChunk = Callable[[int, Row], bool | None]
 
 
 class RunResult(NamedTuple):
@@ -30,7 +31,8 @@ class RunResult(NamedTuple):
     Attributes:
       params: parameters after ``step`` steps.
       opt_state: optimizer state after ``step`` steps, keys included.
-      metrics: name -> array with one entry a chunk edge; "step" says which.
+      metrics: name -> array with one entry a chunk edge, first axis; "step" says
+        which.
       step: steps taken; fewer than asked for if the run was stopped.
     """
 
@@ -68,13 +70,15 @@ def run(
       num_steps: steps to take, >= 0.
       key: of the batches; the optimizer's noise has its own.
       chunk: steps between two measurements, >= 1.
-      metrics: functions ``(params, grads, updates) -> {name: scalar}``, evaluated at
-        each chunk edge beside "loss" and those of `jaxmedian.diagnostics.of_step`. They
-        see what the next step would: the parameters at the edge, and the gradients
-        ``[M, ...]`` and updates of the batch that comes next.
+      metrics: functions ``(params, grads, updates) -> {name: scalar or array}``,
+        evaluated at each chunk edge beside "loss" and those of
+        `jaxmedian.diagnostics.of_step`. They see what the next step would: the
+        parameters at the edge, and the gradients ``[M, ...]`` and updates of the batch
+        that comes next.
       progress: show a progress bar (needs tqdm).
       on_chunk: ``on_chunk(step, row)``, called on the host at each chunk edge with the
-        row of metrics as floats; True stops the run.
+        row of metrics, scalars as floats and arrays as NumPy arrays; True stops the
+        run.
       worker_chunk: as in `jaxmedian.make_step`. Measurements that need the gradients
         of all workers are left out where they are streamed; functions in ``metrics``
         then get None for them.
@@ -99,7 +103,7 @@ def run(
     advance = jax.jit(_build_chunk(loss_fn, optimizer, metrics, worker_chunk))
     next_batch, key = _as_pytree(next_batch), _keys.as_threefry_key(key)
     state = _start(optimizer, params)
-    rows: list[dict[str, float]] = []
+    rows: list[Row] = []
     step = 0
     with _progress_bar(num_steps, progress) as advance_bar:
         try:
@@ -108,7 +112,7 @@ def run(
                 new_state, row = jax.block_until_ready(
                     advance(state, next_batch, key, step, stop)
                 )
-                rows.append({name: float(value) for name, value in row.items()})
+                rows.append({name: _on_host(value) for name, value in row.items()})
                 state, step = new_state, stop
                 advance_bar(step, rows[-1]["loss"])
                 if on_chunk is not None and on_chunk(step, rows[-1]):
@@ -186,7 +190,7 @@ def _build_chunk(
         if not callable(metric):
             raise TypeError(
                 "`metrics` must be functions (params, grads, updates) -> "
-                f"{{name: scalar}}; got {metric!r}."
+                f"{{name: array}}; got {metric!r}."
             )
     propose = build_proposal(loss_fn, optimizer, False, None, worker_chunk)
 
@@ -234,6 +238,10 @@ def _build_chunk(
 def _start(optimizer: optax.GradientTransformation, params: Any) -> _TrainState:
     params = jax.tree.map(jnp.asarray, params)
     return params, optimizer.init(params)
+
+
+def _on_host(value: jax.Array) -> float | np.ndarray:
+    return float(value) if value.ndim == 0 else np.asarray(value)
 
 
 def _as_pytree(function: Callable[..., Any]) -> jax.tree_util.Partial:

@@ -1,5 +1,8 @@
 """Measurements against NumPy, with masks and NaN."""
 
+import itertools
+
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,3 +116,97 @@ def test_bad_input_is_refused_by_name():
             function(jnp.ones((3, 2), jnp.int32))
         with pytest.raises(ValueError, match=f"`{function.__name__}`.*shape"):
             function(jnp.ones((3, 2)), worker_mask=np.ones(2, bool))
+
+
+# --- a sample of coordinates ----------------------------------------------------------
+
+
+def test_every_set_of_coordinates_is_equally_likely():
+    """Chi-square over the 35 sets of 3 of 7 coordinates, in leaves of 4, 1 and 2."""
+    numbers = np.arange(7, dtype=np.float32)
+    leaves = numbers[None, :4].reshape(1, 2, 2), numbers[4:5], numbers[None, 5:]
+    grads = dict(zip("abc", leaves, strict=True))
+    draws = 35_000
+    sample = jax.jit(
+        jax.vmap(lambda key: jm.diagnostics.sample_coordinates(grads, 3, key))
+    )
+    drawn = np.asarray(sample(jax.random.split(jax.random.key(0), draws)))[:, 0]
+    sets = list(itertools.combinations(range(7), 3))
+    counts = [np.sum((drawn == np.float32(one)).all(axis=1)) for one in sets]
+    assert sum(counts) == draws  # sorted, all different, nothing else
+    chi_square = np.sum((np.array(counts) - 1000.0) ** 2 / 1000.0)
+    freedom = len(sets) - 1
+    assert abs(chi_square - freedom) < 5 * np.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_a_sample_holds_the_workers_own_values(mask):
+    grads = gradients()
+    rows = flat(grads)
+    everything = jm.diagnostics.sample_coordinates(grads, 7, 3, worker_mask=mask)
+    present = np.ones(4, bool) if mask is None else mask
+    np.testing.assert_array_equal(everything[present], rows[present])
+    assert np.isnan(everything[~present]).all()
+    some = np.asarray(jm.diagnostics.sample_coordinates(grads, 4, 3))
+    places = [
+        np.flatnonzero((rows == column[:, None]).all(axis=0)) for column in some.T
+    ]
+    assert [len(place) for place in places] == [1] * 4
+    assert (np.diff(np.concatenate(places)) > 0).all()
+
+
+def test_a_sample_goes_straight_into_the_choice_of_noise():
+    values = np.float32([-0.1] * 9 + [1.0] * 2)[:, None]
+    sample = jm.diagnostics.sample_coordinates({"w": values}, 1, 0)
+    expected = jm.theory.best_scale(values, "gaussian", "vote")
+    assert jm.theory.best_scale(sample, "gaussian", "vote") == expected
+    mask = np.arange(11) < 10
+    sample = jm.diagnostics.sample_coordinates(values, 1, 0, worker_mask=mask)
+    with pytest.raises(ValueError, match="1 NaN or infinite entries"):
+        jm.theory.best_scale(sample)
+    expected = jm.theory.best_scale(values[:10], "gaussian", "vote")
+    assert jm.theory.best_scale(sample[mask], "gaussian", "vote") == expected
+
+
+def test_a_sample_is_float32_unless_a_leaf_is_longer():
+    half = {"a": jnp.ones((3, 4), jnp.bfloat16), "b": jnp.ones((3, 0, 2), jnp.float16)}
+    assert jm.diagnostics.sample_coordinates(half, 2, 0).dtype == jnp.float32
+    with harness.enable_x64(True):
+        long = half | {"c": jnp.full((3, 1), 0.1, jnp.float64)}
+        sample = jm.diagnostics.sample_coordinates(long, 5, 0)
+        assert sample.dtype == jnp.float64
+        np.testing.assert_array_equal(sample[:, 4], np.full(3, 0.1))
+
+
+def test_a_sample_on_a_mesh_is_that_of_one_device():
+    mesh = jax.make_mesh((4,), ("workers",), axis_types=(jax.sharding.AxisType.Auto,))
+    over_workers = jax.sharding.PartitionSpec("workers")
+    grads = gradients(8)
+
+    def sample(block):
+        return jm.diagnostics.sample_coordinates(block, 3, 5)
+
+    sharded = jax.shard_map(
+        sample, mesh=mesh, in_specs=over_workers, out_specs=over_workers
+    )
+    np.testing.assert_array_equal(jax.jit(sharded)(grads), sample(grads))
+
+
+def test_what_a_sample_refuses():
+    grads = gradients()
+    sample = jm.diagnostics.sample_coordinates
+    with pytest.raises(ValueError, match=r"`num_coordinates` must be at most.*8 of 7"):
+        sample(grads, 8, 0)
+    with pytest.raises(ValueError, match="`num_coordinates` must be at least 1"):
+        sample(grads, 0, 0)
+    with pytest.raises(TypeError, match="`num_coordinates` must be an int"):
+        sample(grads, 2.0, 0)
+    with pytest.raises(TypeError, match="`key`"):
+        sample(grads, 2, None)
+    with pytest.raises(ValueError, match="`worker_chunk`"):
+        sample(None, 2, 0)
+    with pytest.raises(ValueError, match="leading worker axis"):
+        sample({"a": jnp.float32(1.0)}, 1, 0)
+    huge = jax.ShapeDtypeStruct((1, 2**31), jnp.float32)
+    with pytest.raises(ValueError, match="2\\^31 - 1"):
+        jax.eval_shape(lambda g: sample(g, 2, 0), huge)

@@ -346,6 +346,30 @@ def test_metrics_of_the_user_see_params_grads_and_updates():
     assert result.metrics["one"].tolist() == [1, 1]
 
 
+def test_a_metric_may_be_an_array():
+    def sample(params, grads, updates):
+        return {"sample": jm.diagnostics.sample_coordinates(grads, 2, key=1)}
+
+    rows = []
+    options = {"chunk": 2, "metrics": [sample]}
+    arguments = (jm.sign_sgd(RATE), start(), jm.full_batch(worker_data()), 4, 0)
+    result = jm.run(
+        loss_fn, *arguments, on_chunk=lambda step, row: rows.append(row), **options
+    )
+    assert result.metrics["sample"].shape == (2, M, 2)
+    assert result.metrics["sample"].dtype == np.float32
+    assert type(rows[0]["sample"]) is np.ndarray
+    assert type(rows[0]["loss"]) is float
+    np.testing.assert_array_equal(rows[1]["sample"], result.metrics["sample"][1])
+    _, grads = slow_losses_and_grads(result.params, worker_data())
+    sampled = sample(None, {n: np.float32(g) for n, g in grads.items()}, None)
+    np.testing.assert_allclose(rows[1]["sample"], sampled["sample"], atol=1e-5)
+    pure = jm.run_pure(loss_fn, *arguments, **options)
+    np.testing.assert_allclose(
+        pure.metrics["sample"], result.metrics["sample"], atol=1e-6
+    )
+
+
 def test_a_run_of_no_steps_returns_the_start():
     for run in (jm.run, jm.run_pure):
         result = noisy_run(0, run=run)

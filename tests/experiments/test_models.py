@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-nnx = pytest.importorskip("flax.nnx")
+pytest.importorskip("flax")
+
+from flax import nnx
 
 import jaxmedian as jm
 from experiments.common.models import mnist_network

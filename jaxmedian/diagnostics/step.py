@@ -1,10 +1,9 @@
-"""What to measure about heterogeneous gradients and what a rule makes of them.
+"""One step: how far apart the workers are, and where the update points.
 
 The median and the vote follow the mean only where the workers' gradients allow it: the
 gap between median and mean is the error term of the paper's Theorems 1 and 2. These are
 plain functions of stacked gradients ``[M, ...]``; `jaxmedian.run` evaluates `of_step`
-at each chunk edge. How heterogeneous a split is to a model, `gradient_dissimilarity`,
-takes a loss and several points (`jaxmedian.dissimilarity`).
+at each chunk edge.
 """
 
 from typing import Any
@@ -14,23 +13,7 @@ import jax.numpy as jnp
 
 from jaxmedian import averaging, selection
 from jaxmedian._workers import survey
-from jaxmedian.dissimilarity import (
-    Dissimilarity,
-    fit_dissimilarity,
-    gradient_dissimilarity,
-    squared_norms,
-)
 from jaxmedian.precision import working_dtype
-
-__all__ = [
-    "Dissimilarity",
-    "fit_dissimilarity",
-    "gradient_dissimilarity",
-    "gradient_norm",
-    "mean_median_gap",
-    "of_step",
-    "squared_norms",
-]
 
 PyTree = Any
 
