@@ -70,11 +70,15 @@ def covariance(law: Law, w: Array, gap: float) -> float:
     below_b, above_b = tails(law, w[:, None, None], nodes, rank + 1)
     pairs = ordered_pairs(law, w, grid)
     below, above = law.cdf(pairs.nodes - w[:, None]), law.cdf(w[:, None] - pairs.nodes)
+    # Cell by cell: the nodes of x times the nodes of y, broadcast and never copied.
+    cell = (-1, grid.order, grid.order)
+    first = pairs.x.reshape(cell)[:, :, 0]
+    second = pairs.y.reshape(cell)[:, 0, :]
+    weight = pairs.weight.reshape(cell)
     joint = 0.0
-    for part in chunks(len(pairs.x), len(w)):
-        x, y = pairs.x[part], pairs.y[part]
-        coefficient = count_coefficient(below[:, x], above[:, y], rank)
-        joint += float(pairs.weight[part] @ coefficient)
+    for part in chunks(len(weight), len(w) * grid.order**2):
+        p, s = below[:, first[part], None], above[:, second[part][:, None]]
+        joint += float((weight[part] * count_coefficient(p, s, rank)).sum())
     return (
         _over_triangle(grid, below_b, above_a)
         + _over_triangle(

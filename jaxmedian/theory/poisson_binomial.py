@@ -53,15 +53,15 @@ def count_coefficient(p: Array, s: Array, count: int) -> Array:
     """Computes the coefficient of z^count in prod_i (p_i z + s_i), for any p, s >= 0.
 
     Args:
-      p: [M, N] weights of an event.
-      s: [M, N] weights of its complement; p + s need not be 1.
+      p: [M, ...] weights of an event.
+      s: [M, ...] weights of its complement, broadcast against p; p + s need not be 1.
       count: 0 <= count <= M.
 
     Returns:
-      [N] coefficients.
+      [...] coefficients.
     """
-    num_workers, num_nodes = p.shape
-    state = np.zeros((count + 1, num_nodes))
+    num_workers = len(p)
+    state = np.zeros((count + 1, *np.broadcast_shapes(p.shape[1:], s.shape[1:])))
     state[0] = 1.0
     for i in range(num_workers):
         low, high = max(0, count - num_workers + i), min(i, count)

@@ -143,15 +143,17 @@ def _noisy_values(
         for start in range(0, draws, _BLOCK):
             yield np.broadcast_to(u, (min(_BLOCK, draws - start), *u.shape))
         return
-    law = LAWS[noise.law]
     key = jax.random.key(key) if isinstance(key, int | np.integer) else key
     size = max(1, _BLOCK // u.size)
     for block, start in enumerate(range(0, draws, size)):
         block_key = jax.random.fold_in(key, block)
-        uniforms = _uniforms(
-            block_key, min(size, draws - start), u.shape, noise.coupling
-        )
-        yield u + scale * law.quantile(uniforms)
+        yield u + scale * unit_noise(noise, block_key, min(size, draws - start), u)
+
+
+def unit_noise(noise: Noise, key: Any, draws: int, u: Array) -> Array:
+    """Draws xi for values u [M, C], whatever the scale: [draws, M, C]."""
+    uniforms = _uniforms(key, draws, u.shape, noise.coupling)
+    return np.asarray(LAWS[noise.law].quantile(uniforms))
 
 
 def _uniforms(key: Any, draws: int, shape: tuple[int, ...], coupling: str) -> Array:

@@ -46,6 +46,22 @@ def test_the_better_coupling_is_reported():
     assert (best.scale, best.coupling, best.value) == (0.0, "independent", 1.0)
 
 
+@pytest.mark.parametrize("law", ["gaussian", "uniform"])
+def test_leaving_out_hopeless_scales_changes_nothing(law):
+    """The bound that spares the midpoint's double integrals, against a full search."""
+    values = skewed(4, 3, 2)
+    mean = values.mean(axis=0)
+    best = theory.best_scale(values, law).independent
+
+    def error(scale):
+        centre, variance = theory.median_moments(values, Noise(law, float(scale)))
+        return ((centre - mean) ** 2 + variance).mean()
+
+    assert error(best.scale) == pytest.approx(best.value, rel=1e-12)
+    errors = [error(scale) for scale in np.geomspace(1e-3, 30, 120)]
+    assert best.value <= min([*errors, error(0.0)]) * (1 + 1e-6)
+
+
 def test_equal_and_symmetric_values_need_no_noise():
     assert theory.best_scale([3.0, 3.0, 3.0]).scale == 0.0
     assert theory.best_scale([-1.0, 0.0, 1.0]).independent == (0.0, 0.0)
@@ -60,6 +76,17 @@ def test_many_workers_and_a_simulated_coupling():
     assert best.systematic.value == pytest.approx(error, rel=0.1)
     assert (errors.variance < 0.1 * variance).all()
     assert best.value == min(best.independent.value, best.systematic.value)
+
+
+@pytest.mark.parametrize(("law", "even"), [("gaussian", "lower"), ("uniform", "upper")])
+def test_the_simulated_error_is_that_of_all_permutations(law, even):
+    values = skewed(6, 2, 4)  # enough workers for best_scale to simulate
+    best = theory.best_scale(values, law, even=even).systematic
+    noise = Noise(law, best.scale, "systematic")
+    centre, variance = theory.median_moments(values, noise, even)
+    error = ((centre - values.mean(axis=0)) ** 2 + variance).mean()
+    # 65,536 draws: a squared Gaussian error varies by sqrt(2) of itself.
+    assert best.value == pytest.approx(error, rel=5 * np.sqrt(2 / 2**15))
 
 
 def test_what_best_scale_refuses():
