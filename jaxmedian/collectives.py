@@ -44,6 +44,19 @@ def total(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
     return x if axis_name is None else jax.lax.psum(x, axis_name)
 
 
+def only(x: jax.Array, here: jax.Array, axis_name: AxisName | None) -> jax.Array:
+    """Returns the ``x`` of the one device that is ``here``, to the bit, on all devices.
+
+    Bits are added, not numbers: -0.0 + 0.0 would be 0.0.
+    """
+    if axis_name is None:
+        return x
+    integer = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[x.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(x, integer)
+    bits = total(jnp.where(here, bits, np.asarray(0, integer)), axis_name)
+    return jax.lax.bitcast_convert_type(bits, x.dtype)
+
+
 def gather(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
     """Joins the blocks ``[m, ...]`` of all devices into ``[M, ...]``, on each of them.
 
@@ -79,6 +92,19 @@ def from_coordinate_slices(
     if axis_name is None:
         return x
     return _gather_invariant(x, axis_name)[:num_coordinates]
+
+
+def to_worker_blocks(
+    x: jax.Array, num_coordinates: int, axis_name: AxisName | None
+) -> jax.Array:
+    """Inverts `to_coordinate_slices`: slices ``[K, ceil(d / D)] -> [K / D, d]``.
+
+    K, the number of rows, must be a multiple of D.
+    """
+    if axis_name is None:
+        return x
+    whole = jax.lax.all_to_all(x, axis_name, split_axis=0, concat_axis=1, tiled=True)
+    return whole[:, :num_coordinates]
 
 
 def _gather_invariant(x: jax.Array, axis_name: AxisName) -> jax.Array:

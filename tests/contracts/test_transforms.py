@@ -25,6 +25,10 @@ def halving(count):
 WORKER_TRANSFORMS = {
     "add_worker_noise": jm.add_worker_noise(jm.noise.laplace(halving), KEY),
     "per_worker": jm.per_worker(optax.trace(decay=0.9), M),
+    "a_little_is_enough": jm.attacks.a_little_is_enough([1], scale=1.0),
+    "mimic, drawn": jm.attacks.mimic(1, KEY),
+    "gaussian": jm.attacks.gaussian([0], KEY),
+    "pivotal_votes": jm.attacks.pivotal_votes([2], jm.noise.gaussian(0.5), KEY),
 }
 AGGREGATORS = {
     "majority_vote": jm.majority_vote(),

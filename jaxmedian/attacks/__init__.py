@@ -1,0 +1,38 @@
+"""Hostile and broken workers: worker transforms that replace the rows of some of them.
+
+Each stands in a chain before the aggregator, runs inside jit, and takes ``workers``:
+the numbers of the hostile, or how many to draw anew each step with a ``key``.
+
+    jm.attacks.a_little_is_enough([0, 1])        workers 0 and 1, all along
+    jm.attacks.a_little_is_enough(2, key)        two others each step
+
+The honest rows pass as they are. `label_flip` alone attacks batches, not gradients.
+"""
+
+from jaxmedian.attacks.gradients import (
+    a_little_is_enough,
+    gaussian,
+    inf,
+    inner_product_manipulation,
+    mimic,
+    nan,
+    sign_flip,
+)
+from jaxmedian.attacks.labels import label_flip
+from jaxmedian.attacks.votes import near_tie_collusion, pivotal_votes
+
+__all__ = [
+    # On gradients
+    "sign_flip",
+    "inner_product_manipulation",
+    "a_little_is_enough",
+    "mimic",
+    "gaussian",
+    "inf",
+    "nan",
+    # On votes
+    "near_tie_collusion",
+    "pivotal_votes",
+    # On batches
+    "label_flip",
+]
