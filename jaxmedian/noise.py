@@ -17,13 +17,31 @@ import numpy as np
 
 from jaxmedian.laws import LAWS, Law
 
+__all__ = [
+    "Noise",
+    "Relative",
+    "gaussian",
+    "laplace",
+    "logistic",
+    "uniform",
+    "relative",
+]
+
 COUPLINGS = ("independent", "systematic")
 STATISTICS = ("max", "median")
 
 
 @dataclasses.dataclass(frozen=True)
 class Relative:
-    """A scale that follows the gradients: see `relative`."""
+    """A scale that follows the gradients; build one with `relative`.
+
+    Attributes:
+      factor: >= 0, times the statistic of the gradients.
+      statistic: "max" or "median" over the workers.
+
+    >>> relative(0.1)
+    Relative(factor=0.1, statistic='max')
+    """
 
     factor: float | jax.Array
     statistic: str = "max"
@@ -44,6 +62,12 @@ class Noise:
       law: name of the law of xi (mean 0, variance 1 for each of them).
       scale: b, the standard deviation of one worker's noise, in units of the gradient.
       coupling: "independent" or "systematic".
+
+    >>> noise = gaussian(0.1)
+    >>> noise
+    Noise(law='gaussian', scale=0.1, coupling='independent')
+    >>> float(noise.cdf(0.0)), float(noise.quantile(0.5))
+    (0.5, 0.0)
     """
 
     law: str

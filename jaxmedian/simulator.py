@@ -34,6 +34,13 @@ class RunResult(NamedTuple):
       metrics: name -> array with one entry a chunk edge, first axis; "step" says
         which.
       step: steps taken; fewer than asked for if the run was stopped.
+
+    >>> import jax.numpy as jnp, jaxmedian as jm
+    >>> loss = lambda params, batch: 0.5 * (params - batch) ** 2
+    >>> batches = jm.full_batch(jnp.array([1., 2., 10.]))
+    >>> result = jm.run(loss, jm.median_sgd(0.5), jnp.float32(0), batches, 3, key=0)
+    >>> float(result.params), result.step, result.metrics["loss"].shape
+    (1.75, 3, (1,))
     """
 
     params: Any

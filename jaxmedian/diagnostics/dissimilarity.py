@@ -35,6 +35,9 @@ class Dissimilarity(NamedTuple):
       B: >= 1, without unit.
       mean_squared_norms: [K] float64, (1/M) sum_i ||g_i||^2 at each point.
       squared_mean_norms: [K] float64, ||(1/M) sum_i g_i||^2 at each point.
+
+    >>> fit_dissimilarity([4.0, 6.0], [0.0, 2.0]).describe()[:35]
+    'gradient dissimilarity G = 2, B = 1'
     """
 
     G: float
