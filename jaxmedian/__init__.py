@@ -10,7 +10,7 @@ runs in one jitted step.
 import importlib
 from types import ModuleType
 
-from jaxmedian import attacks, diagnostics, noise, splits
+from jaxmedian import attacks, checkpoint, diagnostics, noise, splits
 from jaxmedian.aggregators import coordinate_median, majority_vote, worker_mean
 from jaxmedian.arrays import median, perturbed_median, vote
 from jaxmedian.lifting import per_worker
@@ -28,12 +28,13 @@ from jaxmedian.training_step import make_step
 from jaxmedian.worker_gradients import worker_grads, worker_value_and_grads
 
 __all__ = [
-    # Namespaces: noise laws, exact theory, measurements, splits, attacks
+    # Namespaces
     "noise",
     "theory",
     "diagnostics",
     "splits",
     "attacks",
+    "checkpoint",
     # Worker transforms: [M, ...] -> [M, ...]
     "add_worker_noise",
     "per_worker",

@@ -1,8 +1,8 @@
 """Runs of many steps with simulated workers.
 
 `run` repeats the step of `jaxmedian.training_step` in compiled chunks and comes up for
-air between them, to measure, report and stop; `run_pure` is the same without the host,
-so that whole runs can be vmapped over seeds and noise scales.
+air between them, to measure, report, save and stop; `run_pure` is the same without the
+host, so that whole runs can be vmapped over seeds and noise scales.
 """
 
 import contextlib
@@ -16,12 +16,13 @@ import numpy as np
 import optax
 
 from jaxmedian import _keys, diagnostics
+from jaxmedian.checkpoint import Folder, Path
+from jaxmedian.resuming import Edge, Row, open_run
 from jaxmedian.training_step import Proposal, build_proposal
 from jaxmedian.worker_gradients import LossFn, check_count
 
 NextBatch = Callable[[jax.Array, jax.Array], Any]
 Metric = Callable[[Any, Any, Any], dict[str, jax.Array]]
-Row = dict[str, Any]  # the metrics of one chunk edge: floats, and arrays as they are
 OnChunk = Callable[[int, Row], bool | None]
 
 
@@ -61,11 +62,14 @@ def run(
     metrics: Sequence[Metric] = (),
     progress: bool = False,
     on_chunk: OnChunk | None = None,
+    checkpoint: Folder | Path | None = None,
     worker_chunk: int | None = None,
 ) -> RunResult:
     """Trains for ``num_steps`` steps, in compiled chunks.
 
-    Ctrl-C stops at the last chunk edge and returns what is there.
+    Ctrl-C stops at the last chunk edge and returns what is there. With ``checkpoint``,
+    the same call goes on from there, and so it does after a kill at any moment: it ends
+    with the parameters, state and metrics of a run that nobody stopped, to the bit.
 
     Args:
       loss_fn: as in `jaxmedian.make_step`, without auxiliary output.
@@ -85,7 +89,14 @@ def run(
       progress: show a progress bar (needs tqdm).
       on_chunk: ``on_chunk(step, row)``, called on the host at each chunk edge with the
         row of metrics, scalars as floats and arrays as NumPy arrays; True stops the
-        run.
+        run. A resumed run is not called again for edges it was saved at, and once more
+        for any it passed since.
+      checkpoint: folder of this run's checkpoints (needs orbax-checkpoint), or a
+        `jaxmedian.checkpoint.Folder` to save less often or keep more. If it holds one,
+        the run resumes there; a run already finished returns at once; ``num_steps`` may
+        be raised. The checkpoint of a run with another ``key``, other keys in the
+        optimizer, another ``chunk`` or state is refused. Learning rates, noise scales,
+        the loss and the data are not compared: change them and change the folder.
       worker_chunk: as in `jaxmedian.make_step`. Measurements that need the gradients
         of all workers are left out where they are streamed; functions in ``metrics``
         then get None for them.
@@ -94,8 +105,9 @@ def run(
       A `RunResult`; its metrics are NumPy arrays.
 
     Raises:
-      TypeError, ValueError: for a bad number, or as `make_step` while tracing.
-      ImportError: for ``progress`` without tqdm.
+      TypeError, ValueError: for a bad number, or as `make_step` while tracing; for a
+        checkpoint that is damaged, foreign, or of another run.
+      ImportError: for ``progress`` without tqdm, ``checkpoint`` without orbax.
 
     >>> import jax, jax.numpy as jnp, jaxmedian as jm
     >>> loss = lambda params, batch: 0.5 * jnp.mean((params - batch) ** 2)
@@ -110,25 +122,29 @@ def run(
     advance = jax.jit(_build_chunk(loss_fn, optimizer, metrics, worker_chunk))
     next_batch, key = _as_pytree(next_batch), _keys.as_threefry_key(key)
     state = _start(optimizer, params)
-    rows: list[Row] = []
-    step = 0
-    with _progress_bar(num_steps, progress) as advance_bar:
-        try:
-            while step < num_steps:
-                stop = min(step + chunk, num_steps)
-                new_state, row = jax.block_until_ready(
-                    advance(state, next_batch, key, step, stop)
+    with open_run(checkpoint, key, state[1], chunk) as saved:
+        edge = saved.restore(Edge(0, state, []), num_steps)
+        with _progress_bar(edge.step, num_steps, progress) as advance_bar:
+            try:
+                while edge.step < num_steps:
+                    stop = min(edge.step - edge.step % chunk + chunk, num_steps)
+                    state, row = jax.block_until_ready(
+                        advance(edge.state, next_batch, key, edge.step, stop)
+                    )
+                    edge = edge.go_on(stop, state, row)
+                    advance_bar(stop, edge.rows[-1]["loss"])
+                    if on_chunk is not None and on_chunk(stop, edge.rows[-1]):
+                        break
+                    saved.visit(edge)
+            except KeyboardInterrupt:
+                sys.stderr.write(
+                    f"\nInterrupted: returning the run at step {edge.step}.\n"
                 )
-                rows.append({name: _on_host(value) for name, value in row.items()})
-                state, step = new_state, stop
-                advance_bar(step, rows[-1]["loss"])
-                if on_chunk is not None and on_chunk(step, rows[-1]):
-                    break
-        except KeyboardInterrupt:
-            sys.stderr.write(f"\nInterrupted: returning the run at step {step}.\n")
-    names = rows[0] if rows else ()
-    columns = {name: np.asarray([row[name] for row in rows]) for name in names}
-    return RunResult(*state, columns, step)
+        saved.save(edge)
+    names = edge.rows[0] if edge.rows else ()
+    columns = {name: np.asarray([row[name] for row in edge.rows]) for name in names}
+    params, opt_state = edge.state
+    return RunResult(params, opt_state, columns, edge.step)
 
 
 def run_pure(
@@ -247,10 +263,6 @@ def _start(optimizer: optax.GradientTransformation, params: Any) -> _TrainState:
     return params, optimizer.init(params)
 
 
-def _on_host(value: jax.Array) -> float | np.ndarray:
-    return float(value) if value.ndim == 0 else np.asarray(value)
-
-
 def _as_pytree(function: Callable[..., Any]) -> jax.tree_util.Partial:
     """Makes a function an argument of jitted code, so that its data is one too.
 
@@ -267,7 +279,9 @@ def _check_lengths(num_steps: Any, chunk: Any) -> None:
 
 
 @contextlib.contextmanager
-def _progress_bar(total: int, shown: bool) -> Iterator[Callable[[int, float], None]]:
+def _progress_bar(
+    start: int, total: int, shown: bool
+) -> Iterator[Callable[[int, float], None]]:
     """Yields a function that moves a progress bar to a step, if it is shown."""
     if not shown:
         yield lambda step, loss: None
@@ -278,7 +292,7 @@ def _progress_bar(total: int, shown: bool) -> Iterator[Callable[[int, float], No
         raise ImportError(
             "`progress=True` needs tqdm: `pip install tqdm`, or leave it out."
         ) from error
-    with tqdm(total=total, unit="step") as bar:
+    with tqdm(initial=start, total=total, unit="step") as bar:
 
         def move(step: int, loss: float) -> None:
             bar.set_postfix(loss=f"{loss:.4g}", refresh=False)

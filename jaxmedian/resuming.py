@@ -1,0 +1,179 @@
+"""What `run` does with checkpoints: it resumes its own and refuses any other.
+
+A run is known by its keys (that of the batches and those in the optimizer's state), its
+chunk, and the shapes of its state. The metrics of all edges so far travel along.
+"""
+
+import contextlib
+import hashlib
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxmedian.checkpoint import (
+    Folder,
+    Path,
+    as_folder,
+    is_key,
+    read_state,
+    write_state,
+)
+from jaxmedian.storage import Store
+
+Row = dict[str, Any]  # the metrics of one edge: floats, and NumPy arrays
+
+
+class Edge(NamedTuple):
+    """Where a run stands at the edge of a chunk.
+
+    Attributes:
+      step: steps taken.
+      state: ``(params, opt_state)``.
+      rows: the metrics of all edges so far.
+    """
+
+    step: int
+    state: Any
+    rows: list[Row]
+
+    def go_on(self, step: int, state: Any, row: dict[str, jax.Array]) -> "Edge":
+        """Returns the next edge, its metrics on the host.
+
+        Raises:
+          ValueError: if its metrics are others than those of a resumed run so far.
+        """
+        new = {name: _on_host(value) for name, value in row.items()}
+        if self.rows and new.keys() != self.rows[-1].keys():
+            raise ValueError(
+                "`metrics` must be those the checkpoint was made with, "
+                f"{[*self.rows[-1]]}; got {[*new]}. Restore them, or give another "
+                "folder."
+            )
+        return Edge(step, state, [*self.rows, new])
+
+
+class RunCheckpoints:
+    """The checkpoints of one run of `jaxmedian.run`; without a store it does nothing.
+
+    Args:
+      store: the open folder, or None.
+      every: edges between two checkpoints.
+      identity: name -> value, of what makes it this run and no other.
+    """
+
+    def __init__(self, store: Store | None, every: int, identity: dict[str, Any]):
+        """Starts at step 0, which needs no checkpoint."""
+        self._store, self._every, self._identity = store, every, identity
+        self._saved_step = 0
+        self._edges = 0
+
+    def restore(self, start: Edge, num_steps: int) -> Edge:
+        """Returns the newest edge saved, or ``start`` if there is none.
+
+        Raises:
+          ValueError: if the checkpoint is damaged, foreign, or of another run.
+        """
+        step = None if self._store is None else self._store.latest_step()
+        if self._store is None or step is None:
+            return start
+        notes = self._store.read_notes(step)
+        place = self._store.path / str(step)
+        _check_identity(place, notes.get("run"), self._identity)
+        if step > num_steps:
+            raise ValueError(
+                f"{place} is a checkpoint beyond `num_steps` {num_steps}: raise it, or "
+                "give another folder."
+            )
+        state = read_state(self._store, step, start.state, notes)
+        self._saved_step = step
+        rows = [_from_json(row) for row in notes["rows"]]
+        if step < num_steps and step % self._identity["chunk"]:
+            rows = rows[:-1]  # of an edge only because a shorter run ended there
+        sys.stderr.write(f"Resuming at step {step} from {self._store.path}.\n")
+        return Edge(step, state, rows)
+
+    def visit(self, edge: Edge) -> None:
+        """Saves every so many edges."""
+        self._edges += 1
+        if self._edges % self._every == 0:
+            self.save(edge)
+
+    def save(self, edge: Edge) -> None:
+        """Saves an edge, unless it is saved already."""
+        if self._store is None or edge.step == self._saved_step:
+            return
+        rows = [_as_json(row) for row in edge.rows]
+        notes = {"run": self._identity, "rows": rows}
+        write_state(self._store, edge.step, edge.state, notes)
+        self._saved_step = edge.step
+
+
+def _on_host(value: jax.Array) -> float | np.ndarray:
+    return float(value) if value.ndim == 0 else np.asarray(value)
+
+
+def _as_json(row: Row) -> dict[str, Any]:
+    """Writes arrays as dtype and nested lists: exact, as Python's floats are."""
+    return {
+        name: [str(value.dtype), value.tolist()]
+        if isinstance(value, np.ndarray)
+        else value
+        for name, value in row.items()
+    }
+
+
+def _from_json(row: dict[str, Any]) -> Row:
+    return {
+        name: np.asarray(value[1], value[0]) if isinstance(value, list) else value
+        for name, value in row.items()
+    }
+
+
+@contextlib.contextmanager
+def open_run(
+    folder: Folder | Path | None, key: jax.Array, opt_state: Any, chunk: int
+) -> Iterator[RunCheckpoints]:
+    """Opens the checkpoints of the run that these arguments start."""
+    if folder is None:
+        yield RunCheckpoints(None, 1, {})
+        return
+    folder = as_folder(folder)
+    identity = {
+        "key": _fingerprint(key),
+        "keys of the optimizer": _fingerprint(opt_state),
+        "chunk": chunk,
+    }
+    with Store(folder.path, folder.keep) as store:
+        yield RunCheckpoints(store, folder.every, identity)
+
+
+def _check_identity(
+    place: Any, saved: dict[str, Any] | None, here: dict[str, Any]
+) -> None:
+    if saved is None:
+        raise ValueError(
+            f"{place} is a checkpoint of another training loop, not of `jm.run`: read "
+            "it with `jm.checkpoint.restore`, or give another folder."
+        )
+    changed = [name for name in here if saved.get(name) != here[name]]
+    if changed:
+        details = ", ".join(
+            f"{name} ({saved.get(name)} there, {here[name]} here)" for name in changed
+        )
+        raise ValueError(
+            f"{place} is a checkpoint of another run: it differs in {details}. Give "
+            "the arguments it was made with, or another folder. Nothing was changed."
+        )
+
+
+def _fingerprint(tree: Any) -> str:
+    """Hashes the keys of a tree; other arrays may differ by rounding, so are not."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if is_key(leaf):
+            digest.update(jax.tree_util.keystr(path).encode())
+            digest.update(np.asarray(jax.random.key_data(leaf)).tobytes())
+    return digest.hexdigest()[:16]

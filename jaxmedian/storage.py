@@ -1,0 +1,198 @@
+"""Arrays and notes in a folder, whole or not at all: the only file that knows orbax.
+
+    FOLDER/<step>/arrays  one array a name, global over all devices and processes
+    FOLDER/<step>/notes   JSON, with a checksum of itself and of every array
+
+orbax-checkpoint writes aside and renames what is whole, from all processes at once; it
+is imported when a folder is opened, so that nothing else needs it. What it does not do
+is done here: a folder that holds anything else is refused, and so are damaged bits.
+"""
+
+import contextlib
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+
+Arrays = dict[str, jax.Array]
+
+_MARK = "jaxmedian checkpoint 1"
+_UNFINISHED = ".orbax-checkpoint-tmp"
+
+
+class Store:
+    """An open folder of checkpoints; use it as a context manager.
+
+    Args:
+      path: the folder, local or a URL that orbax knows (``gs://``); made if need be.
+      keep: checkpoints to keep; older ones are removed after each `write`. None to read
+        only: then the folder is left as it is, somebody may be writing there.
+
+    Raises:
+      ImportError: without orbax-checkpoint.
+      ValueError: if the folder holds anything but checkpoints.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], keep: int | None):
+        """Opens the folder, and removes what an earlier kill left half written."""
+        self._orbax, epath = _import_orbax()
+        self.path = epath.Path(path)
+        if "://" not in str(path):
+            self.path = self.path.expanduser().resolve()
+        _check_contents(self.path)
+        options = self._orbax.CheckpointManagerOptions(
+            max_to_keep=keep,
+            create=keep is not None,
+            cleanup_tmp_directories=keep is not None,
+        )
+        self._manager = self._orbax.CheckpointManager(self.path, options=options)
+
+    def __enter__(self) -> "Store":
+        """Returns itself."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Waits until the last checkpoint is whole."""
+        self._manager.close()
+
+    def latest_step(self) -> int | None:
+        """Returns the step of the newest whole checkpoint, or None without any."""
+        return self._manager.latest_step()
+
+    def read_notes(self, step: int) -> dict[str, Any]:
+        """Reads the notes of a checkpoint.
+
+        Raises:
+          ValueError: if they are missing, damaged, or somebody else's.
+        """
+        args = self._orbax.args
+        with self._refusing_the_unreadable(step):
+            restored = self._manager.restore(
+                step, args=args.Composite(notes=args.JsonRestore())
+            )
+            notes = dict(restored["notes"])
+            if notes.pop("mark", None) != _MARK:
+                raise ValueError("somebody else wrote it")
+            if notes.pop("checksum") != _checksum_of_notes(notes):
+                raise ValueError("its notes were changed")
+        return notes
+
+    def read_arrays(
+        self,
+        step: int,
+        like: Mapping[str, jax.ShapeDtypeStruct],
+        notes: Mapping[str, Any],
+    ) -> Arrays:
+        """Reads arrays of known shapes onto the devices that ``like`` names.
+
+        Raises:
+          ValueError: if they are missing or damaged.
+        """
+        args = self._orbax.args
+        if not like:
+            return {}
+        with self._refusing_the_unreadable(step):
+            restored = self._manager.restore(
+                step, args=args.Composite(arrays=args.StandardRestore(dict(like)))
+            )
+            arrays = dict(restored["arrays"])
+            for name, array in arrays.items():
+                saved, read = notes["checksums"].get(name), _checksum(array)
+                if saved is not None and read is not None and saved != read:
+                    raise ValueError(f"the bits of `{name}` were changed")
+        return arrays
+
+    def write(self, step: int, arrays: Arrays, notes: Mapping[str, Any]) -> None:
+        """Starts to write a checkpoint; it is whole when the next begins, or on exit.
+
+        Raises:
+          ValueError: if the folder already holds this step or a later one.
+        """
+        latest = self.latest_step()
+        if latest is not None and step <= latest:
+            raise ValueError(
+                f"{self.path} already holds a checkpoint of step {latest}, so one of "
+                f"step {step} is not written: restore it first, or give another folder."
+            )
+        checksums = {name: _checksum(array) for name, array in arrays.items()}
+        content = {**notes, "checksums": checksums}
+        content |= {"checksum": _checksum_of_notes(content), "mark": _MARK}
+        args = self._orbax.args
+        items = {"notes": args.JsonSave(content)}
+        if arrays:
+            items["arrays"] = args.StandardSave(arrays)
+        self._manager.save(step, args=args.Composite(**items), force=True)
+
+    @contextlib.contextmanager
+    def _refusing_the_unreadable(self, step: int) -> Iterator[None]:
+        """Turns whatever reading raises into one error that says what to do."""
+        try:
+            yield
+        except Exception as error:  # each file of a checkpoint fails in its own way
+            cause = str(error).strip().split("\n")[0][:200]
+            raise ValueError(
+                f"{self.path / str(step)} is not a whole checkpoint of jaxmedian "
+                f"({type(error).__name__}: {cause}). Nothing was changed. Remove it to "
+                "go on from an older one, if there is one, or give another folder."
+            ) from error
+
+
+def holds_checkpoints(path: str | os.PathLike[str]) -> bool:
+    """Returns whether a folder exists and is not empty.
+
+    Raises:
+      ImportError: without orbax-checkpoint.
+    """
+    _, epath = _import_orbax()
+    folder = epath.Path(path).expanduser()
+    return folder.exists() and any(folder.iterdir())
+
+
+def _check_contents(path: Any) -> None:
+    """Raises unless a folder is new, empty, or looks like one of checkpoints."""
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise ValueError(f"{path} is a file: checkpoints need a folder of their own.")
+    names = sorted(entry.name for entry in path.iterdir())
+    foreign = [
+        name
+        for name in names
+        if not (name.isdecimal() or _UNFINISHED in name or name.startswith("."))
+    ]
+    if foreign:
+        raise ValueError(
+            f"{path} holds what is no checkpoint: {', '.join(foreign[:5])}. Nothing "
+            "was changed. Give a folder that is empty or does not exist yet."
+        )
+
+
+def _checksum(array: jax.Array) -> int | None:
+    """Returns the CRC-32 of an array's bytes; None where no process has them all."""
+    if not array.is_fully_addressable:
+        if not array.is_fully_replicated:
+            return None
+        array = array.addressable_data(0)
+    values = np.ascontiguousarray(np.asarray(array))
+    return zlib.crc32(values.reshape(-1).view(np.uint8).data)
+
+
+def _checksum_of_notes(notes: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(notes, sort_keys=True).encode())
+
+
+def _import_orbax() -> tuple[ModuleType, Any]:
+    try:
+        import orbax.checkpoint as orbax
+        from etils import epath
+    except ImportError as error:
+        raise ImportError(
+            "Checkpoints need orbax-checkpoint: `pip install 'jaxmedian[checkpoint]'`, "
+            "or `pip install orbax-checkpoint`."
+        ) from error
+    return orbax, epath

@@ -1,0 +1,493 @@
+"""Runs that are killed and resumed end with the bits of runs that nobody touched."""
+
+import functools
+import hashlib
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxmedian as jm
+
+pytest.importorskip("orbax.checkpoint")
+sys.path.insert(0, os.path.dirname(__file__))
+
+import checkpoint_victim as victim
+
+P = jax.sharding.PartitionSpec
+
+
+def assert_same_bits(got, expected):
+    assert got.keys() == expected.keys()
+    for name, array in expected.items():
+        assert got[name].dtype == array.dtype, name
+        assert got[name].tobytes() == array.tobytes(), name
+
+
+def fingerprint(folder):
+    """Names and contents of all files below a folder."""
+    files = sorted(path for path in pathlib.Path(folder).rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+def steps_in(folder):
+    return sorted(int(name) for name in os.listdir(folder) if name.isdecimal())
+
+
+# --- kills ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def unbroken():
+    """The run without any checkpoint."""
+    return victim.bits(victim.train())
+
+
+def start_victim(folder):
+    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(jm.__file__).parents[1])}
+    return subprocess.Popen(
+        [sys.executable, victim.__file__, str(folder)],
+        stdout=subprocess.PIPE,
+        env=environment,
+        text=True,
+    )
+
+
+def test_a_kill_at_any_moment_leaves_a_run_that_resumes_to_the_bit(tmp_path, unbroken):
+    """A stopped process leaves on disk what a killed one would: many kills in one."""
+    process = start_victim(tmp_path / "run")
+    rng = np.random.default_rng(0)
+    copies = []
+    process.stdout.readline()  # the first edge: it trains
+    while process.poll() is None and len(copies) < 4:
+        time.sleep(rng.uniform(0, 0.25))
+        os.kill(process.pid, signal.SIGSTOP)
+        copies.append(tmp_path / f"kill {len(copies)}")
+        shutil.copytree(tmp_path / "run", copies[-1])
+        os.kill(process.pid, signal.SIGCONT)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert len(copies) >= 3
+    for copy in (*copies, tmp_path / "run"):  # the last was killed in earnest
+        assert_same_bits(victim.bits(victim.train(checkpoint=copy)), unbroken)
+        assert steps_in(copy) == [victim.NUM_STEPS]
+        assert not [name for name in os.listdir(copy) if "tmp" in name]
+
+
+# --- stops and resumes ----------------------------------------------------------------
+
+RATE, M, SAMPLES = 0.05, 3, 8
+
+
+def loss_fn(params, batch):
+    return 0.5 * jnp.mean(jnp.square(batch @ params["w"] + params["b"]))
+
+
+def start(features=2):
+    return {"b": jnp.float32(0.5), "w": jnp.arange(1.0, features + 1)}
+
+
+def train(num_steps=10, *, key=2, noise_key=1, features=2, calls=None, **options):
+    """A run that compiles quickly; ``calls`` notes each tracing of the batch."""
+    data = np.random.default_rng(0).normal(size=(M, SAMPLES, features))
+    draw = jm.mini_batches(data.astype(np.float32), 4)
+
+    def next_batch(key, step):
+        if calls is not None:
+            calls.append(step)
+        return draw(key, step)
+
+    optimizer = optax.chain(
+        jm.majority_vote(key=noise_key, ties="random"), optax.sgd(RATE, momentum=0.9)
+    )
+    options = {"chunk": 4} | options
+    params = start(features)
+    return jm.run(loss_fn, optimizer, params, next_batch, num_steps, key, **options)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """Ten steps in chunks of four, without checkpoints."""
+    return victim.bits(train())
+
+
+def stop_at(step):
+    return lambda here, row: here >= step
+
+
+def test_a_stopped_run_goes_on_and_a_finished_one_returns_at_once(
+    tmp_path, whole, capsys
+):
+    first = train(checkpoint=tmp_path, on_chunk=stop_at(4))
+    assert first.step == 4
+    assert capsys.readouterr().err == ""
+    seen = []
+    second = train(checkpoint=tmp_path, on_chunk=lambda step, row: seen.append(step))
+    assert seen == [8, 10]  # not the edge it resumed at
+    assert_same_bits(victim.bits(second), whole)
+    assert f"Resuming at step 4 from {tmp_path}" in capsys.readouterr().err
+    before, calls = fingerprint(tmp_path), []
+    third = train(checkpoint=tmp_path, calls=calls, on_chunk=seen.append)
+    assert_same_bits(victim.bits(third), whole)
+    assert calls == []  # nothing was traced, nothing trained
+    assert fingerprint(tmp_path) == before
+
+
+def test_arrays_among_the_metrics_go_on_too(tmp_path):
+    def measure(params, grads, updates):
+        return {"sample": jm.diagnostics.sample_coordinates(grads, 3, key=0)}
+
+    whole = train(metrics=[measure])
+    train(metrics=[measure], checkpoint=tmp_path, on_chunk=stop_at(4))
+    resumed = train(metrics=[measure], checkpoint=tmp_path)
+    assert resumed.metrics["sample"].shape == (3, M, 3)
+    assert_same_bits(victim.bits(resumed), victim.bits(whole))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_ctrl_c_and_errors_leave_a_run_that_resumes(tmp_path, whole, error):
+    def on_chunk(step, row):
+        if step == 8:
+            raise error
+
+    if error is KeyboardInterrupt:
+        assert train(checkpoint=tmp_path, on_chunk=on_chunk).step == 8
+        assert steps_in(tmp_path) == [8]  # the edge it returned
+    else:
+        with pytest.raises(RuntimeError):
+            train(checkpoint=tmp_path, on_chunk=on_chunk)
+        assert steps_in(tmp_path) == [4]
+    assert_same_bits(victim.bits(train(checkpoint=tmp_path)), whole)
+
+
+def test_more_steps_may_be_asked_for(tmp_path, whole):
+    """A run of 6 ends off the grid of 4; that edge is none of the longer run's."""
+    short = train(6, checkpoint=tmp_path)
+    assert short.metrics["step"].tolist() == [4, 6]
+    longer = train(10, checkpoint=tmp_path)
+    assert longer.metrics["step"].tolist() == [4, 8, 10]
+    assert_same_bits(victim.bits(longer), whole)
+    with pytest.raises(ValueError, match="beyond `num_steps` 6: raise it"):
+        train(6, checkpoint=tmp_path)
+
+
+def test_a_folder_says_how_often_to_save_and_how_many_to_keep(tmp_path, whole):
+    folder = jm.checkpoint.Folder(tmp_path / "deep" / "few", every=2, keep=2)
+    seen = []
+
+    def on_chunk(step, row):
+        seen.append(steps_in(folder.path))
+        time.sleep(0.3)  # the checkpoint begun before is whole by then
+
+    result = train(checkpoint=folder, chunk=2, on_chunk=on_chunk)  # edges 2 4 6 8 10
+    assert steps_in(folder.path) == [8, 10]
+    assert max(map(len, seen)) <= 2
+    assert not any(set(steps) & {2, 6} for steps in seen)
+    assert result.params["w"].tobytes() == whole["[0]['w']"].tobytes()
+
+
+def test_progress_goes_on_where_the_run_does(tmp_path, capsys):
+    pytest.importorskip("tqdm")
+    train(checkpoint=tmp_path, on_chunk=stop_at(8))
+    train(checkpoint=tmp_path, progress=True)
+    shown = capsys.readouterr().err
+    assert "8/10" in shown
+    assert "10/10" in shown
+
+
+# --- refusals -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def half_done(tmp_path_factory):
+    """A folder with the checkpoint of step 4."""
+    folder = tmp_path_factory.mktemp("half") / "run"
+    train(checkpoint=folder, on_chunk=stop_at(4))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"key": 3}, "another run: it differs in key"),
+        ({"noise_key": 3}, "another run: it differs in keys of the optimizer"),
+        ({"chunk": 5}, r"differs in chunk \(4 there, 5 here\)"),
+        (
+            {"features": 3},
+            r"\['w'\]` is float32 \(2,\) there, float32 \(3,\) here.*another folder",
+        ),
+        (
+            {"metrics": [lambda params, grads, updates: {"one": jnp.float32(1)}]},
+            "`metrics` must be those the checkpoint was made with",
+        ),
+    ],
+)
+def test_the_checkpoint_of_another_run_is_refused(half_done, options, message):
+    before = fingerprint(half_done)
+    with pytest.raises(ValueError, match=message):
+        train(checkpoint=half_done, **options)
+    assert fingerprint(half_done) == before
+
+
+def test_other_states_are_refused_leaf_by_leaf(tmp_path):
+    jm.checkpoint.save(tmp_path, 1, {"a": jnp.zeros(2), "b": jax.random.key(0)})
+    for other, message in (
+        ({"a": jnp.zeros(2)}, r"`state\['b'\]` is key<fry> \(\) there, absent here"),
+        (
+            {"a": jnp.zeros(2, jnp.bfloat16), "b": jax.random.key(0)},
+            r"`state\['a'\]` is float32 \(2,\) there, bfloat16 \(2,\) here",
+        ),
+        (
+            {"a": jnp.zeros(2), "b": jax.random.key(0, impl="rbg")},
+            r"`state\['b'\]` is key<fry> \(\) there, key<rbg> \(\) here",
+        ),
+        ([jnp.zeros(2), jax.random.key(0)], r"`state\[0\]` is absent there"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            jm.checkpoint.restore(tmp_path, other)
+    with pytest.raises(ValueError, match=r"another training loop, not of `jm\.run`"):
+        train(checkpoint=tmp_path)
+
+
+def try_to_restore(folder, like):
+    """Returns the state, or what was wrong with it."""
+    try:
+        return jm.checkpoint.restore(folder, like)[1], ""
+    except ValueError as error:
+        return None, str(error)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("damage", ["cut", "removed", "flipped"])
+def test_damage_is_noticed_or_harmless_and_never_overwritten(
+    tmp_path, half_done, damage
+):
+    """Each file in turn; what orbax keeps twice may be lost, bits may not change."""
+    state = train(0)
+    like = (state.params, state.opt_state)
+    _, good = jm.checkpoint.restore(half_done, like)
+    names, noticed = fingerprint(half_done), []
+    for i, name in enumerate(names):
+        folder = tmp_path / str(i)
+        shutil.copytree(half_done, folder)
+        data = (half_done / name).read_bytes()
+        middle = len(data) // 2
+        if damage == "cut":
+            (folder / name).write_bytes(data[:middle])
+        elif damage == "flipped":
+            flipped = bytes([data[middle] ^ 0x10])
+            (folder / name).write_bytes(data[:middle] + flipped + data[middle + 1 :])
+        else:
+            (folder / name).unlink()
+        before = fingerprint(folder)
+        read, complaint = try_to_restore(folder, like)
+        if complaint:
+            assert str(folder / "4") in complaint
+            assert "Remove it to go on from an older one" in complaint
+            noticed.append(name)
+        else:
+            assert_same_bits(
+                victim.bits(jm.RunResult(*read, {}, 4)),
+                victim.bits(jm.RunResult(*good, {}, 4)),
+            )
+        assert fingerprint(folder) == before
+    assert any("notes" in name for name in noticed)
+    assert any("arrays" in name for name in noticed)
+    spoilt = tmp_path / str(list(names).index(noticed[-1]))
+    before = fingerprint(spoilt)
+    with pytest.raises(ValueError, match="is not a whole checkpoint of jaxmedian"):
+        train(checkpoint=spoilt)
+    assert fingerprint(spoilt) == before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_flipped_bit_of_an_array_is_noticed(tmp_path):
+    """Large arrays lie in files that orbax reads without a checksum of its own."""
+    state = jax.random.normal(jax.random.key(0), (20_000,))
+    jm.checkpoint.save(tmp_path, 1, state)
+    largest = max(tmp_path.rglob("*"), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    largest.write_bytes(data)
+    with pytest.raises(ValueError, match="not a whole checkpoint"):
+        jm.checkpoint.restore(tmp_path, jnp.zeros(20_000))
+
+
+def test_folders_of_others_are_refused_and_left_alone(tmp_path):
+    orbax = pytest.importorskip("orbax.checkpoint")
+    foreign = tmp_path / "orbax"
+    with orbax.CheckpointManager(foreign) as manager:
+        manager.save(4, args=orbax.args.StandardSave({"w": jnp.zeros(2)}))
+    (tmp_path / "torch" / "7").mkdir(parents=True)
+    (tmp_path / "torch" / "7" / "model.pt").write_text("weights")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "todo.txt").write_text("read")
+    (tmp_path / "file").write_text("read")
+    for name, message in (
+        ("orbax", "4 is not a whole checkpoint of jaxmedian.*give another folder"),
+        ("torch", "7 is not a whole checkpoint of jaxmedian.*give another folder"),
+        ("notes", r"holds what is no checkpoint: todo\.txt.*empty or does not exist"),
+        ("file", "is a file: checkpoints need a folder of their own"),
+    ):
+        before = fingerprint(tmp_path)
+        with pytest.raises(ValueError, match=message):
+            train(checkpoint=tmp_path / name)
+        assert fingerprint(tmp_path) == before
+
+
+def test_saving_never_goes_back(tmp_path):
+    jm.checkpoint.save(tmp_path, 5, jnp.zeros(2))
+    for step in (3, 5):
+        with pytest.raises(ValueError, match="already holds a checkpoint of step 5"):
+            jm.checkpoint.save(tmp_path, step, jnp.ones(2))
+    assert jm.checkpoint.restore(tmp_path, jnp.ones(2))[1].tolist() == [0, 0]
+
+
+def test_bad_folders_are_refused():
+    with pytest.raises(TypeError, match="`checkpoint` must be the path of a folder"):
+        train(checkpoint=True)
+    with pytest.raises(ValueError, match="`every` must be at least 1; got 0"):
+        jm.checkpoint.Folder("here", every=0)
+    with pytest.raises(TypeError, match=r"`keep` must be an int; got 1\.0"):
+        jm.checkpoint.Folder("here", keep=1.0)
+    with pytest.raises(ValueError, match="`step` must be at least 0; got -1"):
+        jm.checkpoint.save("here", -1, jnp.zeros(2))
+
+
+def test_without_orbax_the_remedy_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
+    with pytest.raises(ImportError, match=r"pip install 'jaxmedian\[checkpoint\]'"):
+        train(checkpoint=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# --- states ---------------------------------------------------------------------------
+
+
+def test_every_kind_of_leaf_survives(tmp_path):
+    rng = np.random.default_rng(0)
+    state = {
+        "keys": (jax.random.key(3), jax.random.split(jax.random.key(4, impl="rbg"), 2)),
+        "half": jnp.asarray(rng.normal(size=5), jnp.bfloat16),
+        "odd": jnp.float32([np.nan, -0.0, np.inf, 1e-45]),
+        "flags": jnp.array([True, False]),
+        "legacy": jax.random.PRNGKey(7),
+        "none": jnp.zeros((0, 3)),
+        "weak": jnp.full((2,), 0.5),
+        "number": 3,
+        "numpy": rng.normal(size=3).astype(np.float32),
+        "a/b [c]": optax.EmptyState(),
+    }
+    jm.checkpoint.save(tmp_path, 0, state)
+    blank = jax.tree.map(lambda leaf: leaf, state) | {"weak": jnp.full((2,), 0.0)}
+    step, read = jm.checkpoint.restore(str(tmp_path), blank)
+    assert step == 0
+    assert jax.tree.structure(read) == jax.tree.structure(state)
+    assert read["keys"][1].dtype == state["keys"][1].dtype
+    assert read["weak"].weak_type
+    assert not read["odd"].weak_type
+    assert not read["odd"].committed
+    words = functools.partial(jax.tree.map, np.asarray)
+    for name in state.keys() - {"keys"}:
+        got, expected = words(read[name]), words(state[name])
+        if name != "a/b [c]":
+            assert got.tobytes() == np.asarray(jnp.asarray(expected)).tobytes(), name
+    for got, key in zip(read["keys"], state["keys"], strict=True):
+        drawn = jax.random.key_data(got), jax.random.key_data(key)
+        np.testing.assert_array_equal(*drawn)
+
+
+def test_a_state_without_arrays_and_a_single_array_are_states_too(tmp_path):
+    jm.checkpoint.save(tmp_path / "none", 2, optax.EmptyState())
+    assert jm.checkpoint.restore(tmp_path / "none", optax.EmptyState())[0] == 2
+    jm.checkpoint.save(tmp_path / "one", 2, jnp.float32(0.1))
+    assert jm.checkpoint.restore(tmp_path / "one", jnp.float32(0)) == (2, 0.1)
+
+
+def test_a_folder_is_read_while_another_process_writes_there(tmp_path):
+    jm.checkpoint.save(tmp_path, 1, jnp.zeros(2))
+    unfinished = tmp_path / "2.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    assert jm.checkpoint.restore(tmp_path, jnp.ones(2))[0] == 1
+    assert unfinished.exists()  # a reader removes nothing
+    jm.checkpoint.save(tmp_path, 2, jnp.ones(2))
+    assert steps_in(tmp_path) == [2]
+    assert not unfinished.exists()  # a writer does
+
+
+# --- other numbers of devices ---------------------------------------------------------
+
+NUM_WORKERS, DIM = 8, 33
+
+
+def mesh_loop(num_devices, folder, num_steps, save_at=None):
+    """A loop of one's own over a mesh, one worker's gradient at a time."""
+    mesh = jax.make_mesh(
+        (num_devices,), ("workers",), axis_types=(jax.sharding.AxisType.Auto,)
+    )
+    everywhere = jax.sharding.NamedSharding(mesh, P())
+    data = np.random.default_rng(0).normal(size=(NUM_WORKERS, SAMPLES, DIM))
+    batch = jax.device_put(
+        data.astype(np.float32), jax.sharding.NamedSharding(mesh, P("workers"))
+    )
+    optimizer = optax.chain(
+        jm.majority_vote(jm.noise.uniform(0.3), 1, axis_name="workers"),
+        optax.sgd(RATE, momentum=0.9),
+    )
+
+    def loss(params, x):
+        return jnp.mean(jnp.log(jnp.cosh(x @ params["w"] + params["b"])))
+
+    step = jm.make_step(loss, optimizer, axis_name="workers", worker_chunk=1)
+    sharded = jax.shard_map(
+        lambda params, opt_state, batch: step(params, opt_state, batch)[:2],
+        mesh=mesh,
+        in_specs=(P(), P(), P("workers")),
+        out_specs=(P(), P()),
+    )
+    params = start(DIM)
+    state = jax.device_put((params, optimizer.init(params)), everywhere)
+    first, state = jm.checkpoint.restore(folder, state)
+    assert all(leaf.sharding == everywhere for leaf in jax.tree.leaves(state[0]))
+    advance = jax.jit(sharded)
+    for done in range(first + 1, num_steps + 1):
+        state = advance(*state, batch)
+        if done == save_at:
+            jm.checkpoint.save(folder, done, state)
+    return first, victim.bits(jm.RunResult(*state, {}, num_steps))
+
+
+def test_a_run_resumes_on_another_number_of_devices(tmp_path):
+    _, expected = mesh_loop(2, tmp_path / "never", 12)
+    mesh_loop(4, tmp_path, 5, save_at=5)
+    first, got = mesh_loop(8, tmp_path, 9, save_at=9)
+    assert first == 5
+    first, got = mesh_loop(1, tmp_path, 12)
+    assert first == 9
+    assert_same_bits(got, expected)
+
+
+def test_arrays_come_back_sharded_as_asked(tmp_path):
+    meshes = [
+        jax.make_mesh((n,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
+        for n in (4, 2)
+    ]
+    spread = [jax.sharding.NamedSharding(mesh, P("model")) for mesh in meshes]
+    values = np.arange(16, dtype=np.float32)
+    jm.checkpoint.save(tmp_path, 1, jax.device_put(values, spread[0]))
+    _, read = jm.checkpoint.restore(tmp_path, jax.device_put(0 * values, spread[1]))
+    assert read.sharding == spread[1]
+    np.testing.assert_array_equal(read, values)
