@@ -14,6 +14,7 @@ from jaxmedian import attacks, checkpoint, diagnostics, noise, splits
 from jaxmedian.aggregators import coordinate_median, majority_vote, worker_mean
 from jaxmedian.arrays import median, perturbed_median, vote
 from jaxmedian.lifting import per_worker
+from jaxmedian.local_steps import worker_updates
 from jaxmedian.optimizers import (
     apply_updates,
     median_sgd,
@@ -55,6 +56,7 @@ __all__ = [
     # Simulator: from the loss and the data of many workers to trained parameters
     "worker_grads",
     "worker_value_and_grads",
+    "worker_updates",
     "make_step",
     "run",
     "run_pure",

@@ -88,17 +88,18 @@ def _own_keys(state: Any, number: jax.Array) -> Any:
 
     def own(path: tuple[Any, ...], leaf: Any) -> jax.Array:
         leaf = jnp.asarray(leaf)
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.fold_in(leaf, number)
-        if _is_legacy_key(path, leaf):
-            return jax.random.fold_in(leaf, number)
-        return leaf
+        return jax.random.fold_in(leaf, number) if is_key(path, leaf) else leaf
 
     return jax.tree_util.tree_map_with_path(own, state)
 
 
-def _is_legacy_key(path: tuple[Any, ...], leaf: jax.Array) -> bool:
-    """Legacy keys are plain uint32 arrays: only the name of their field tells."""
+def is_key(path: tuple[Any, ...], leaf: jax.Array) -> bool:
+    """Returns whether a leaf of an optimizer state is a key, typed or legacy.
+
+    Legacy keys are plain uint32 arrays: only the name of their field tells.
+    """
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return True
     name = str(getattr(path[-1], "name", getattr(path[-1], "key", ""))) if path else ""
     is_key_shaped = leaf.dtype == jnp.uint32 and leaf.ndim == 1 and leaf.size in (2, 4)
     return is_key_shaped and "key" in name

@@ -90,19 +90,30 @@ def worker_value_and_grads(
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=has_aux)
 
     def value_and_grads(params: Any, batch: Any) -> Any:
-        num_local = count_in_batch(batch)
         params = collectives.vary(params, axis_name)
 
         def of_worker(worker_batch: Any) -> Any:
             return value_and_grad(params, worker_batch)
 
-        if worker_chunk is None or 1 < num_local <= worker_chunk:
-            return jax.vmap(of_worker)(batch)
-        if worker_chunk == 1:
-            return jax.lax.map(of_worker, batch)
-        return jax.lax.map(of_worker, batch, batch_size=worker_chunk)
+        return map_workers(of_worker, batch, worker_chunk)
 
     return value_and_grads
+
+
+def map_workers(
+    of_worker: Callable[[Any], Any], batch: Any, worker_chunk: int | None
+) -> Any:
+    """Maps a function of one worker's batch over the workers, in chunks of them.
+
+    Raises:
+      ValueError: for a batch without a worker axis.
+    """
+    num_local = count_in_batch(batch)
+    if worker_chunk is None or 1 < num_local <= worker_chunk:
+        return jax.vmap(of_worker)(batch)
+    if worker_chunk == 1:
+        return jax.lax.map(of_worker, batch)
+    return jax.lax.map(of_worker, batch, batch_size=worker_chunk)
 
 
 def stream_value_and_grads(

@@ -75,7 +75,7 @@ LEVELS = [
     | {"selection", "voting", "ballots", "averaging", "worker_stream"}
     | {"worker_gradients"},
     {"perturbation", "draws", "transport", "aggregation", "aggregators", "attacks"}
-    | {"lifting", "diagnostics", "arrays"},
+    | {"lifting", "diagnostics", "arrays", "local_steps"},
     {"optimizers"},
     {"sampling", "training_step", "simulator", "sharding"}
     | {"checkpoint", "storage", "resuming"},
