@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal
 
-EXPERIMENTS = ("reproduce", "toy", "mnist", "sweep", "rates", "benchmark")
+EXPERIMENTS = ("reproduce", "toy", "mnist", "sweep", "rates", "bounds", "benchmark")
 
 
 def main(arguments: list[str]) -> int:
