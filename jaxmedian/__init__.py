@@ -10,7 +10,7 @@ runs in one jitted step.
 import importlib
 from types import ModuleType
 
-from jaxmedian import attacks, checkpoint, diagnostics, noise, splits
+from jaxmedian import attacks, checkpoint, diagnostics, noise, sharding, splits
 from jaxmedian.aggregators import coordinate_median, majority_vote, worker_mean
 from jaxmedian.arrays import median, perturbed_median, vote
 from jaxmedian.lifting import per_worker
@@ -36,6 +36,7 @@ __all__ = [
     "splits",
     "attacks",
     "checkpoint",
+    "sharding",
     # Worker transforms: [M, ...] -> [M, ...]
     "add_worker_noise",
     "per_worker",

@@ -58,6 +58,8 @@ def survey(
     params: PyTree | None,
     axis_name: AxisName | None = None,
     worker_mask: jax.Array | None = None,
+    *,
+    each_alone: bool = False,
 ) -> Population:
     """Checks stacked updates and counts their workers.
 
@@ -67,10 +69,13 @@ def survey(
       params: tree of leaves ``[...]``, or None where the caller was given none.
       axis_name: mesh axis over which the workers are spread, or None.
       worker_mask: bool ``[M]`` (the local block under a mesh), or None.
+      each_alone: whether the caller treats every worker by itself, and so may do
+        without ``axis_name`` on a mesh.
 
     Raises:
       ValueError: if there are no leaves or no workers, if a leaf has no worker axis, if
-        leaves disagree about the number of workers, or the mask with them.
+        leaves disagree about the number of workers, or the mask with them; if workers
+        are spread over a mesh axis that ``axis_name`` does not name.
       TypeError: if a leaf is not floating point, or the mask not boolean.
     """
     leaves = jax.tree_util.tree_leaves_with_path(updates)
@@ -114,9 +119,49 @@ def survey(
         )
     if num_local == 0:
         raise ValueError(f"`{transform}` expects at least one worker; got M = 0.")
+    if not each_alone:
+        check_spread(transform, _spread(updates, params, axis_name), axis_name)
     present = _check_mask(transform, worker_mask, num_local)
     num_workers = num_local * collectives.size(axis_name)
     return Population(num_local, num_workers, axis_name, present)
+
+
+def check_spread(
+    transform: str, spread: frozenset[AxisName], axis_name: AxisName | None
+) -> None:
+    """Checks that a transform knows the mesh axis over which workers are spread.
+
+    Without it each device would settle for its own workers, silently.
+
+    Args:
+      transform: name of the caller.
+      spread: mesh axes over which the updates are known to differ.
+      axis_name: the axis that the transform was given.
+
+    Raises:
+      ValueError: if it was given none, or if parameters are cut along another axis.
+    """
+    if axis_name is None and spread:
+        axes = ", ".join(map(repr, sorted(spread, key=str)))
+        raise ValueError(
+            f"`{transform}` was built without `axis_name`, but the workers are spread "
+            f"over the mesh axis {axes}: each device would see its own workers alone. "
+            f"Build it with `axis_name={axes}`. If each device trains a model of its "
+            "own, let the parameters vary over that axis too."
+        )
+    if axis_name is None:
+        return
+    others = spread - {axis_name}
+    if not spread:  # untracked: any other axis may cut the parameters
+        others = frozenset(collectives.other_manual_axes(axis_name))
+    if others:
+        axes = ", ".join(map(repr, sorted(others, key=str)))
+        raise ValueError(
+            f"`{transform}` has its workers along {axis_name!r}, but `jax.shard_map` "
+            f"cut the parameters along {axes} too: their coordinates, and with them "
+            "the noise, would be numbered anew on each part. Keep that axis automatic: "
+            f"`jax.shard_map(..., axis_names={{{axis_name!r}}})`."
+        )
 
 
 def check_aggregated(caller: str, updates: PyTree, params: PyTree) -> None:
@@ -139,6 +184,23 @@ def check_aggregated(caller: str, updates: PyTree, params: PyTree) -> None:
             "aggregator: add `majority_vote()`, `coordinate_median()` or "
             "`worker_mean()`."
         )
+
+
+def _spread(
+    updates: PyTree, params: PyTree | None, axis_name: AxisName | None
+) -> frozenset[AxisName]:
+    """Returns the mesh axes over which workers are known to be spread.
+
+    Where no axis was named, only parameters that are equal along it tell workers of one
+    model from models trained apart; without them nothing is known.
+    """
+    axes = collectives.varying_axes(updates)
+    if axis_name is not None:
+        return axes
+    leaves = jax.tree.leaves(params)
+    if not leaves or not all(isinstance(leaf, jax.Array) for leaf in leaves):
+        return frozenset()
+    return axes - collectives.varying_axes(params)
 
 
 def _check_mask(

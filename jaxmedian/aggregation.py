@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmedian import _keys
-from jaxmedian._workers import Population, survey
+from jaxmedian._workers import Population, check_spread, survey
 from jaxmedian.collectives import AxisName
 from jaxmedian.draws import LeafDraws, draw
 from jaxmedian.noise import Noise
@@ -82,6 +82,8 @@ def aggregator(
         if not rule.additive:
             updates = materialise(name, updates)
         is_stream = isinstance(updates, WorkerStream)
+        if is_stream and updates.axis_name is not None:
+            check_spread(name, frozenset({updates.axis_name}), axis_name)
         shapes = updates.shapes if is_stream else updates
         population = survey(name, shapes, params, axis_name, worker_mask)
         leaves, treedef = jax.tree.flatten(shapes)

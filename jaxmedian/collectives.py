@@ -135,9 +135,34 @@ def _vary(x: jax.Array, axis_name: AxisName) -> jax.Array:
     return jax.lax.pcast(x, axis_name, to="varying")
 
 
+def varying_axes(tree: Any) -> frozenset[AxisName]:
+    """Returns the mesh axes over which a tree of arrays is known to differ.
+
+    Empty where JAX does not track it: outside `jax.shard_map`, under
+    ``check_vma=False``, and under `jax.vmap` and `jax.pmap`.
+    """
+    axes: frozenset[AxisName] = frozenset()
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array):
+            axes |= _varying_axes(leaf)
+    return axes
+
+
+def other_manual_axes(axis_name: AxisName) -> tuple[AxisName, ...]:
+    """Returns the other axes of several devices that `jax.shard_map` handed over."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return tuple(
+        axis for axis in mesh.manual_axes if axis != axis_name and mesh.shape[axis] > 1
+    )
+
+
 def _varies(x: jax.Array, axis_name: AxisName) -> bool:
     """Returns whether x is known to differ between devices; False where untracked."""
+    return axis_name in _varying_axes(x)
+
+
+def _varying_axes(x: jax.Array) -> frozenset[AxisName]:
     kind = jax.typeof(x)
     if manual_axis_type := getattr(kind, "manual_axis_type", None):  # from jax 0.10
-        return axis_name in manual_axis_type.varying
-    return axis_name in getattr(kind, "vma", ())
+        return frozenset(manual_axis_type.varying)
+    return frozenset(getattr(kind, "vma", ()))

@@ -66,7 +66,7 @@ def per_worker(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
         updates = materialise("per_worker", updates)
-        population = survey("per_worker", updates, params)
+        population = survey("per_worker", updates, params, each_alone=True)
         for leaf in jax.tree.leaves(state):
             if leaf.shape[0] != population.num_local:
                 raise ValueError(

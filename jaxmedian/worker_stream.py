@@ -25,6 +25,7 @@ class WorkerStream:
     """The gradients of the local workers, leaves ``[m, ...]``, block by block.
 
     Attributes:
+      axis_name: mesh axis over which workers are spread, or None.
       shapes: tree of `jax.ShapeDtypeStruct`, the stacked gradients as they would be.
       value: losses ``[m]`` (or losses and aux); None until the stream was consumed.
       stacked: the stacked gradients, if somebody asked for them, else None.
@@ -47,7 +48,7 @@ class WorkerStream:
           axis_name: mesh axis over which workers are spread, or None.
         """
         self._block = value_and_grads_from
-        self._num_workers, self._chunk, self._axis_name = num_workers, chunk, axis_name
+        self._num_workers, self._chunk, self.axis_name = num_workers, chunk, axis_name
         value, grads = jax.eval_shape(value_and_grads_from, jnp.int32(0))
         self._value_shapes = jax.tree.map(self._widen, value)
         self.shapes = jax.tree.map(self._widen, grads)
@@ -83,7 +84,7 @@ class WorkerStream:
             )
             return add(carry, grads, first, fresh), values
 
-        carries = collectives.vary((carry, _blank(self._value_shapes)), self._axis_name)
+        carries = collectives.vary((carry, _blank(self._value_shapes)), self.axis_name)
         carry, self.value = jax.lax.fori_loop(0, num_blocks, body, carries)
         return carry
 

@@ -354,16 +354,32 @@ def test_parameters_may_be_sharded_over_an_automatic_second_axis():
     )
 
 
-def test_pmap_serves_as_a_mesh():
+def test_the_same_transforms_run_under_pmap():
     values = awkward(8, 12)
-    rule = jm.majority_vote(axis_name=WORKERS)
 
-    def update(block):
-        return rule.update(block, rule.init(None), jnp.zeros(12))[0]
+    def rules(axis_name):
+        noise = jm.noise.uniform(jm.noise.relative(0.3), "systematic")
+        return {
+            "vote": jm.majority_vote(noise, 5, ties="random", axis_name=axis_name),
+            "packed": jm.majority_vote(
+                ties="positive", transport="packed", axis_name=axis_name
+            ),
+            "median": jm.coordinate_median(noise, 5, axis_name=axis_name),
+        }
+
+    def update(block, axis_name=WORKERS):
+        params = jnp.zeros(12)
+        return {
+            name: rule.update(block, rule.init(params), params)[0]
+            for name, rule in rules(axis_name).items()
+        }
 
     got = jax.pmap(update, axis_name=WORKERS)(values.reshape(4, 2, 12))
-    for copy in np.asarray(got):
-        np.testing.assert_array_equal(copy, first_update(jm.majority_vote(), values))
+    expected = jax.jit(functools.partial(update, axis_name=None))(values)
+    for device in range(4):
+        assert_same_bits(
+            {name: np.asarray(x)[device] for name, x in got.items()}, expected
+        )
 
 
 @pytest.mark.parametrize(
