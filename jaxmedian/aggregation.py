@@ -7,7 +7,7 @@ drawn where it is used.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -91,7 +91,7 @@ def aggregator(
         if rng_key is not None:
             draws = draw(noise, random_ties, state, leaves, population)
             state = _keys.next_state(state)
-        groups = _groups(leaves)
+        groups = joined_leaves(leaves)
         if is_stream:
             reduced = _fold(rule, updates, groups, draws, population)
         else:
@@ -171,8 +171,15 @@ def _finish(
     return [finished[i] for i in range(len(leaves))]
 
 
-def _groups(leaves: list[jax.Array]) -> list[list[int]]:
-    """Puts each large leaf by itself, and small ones of one dtype together."""
+def joined_leaves(leaves: Sequence[Any]) -> list[list[int]]:
+    """Puts each large leaf by itself, and small ones of one dtype together.
+
+    Args:
+      leaves: arrays ``[m, ...]``, or their shapes.
+
+    Returns:
+      Positions of the leaves that are combined together.
+    """
     groups: list[list[int]] = []
     small: dict[Any, list[int]] = {}
     for i, leaf in enumerate(leaves):

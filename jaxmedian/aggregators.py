@@ -69,8 +69,11 @@ def majority_vote(
       key: a typed key, a legacy key or an int; needed for noise and ``ties="random"``.
       ties: "zero", "random" or "positive", see the table.
       axis_name: mesh axis over which workers are spread inside `jax.shard_map`.
-      transport: what crosses the mesh: "tally", sums of integers. One bit cannot say
-        zero: "packed" needs ``ties`` "random" or "positive".
+      transport: what crosses the mesh: "tally", sums of integers, or "packed", bits:
+        about 2 a coordinate and worker, up and down together, with one worker a device;
+        with many it sends tallies where they are cheaper and packs the decisions alone
+        (`jaxmedian.sharding.packed_routes` says where). The votes are the same. One bit
+        cannot say zero: "packed" needs ``ties`` "random" or "positive".
 
     Returns:
       A transformation whose updates are -1, 0 or +1 in the dtype of the gradients; put
@@ -103,15 +106,15 @@ def majority_vote(
     rng_key = _check_key("majority_vote", noise, key, random_ties=ties == "random")
 
     # On one device there is no wire, and counting needs no bits.
-    by_bits = transport == "packed" and axis_name is not None
+    packed = transport == "packed" and axis_name is not None
 
     def reduce(rows: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
-        if by_bits:
-            return transports.vote_by_bits(rows, draws, population, ties)
+        if packed:
+            return transports.vote_in_slices(rows, draws, population, ties)
         return transports.count(rows, draws, population, ties)
 
     def finish(x: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
-        return x if by_bits else transports.decide(x, draws, population, ties)
+        return x if packed else transports.decide(x, draws, population, ties)
 
     def settle(rows: jax.Array, draws: LeafDraws) -> jax.Array:
         return ballots.cast(
@@ -120,7 +123,7 @@ def majority_vote(
 
     return aggregator(
         "majority_vote",
-        Rule(reduce, finish, settle, additive=not by_bits),
+        Rule(reduce, finish, settle, additive=not packed),
         noise=noise,
         rng_key=rng_key,
         random_ties=ties == "random",

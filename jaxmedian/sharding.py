@@ -20,6 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxmedian import collectives
+from jaxmedian.routes import Route, packed_routes
 from jaxmedian.training_step import make_step
 from jaxmedian.worker_gradients import LossFn, check_count, count_in_batch
 
@@ -33,6 +34,8 @@ __all__ = [
     "state_specs",
     "init_state",
     "shard_step",
+    "packed_routes",
+    "Route",
 ]
 
 
@@ -101,7 +104,17 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     >>> params.sharding.is_fully_replicated
     True
     """
-    return jax.device_put(tree, NamedSharding(mesh, P()))
+    sharding = NamedSharding(mesh, P())
+
+    def place(x: Any) -> jax.Array:
+        if isinstance(x, jax.Array) and jax.dtypes.issubdtype(
+            x.dtype, jax.dtypes.prng_key
+        ):  # jax cannot place keys on other processes' devices
+            words = jax.device_put(jax.random.key_data(x), sharding)
+            return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
+        return jax.device_put(x, sharding)
+
+    return jax.tree.map(place, tree)
 
 
 def shard_workers(tree: Any, mesh: Mesh, *, axis_name: str = WORKERS) -> Any:

@@ -1,4 +1,4 @@
-"""How a vote travels between devices: as sums of integers, or as one bit each.
+"""How a vote travels between devices: as sums of integers, or packed into bits.
 
 Both count the same votes and give the same result, bit for bit. With everybody on one
 device nothing travels and there is nothing to choose.
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmedian import ballots, collectives, packing, voting
+from jaxmedian import ballots, collectives, packing, routes, voting
 from jaxmedian._workers import Population
 from jaxmedian.draws import LeafDraws
 from jaxmedian.row_sums import add_up
@@ -25,7 +25,7 @@ def count(
         zero_keys=draws.zero_keys,
         present=population.present,
     )
-    return counted.astype(jnp.int8 if population.num_workers < 128 else jnp.int32)
+    return counted.astype(routes.tally_type(population.num_workers))
 
 
 def decide(
@@ -38,23 +38,27 @@ def decide(
     )
 
 
-def vote_by_bits(
+def vote_in_slices(
     rows: jax.Array, draws: LeafDraws, population: Population, ties: str
 ) -> jax.Array:
-    """Votes by packed bits; int32 ``[d]`` of -1, 0 (nobody present), +1.
+    """Votes with packed decisions; int32 ``[d]`` of -1, 0 (nobody present), +1.
 
-    Each device packs its workers' votes, sends every device one slice of their
-    coordinates, counts the slice it receives, and sends the decision on, packed again:
-    with one worker a device, about 2 bits a coordinate and worker, up and down
-    together.
+    Each device gets the votes on one slice of the coordinates, by the cheaper route of
+    `jaxmedian.routes`, counts them, and sends its decisions on, packed: with one worker
+    a device, about 2 bits a coordinate and worker, up and down together.
     """
     axis_name, num_coordinates = population.axis_name, rows.shape[1]
-    votes = ballots.cast(rows, noise=draws.noise, ties=ties, zero_keys=draws.zero_keys)
-    padded = packing.padded_size(num_coordinates, collectives.size(axis_name))
+    num_devices = collectives.size(axis_name)
+    padded = packing.padded_size(num_coordinates, num_devices)
     padding = padded - num_coordinates
-    packed_votes = packing.pack(jnp.pad(votes > 0, ((0, 0), (0, padding))))
-    received = collectives.to_coordinate_slices(packed_votes, axis_name)
-    counted = _count_bits(received, population.all_present())
+    route = routes.choose(num_coordinates, population.num_local, num_devices)
+    if route == "bits":
+        counted = _slice_by_bits(rows, draws, population, ties, padding)
+    else:
+        tallies = jnp.pad(count(rows, draws, population, ties), (0, padding))
+        counted = collectives.total_of_slices(
+            tallies.reshape(packing.BITS, -1), axis_name
+        ).astype(jnp.int32)
     tie_bits = draws.tie_bits
     if tie_bits is not None:
         tie_bits = jnp.pad(tie_bits, (0, padding)).reshape(packing.BITS, -1)
@@ -63,21 +67,38 @@ def vote_by_bits(
     decided = ballots.decide(counted, ties=ties, tie_bits=tie_bits, anybody=None)
     sent = packing.pack((decided > 0).reshape(-1))
     joined = collectives.from_coordinate_slices(sent, padded // packing.BITS, axis_name)
-    above = packing.unpack(joined).reshape(-1)[:num_coordinates]
+    above = packing.unpack_in_order(joined)[:num_coordinates]
     vote = jnp.where(above, np.int32(1), np.int32(-1))
     anybody = _anybody(population)
     return vote if anybody is None else vote * anybody.astype(jnp.int32)
 
 
+def _slice_by_bits(
+    rows: jax.Array, draws: LeafDraws, population: Population, ties: str, padding: int
+) -> jax.Array:
+    """Sends a bit a worker; counts this device's slice, int32 ``[8, n]``."""
+    votes = ballots.cast(rows, noise=draws.noise, ties=ties, zero_keys=draws.zero_keys)
+    packed_votes = packing.pack(jnp.pad(votes > 0, ((0, 0), (0, padding))))
+    received = collectives.to_coordinate_slices(packed_votes, population.axis_name)
+    return _count_bits(received, population.all_present())
+
+
 def _count_bits(received: jax.Array, present: jax.Array | None) -> jax.Array:
-    """Counts the bytes ``[M, n]`` of all workers; int32 tallies ``[8, n]``."""
+    """Counts the bytes ``[M, n]`` of all workers; int32 tallies ``[8, n]``.
 
-    def vote(worker: int | jax.Array) -> jax.Array:
-        above = packing.unpack(received[worker])
-        vote = jnp.where(above, np.int32(1), np.int32(-1))
-        return vote if present is None else vote * present[worker].astype(jnp.int32)
+    votes for + minus votes for - = 2 votes for + minus votes
+    """
+    num_workers = received.shape[0]
+    narrow = routes.tally_type(num_workers)  # adds several times faster than int32
 
-    return add_up(vote, received.shape[0])
+    def votes_for(worker: int | jax.Array) -> jax.Array:
+        row = received[worker]
+        if present is not None:
+            row = jnp.where(present[worker], row, np.uint8(0))
+        return packing.unpack(row).astype(narrow)
+
+    cast = np.int32(num_workers) if present is None else jnp.sum(present, dtype="int32")
+    return 2 * add_up(votes_for, num_workers).astype(jnp.int32) - cast
 
 
 def _anybody(population: Population) -> jax.Array | None:

@@ -74,8 +74,8 @@ LEVELS = [
     {"collectives", "_workers", "leaf_noise", "order_keys", "networks", "bisection"}
     | {"selection", "voting", "ballots", "averaging", "worker_stream"}
     | {"worker_gradients"},
-    {"perturbation", "draws", "transport", "aggregation", "aggregators", "attacks"}
-    | {"lifting", "diagnostics", "arrays", "local_steps"},
+    {"perturbation", "draws", "routes", "transport", "aggregation", "aggregators"}
+    | {"attacks", "lifting", "diagnostics", "arrays", "local_steps"},
     {"optimizers"},
     {"sampling", "training_step", "simulator", "sharding"}
     | {"checkpoint", "storage", "resuming"},

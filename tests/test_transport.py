@@ -8,9 +8,9 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import jaxmedian as jm
-from jaxmedian import packing
+from jaxmedian import packing, sharding
 
-M = 8
+M = 24  # 3 workers a device on 8 devices: bits; 12 on 2: tallies
 PARAMS = {"large": jnp.zeros((70, 1000)), "small": jnp.zeros(13), "dot": jnp.zeros(())}
 
 
@@ -23,6 +23,8 @@ def test_bytes_hold_the_bits_they_document():
             assert [bool(byte >> k & 1) for k in range(8)] == row[j::5].tolist()
     unpacked = packing.unpack(jnp.asarray(packed)).reshape(3, 40)
     np.testing.assert_array_equal(unpacked, bits)
+    in_order = packing.unpack_in_order(jnp.asarray(packed[0]))
+    np.testing.assert_array_equal(in_order, bits[0])
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def on_mesh(num_devices, **options):
     [
         {"ties": "random", "key": 3},
         {"ties": "positive"},
-        {"ties": "random", "key": 3, "noise": jm.noise.gaussian(0.5, "systematic")},
+        {"ties": "positive", "key": 3, "noise": jm.noise.uniform(0.5, "systematic")},
     ],
     ids=["random", "positive", "noisy"],
 )
@@ -90,3 +92,49 @@ def test_what_crosses_the_mesh_is_about_two_bits_a_coordinate_and_worker():
     assert "all_reduce" not in text
     assert "tensor<1x100000xui8>" in text
     assert "tensor<12500xui8>" in text
+
+
+# --- routes ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "num_devices", "chosen"),
+    [
+        (8, 8, "bits"),
+        (24, 8, "bits"),
+        (64, 8, "bits"),  # as many bytes: 8 bits a coordinate or one integer
+        (72, 8, "tallies"),
+        (24, 2, "tallies"),
+        (128, 8, "bits"),  # a tally of 128 workers no longer fits into a byte
+        (256, 8, "bits"),
+        (264, 8, "tallies"),
+        (5, 1, "bits"),  # nothing travels
+    ],
+)
+def test_the_cheaper_route_is_chosen(num_workers, num_devices, chosen):
+    """Slices of 1,000,000 coordinates counted by hand, padding left out."""
+    params = {"matrix": jax.ShapeDtypeStruct((8000, 1000), jnp.float32)}
+    (route,) = sharding.packed_routes(params, num_workers, num_devices)
+    share = (num_devices - 1) / num_devices
+    per_worker = num_workers // num_devices
+    tally_bytes = 1 if num_workers < 128 else 4
+    assert route.num_coordinates == 8_000_000
+    assert route.bytes_as_bits == share * 1_000_000 * (per_worker + 1)
+    assert route.bytes_as_tallies == share * 1_000_000 * (8 * tally_bytes + 1)
+    assert route.chosen == chosen
+
+
+def test_small_leaves_travel_together_and_padding_is_counted():
+    routes = sharding.packed_routes(PARAMS, num_workers=8, num_devices=8)
+    assert [route.leaves for route in routes] == [
+        ("['dot']", "['small']"),
+        ("['large']",),
+    ]
+    assert [route.num_coordinates for route in routes] == [14, 70_000]
+    # 14 coordinates fill up 8 slices of one byte, 70,000 slices of 1094 bytes.
+    assert [route.bytes_as_bits for route in routes] == [7 * 2, 7 * 1094 * 2]
+
+
+def test_workers_that_no_mesh_shares_equally_have_no_route():
+    with pytest.raises(ValueError, match="`num_workers` must be a multiple"):
+        sharding.packed_routes(PARAMS, 9, 8)
