@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -41,5 +42,6 @@ def print_table(claims: Sequence[Claim]) -> None:
     table.add_column("", no_wrap=True)
     for claim in claims:
         here = f"{claim.here} ({claim.reason})" if claim.reason else claim.here
-        table.add_row(claim.statement, claim.paper, here, verdicts[claim.holds])
+        texts = map(escape, (claim.statement, claim.paper, here))
+        table.add_row(*texts, verdicts[claim.holds])
     Console().print(table)

@@ -34,10 +34,11 @@ def draw_curves(
     axes: Axes,
     curves: Mapping[str, Mapping[str, np.ndarray]],
     metric: str,
+    against: str = "step",
     **style: Any,
 ) -> None:
-    """Draws one metric of every curve that has it against the step."""
+    """Draws one metric of every curve that has it, against the step or another."""
     for name, curve in curves.items():
         if metric in curve:
-            axes.plot(curve["step"], curve[metric], label=name, **style)
-    axes.set_xlabel("step")
+            axes.plot(curve[against], curve[metric], label=name, **style)
+    axes.set_xlabel(against)

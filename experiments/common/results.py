@@ -15,23 +15,23 @@ from matplotlib.figure import Figure
 
 from experiments.common.claims import Claim
 
-Curves = Mapping[
-    str, Mapping[str, np.ndarray]
-]  # curve -> metric -> values at the edges
+Curves = Mapping[str, Mapping[str, np.ndarray]]  # curve -> metric -> its values
 
 
 class Result(NamedTuple):
     """What an experiment found.
 
     Attributes:
-      curves: one table of metrics a curve, each with a "step" column.
+      curves: one table of metrics a curve.
       claims: what was to be shown, and whether it was.
       extra: what else belongs into summary.json.
+      against: the column that every table has and is drawn against.
     """
 
     curves: Curves
     claims: tuple[Claim, ...]
     extra: Mapping[str, Any] = MappingProxyType({})
+    against: str = "step"
 
 
 def save(folder: Path, config: Any, result: Result, figure: Figure) -> None:
@@ -39,7 +39,7 @@ def save(folder: Path, config: Any, result: Result, figure: Figure) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "config.json", dataclasses.asdict(config))
     _write_json(folder / "summary.json", _summary(result))
-    _write_csv(folder / "metrics.csv", result.curves)
+    _write_csv(folder / "metrics.csv", result.curves, result.against)
     figure.savefig(folder / "figure.png", dpi=150)
 
 
@@ -62,13 +62,13 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, default=str) + "\n")
 
 
-def _write_csv(path: Path, curves: Curves) -> None:
-    """Writes one row a curve and measured step; a metric a curve lacks stays empty."""
-    metrics = sorted({key for curve in curves.values() for key in curve} - {"step"})
+def _write_csv(path: Path, curves: Curves, against: str) -> None:
+    """Writes one row a curve and point; a metric a curve lacks stays empty."""
+    metrics = sorted({key for curve in curves.values() for key in curve} - {against})
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["curve", "step", *metrics])
+        writer.writerow(["curve", against, *metrics])
         for name, curve in curves.items():
-            for row, step in enumerate(curve["step"]):
+            for row, point in enumerate(curve[against]):
                 values = [curve[key][row] if key in curve else "" for key in metrics]
-                writer.writerow([name, int(step), *values])
+                writer.writerow([name, point.item(), *values])
