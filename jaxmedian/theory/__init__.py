@@ -2,37 +2,63 @@
 
 Every function takes the workers' values ``[M]`` or ``[M, ...]``, worker axis first, and
 a `jaxmedian.noise.Noise` whose scale is a number; computes in NumPy float64, with no
-jit; and obeys the coupling of the noise.
+jit; and obeys the coupling of the noise. The text below is Markdown: in a notebook,
+``IPython.display.Markdown(jaxmedian.theory.__doc__)`` shows it.
 
-**Why the bias is O(1/b^2).** Let X_i = u_i + b xi_i, d_i = u_i - mean(u), e_i = d_i /
-b, and let xi have the CDF H and the density h.
+**Why the bias is O(1/b^2).** Let `X_i = u_i + b xi_i` with independent xi_i, M = 2n + 1
+workers, `d_i = u_i - mean(u)` and `e_i = d_i / b`. Let xi have the CDF H and a
+symmetric, smooth density h. Integrals go over all z; H and h stand for H(z) and h(z).
 
-1. With z = (x - mean) / b and p_i = H(z - e_i), F(z) = P(median <= x) = P(at least n +
-   1 of M independent events of probabilities p_i): symmetric, and affine in each p_i.
-2. Around p = H(z), with delta_i = p_i - p, T(p) = P(Binomial(M, p) >= n + 1), c_k =
-   T^(k)(p) (M - k)! / M! and E_k the elementary symmetric polynomials, therefore
-   exactly F = sum_k c_k E_k(delta).
-3. delta_i = -e_i h + e_i^2 h' / 2 - e_i^3 h'' / 6 + ..., and the e_i sum to zero.
-4. With m_k = sum_i e_i^k: E_1 = m_2 h' / 2 - m_3 h'' / 6 + ..., E_2 = -m_2 h^2 / 2 +
-   m_3 h h' / 2 + ..., E_3 = -m_3 h^3 / 3 + ...: nothing of first order is left.
-5. Reflecting all signs turns the median around: E[median] - mean is odd in e, so the
-   second order goes too, and bias = -b int (third order of F) dz + O(b e^5).
-6. bias / b = m_3 int (c_1 h'' / 6 - c_2 h h' / 2 + c_3 h^3 / 3) dz.
-7. As c_1' = (M - 1) c_2 and c_2' = (M - 2) c_3, by parts int c_1 h'' = -(M - 1) int c_2
-   h h' and int c_3 h^3 = -2 / (M - 2) int c_2 h h'.
-8. The sum is -M^2 / (6 (M - 2)) int c_2 h h', since (M-1)(M-2) + 3 (M-2) + 4 = M^2.
-9. With A = T' / M, the chance that the other workers leave the decision to one, c_2 =
-   A' / (M - 1), and m_3 = M mu3 / b^3, mu3 = mean(d_i^3).
-10. E[median] = mean - kappa_M mu3 / b^2 + O(1/b^4), kappa_M = M^3 / (6 (M-1) (M-2)) int
-    A'(H) h h' dz: `bias_coefficient`. (Kinked laws: O(1/b^3). Uniform, M >= 5: kappa =
-    0.)
+1. With `z = (x - mean) / b` and `p_i = H(z - e_i)`, `F(z) = P(median <= x)` is the
+   chance that at least n + 1 of M independent events of probabilities p_i happen. It is
+   symmetric in the p_i, and affine in each of them.
+2. Hence its expansion around p = H(z) ends, and is exact: with `delta_i = p_i - p` and
+   `T(p) = P(Binomial(M, p) >= n + 1)`, `F = sum_k c_k E_k(delta)`, where E_k are the
+   elementary symmetric polynomials and `c_k = T^(k)(p) (M - k)! / M!`.
+3. `delta_i = -e_i h + e_i^2 h' / 2 - e_i^3 h'' / 6 + ...`, and the e_i sum to zero.
+4. With `m_k = sum_i e_i^k`: `E_1 = m_2 h' / 2 - m_3 h'' / 6 + ...`,
+   `E_2 = -m_2 h^2 / 2 + m_3 h h' / 2 + ...` and `E_3 = -m_3 h^3 / 3 + ...`: nothing of
+   first order is left.
+5. Changing all signs turns the median around: even orders of F are odd in z and
+   integrate to zero, `bias = -b int (third order of F) dz + O(b e^5)`.
+6. So `bias / b = m_3 int (c_1 h'' / 6 - c_2 h h' / 2 + c_3 h^3 / 3) dz`.
+7. By parts, with `dc_1/dp = (M - 1) c_2` and `dc_2/dp = (M - 2) c_3`:
+   `int c_1 h'' = -(M - 1) int c_2 h h'`, `int c_3 h^3 = -2 / (M - 2) int c_2 h h'`.
+8. The sum is `-M^2 / (6 (M - 2)) int c_2 h h' dz`, as (M-1)(M-2) + 3 (M-2) + 4 = M^2.
+9. `A = T' / M` is the chance that the others leave the decision to one worker: `c_2 =
+   A'(H) / (M - 1)`. And `m_3 = M mu3 / b^3` with `mu3 = mean(d_i^3)`.
+10. `E[median] = mean - kappa_M mu3 / b^2 + O(1/b^4)`, with `kappa_M = M^3 / (6 (M - 1)
+    (M - 2)) int A'(H) h h' dz`: the function `bias_coefficient`.
 
-**The paper's** (Chen et al., NeurIPS 2020): the algorithms, Proposition 1, Theorems 1
-to 6: bias O(1/b), antisymmetric part of the median's density O(1/b^2), rates T^(-1/4)
-and T^(-1/3). **Ours**: the exact law as an O(M^2) recursion, everything above, explicit
-constants in Theorems 5 and 6, the sharper schedules, the AR(1) form and the rest points
-on quadratics, and systematic noise with its exact laws and its finite b of exact
-unbiasedness.
+For the midpoint of an even M, T is the average over both middle ranks, and all else
+stays; for M <= 2 the bias is exactly 0. The next order is 1/b^3 for laws with a kink or
+an edge. With uniform noise and M >= 5 kappa_M is 0, and the bias even smaller.
+
+**What else it shows.** The odd orders of F are the part of the density that is
+antisymmetric about the mean. They begin with the third: its mass is O(1/b^3) if h is
+smooth. The kink of the Laplace law costs an order, as do the edges of the uniform law
+for M = 3: O(1/b^2). A bias of 1/b^2 in place of 1/b needs less noise, hence the sharper
+schedules; they are asymptotic, for b well above the spread of the values.
+
+| | the paper: Chen et al., NeurIPS 2020 | ours |
+|---|---|---|
+| vote, median | Proposition 1: vote = sign(median) | exact laws, O(M^2) recursions |
+| bias | O(1/b) (Theorem 4) | -kappa_M mu3 / b^2, this derivation |
+| antisymmetric mass | O(1/b^2) (Theorem 4) | O(1/b^3), if h is smooth |
+| noisy signSGD | b ~ T^(1/4), rate T^(-1/4) (Theorem 5) | T^(1/6), rate T^(-1/3) |
+| noisy medianSGD | b ~ T^(1/6), rate T^(-1/3) (Theorem 6) | T^(1/10), rate T^(-2/5) |
+| bounds | Theorems 1 and 2 | the constants of Theorems 5 and 6 |
+| quadratics | the counterexample (Fig. 1) | rest points, and an AR(1) process |
+| systematic noise | - | all of it: exact laws, and no bias beyond a finite b |
+
+```pycon
+>>> from jaxmedian import noise
+>>> exact = median_bias([1, 2, 10], noise.gaussian(100.0))
+>>> predicted = -bias_coefficient("gaussian", 3) * (1190 / 27) / 100.0**2  # mu3 / b^2
+>>> print(f"{exact:.7f} {predicted:.7f}")
+-0.0018213 -0.0018224
+
+```
 """
 
 from jaxmedian.theory.asymptotics import bias_coefficient, limit_variance
