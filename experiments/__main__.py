@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 EXPERIMENTS = (
     *("reproduce", "toy", "mnist", "sweep"),  # the paper's figures
     *("gap", "density", "coupling", "estimator", "rates", "bounds"),  # the theory
+    *("heterogeneity", "neighbours"),  # other data, other methods
     *("benchmark",),
 )
 

@@ -60,7 +60,8 @@ def mini_batches(
       sizes: integers ``[M]``, how many samples each worker holds; what lies behind them
         in its row is padding and is never drawn (``split.sizes`` with data taken by
         ``split.indices``). None: all n are samples. A worker of size 0 is served
-        padding: leave it out of the step with ``worker_mask``.
+        padding: leave it out of the step with ``worker_mask``. Traced sizes are not
+        checked.
 
     Returns:
       ``next_batch(key, step)`` for `jaxmedian.run`; leaves ``[M, batch_size, ...]``.
@@ -83,24 +84,21 @@ def mini_batches(
             f"[M, n, ...]; got {sorted(lengths)} behind the worker axis."
         )
     ((num_samples,),) = lengths
-    held = _check_sizes(sizes, num_workers, num_samples)
-    least = int(held[held > 0].min()) if held.any() else 0
+    least = _least_size(sizes, num_workers, num_samples)
     if batch_size > least and not (replace and least):
         raise ValueError(
             f"`batch_size` {batch_size} is more than the {least} samples of a worker: "
             "take fewer, or `replace=True`."
         )
     draw = functools.partial(_serve_some, num_samples, batch_size, replace)
-    counts = None if sizes is None else jnp.asarray(held, jnp.int32)
+    counts = None if sizes is None else jnp.asarray(sizes, jnp.int32)
     return jax.tree_util.Partial(draw, worker_data, counts)
 
 
-def _check_sizes(
-    sizes: npt.ArrayLike | None, num_workers: int, num_samples: int
-) -> np.ndarray:
-    """Returns how many samples each worker holds, after checking."""
-    if sizes is None:
-        return np.full(num_workers, num_samples)
+def _least_size(sizes: npt.ArrayLike | None, num_workers: int, num_samples: int) -> int:
+    """Returns the size of the smallest worker that is not empty, after checking."""
+    if sizes is None or isinstance(sizes, jax.core.Tracer):
+        return num_samples
     held = np.asarray(sizes)
     if held.dtype.kind not in "iu":
         raise TypeError(f"`sizes` must hold integers; got dtype {held.dtype}.")
@@ -109,7 +107,7 @@ def _check_sizes(
             f"`sizes` must hold {num_workers} numbers from 0 to {num_samples}, one a "
             f"worker; got {sizes!r}."
         )
-    return held
+    return int(held[held > 0].min()) if held.any() else 0
 
 
 def _serve_some(

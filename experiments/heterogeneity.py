@@ -1,0 +1,241 @@
+"""How heterogeneous is too heterogeneous: accuracy of rules against two dials.
+
+Claim: with iid workers every rule trains; as the workers' label mixtures part
+(Dirichlet alpha down, similarity s down), the plain vote and median fall and the mean
+does not; noise keeps the vote and the median up. Beside each split stand its label
+divergence and its gradient dissimilarity (G, B) at the start of training.
+
+    python -m experiments heterogeneity                   8x8 digits, 8 splits
+    python -m experiments heterogeneity --preset quick    4 splits, fewer steps
+    python -m experiments heterogeneity --preset mnist5k  28x28 digits
+
+EXPECT
+"""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from matplotlib.figure import Figure
+
+import jaxmedian as jm
+from experiments.common.claims import Claim
+from experiments.common.plots import panels
+from experiments.common.results import Result
+from experiments.common.training import (
+    Problem,
+    Runs,
+    Settings,
+    build_trainer,
+    grid,
+    load_problem,
+    report,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of the comparison; every rule is tuned at every split.
+
+    Attributes:
+      rules: names of the rules to compare; all by default.
+      data: "digits8x8", "mnist5k", "mnist" or "fashion_mnist".
+      alphas: of the Dirichlet splits.
+      similarities: s of the similarity splits.
+      num_workers: M.
+      num_seeds: runs of each setting.
+      num_steps: steps of every run; the learning rate falls to 0 by a cosine.
+      batch_size: samples a worker and step.
+      hidden: units of the hidden layer.
+      vote_rates: learning rates that votes choose from.
+      mean_rates: learning rates that mean and medians choose from.
+      scales: b that noisy rules choose from.
+      chunk: steps between two measurements.
+    """
+
+    rules: tuple[str, ...] = ()
+    data: str = "digits8x8"
+    alphas: tuple[float, ...] = (0.01, 0.1, 1.0, 100.0)
+    similarities: tuple[float, ...] = (0.0, 0.1, 0.5, 1.0)
+    num_workers: int = 10
+    num_seeds: int = 5
+    num_steps: int = 500
+    batch_size: int = 32
+    hidden: int = 32
+    vote_rates: tuple[float, ...] = (0.003, 0.01, 0.03)
+    mean_rates: tuple[float, ...] = (0.1, 0.3, 1.0)
+    scales: tuple[float, ...] = (0.03, 0.1)
+    chunk: int = 100
+
+
+PRESETS = {
+    "quick": Config(
+        alphas=(0.01, 100.0),
+        similarities=(0.0, 1.0),
+        num_steps=300,
+        vote_rates=(0.003, 0.01),
+        mean_rates=(0.3, 1.0),
+    ),
+    "mnist5k": Config(
+        data="mnist5k", num_steps=2000, batch_size=64, hidden=128, chunk=200
+    ),
+    "tiny": Config(
+        rules=("vote", "noisy vote, systematic"),
+        alphas=(0.1,),
+        similarities=(1.0,),
+        num_seeds=2,
+        num_steps=2,
+        hidden=4,
+        vote_rates=(0.01,),
+        mean_rates=(0.3,),
+        scales=(0.1,),
+        chunk=1,
+    ),
+}
+
+# A rule is an aggregator of its noise; None for those without. A new one is a row here.
+RULES: dict[str, tuple[Any, str | None]] = {
+    "mean": (jm.worker_mean, None),
+    "vote": (jm.majority_vote, None),
+    "noisy vote": (jm.majority_vote, "independent"),
+    "noisy vote, systematic": (jm.majority_vote, "systematic"),
+    "median": (jm.coordinate_median, None),
+    "noisy median": (jm.coordinate_median, "independent"),
+    "noisy median, systematic": (jm.coordinate_median, "systematic"),
+}
+
+
+def run(config: Config) -> Result:
+    """Trains every rule on every split; keeps each one's best setting."""
+    rules = config.rules or tuple(RULES)
+    unknown = [rule for rule in rules if rule not in RULES]
+    if unknown:
+        raise ValueError(f"--rules takes some of {list(RULES)}; got {unknown}.")
+    problem = load_problem(config.data, config.hidden, config.num_seeds)
+    labels = np.asarray(problem.train["labels"])
+    splits = _splits(config, labels)
+    measured = {name: _measure(problem, split) for name, split in splits.items()}
+    reached: dict[str, dict[str, tuple[Runs, int]]] = {}
+    for rule in rules:
+        print(f"{rule} ({len(reached) + 1} of {len(rules)})")
+        train = build_trainer(
+            problem,
+            _builder(config, rule),
+            batch_size=config.batch_size,
+            num_steps=config.num_steps,
+            chunk=config.chunk,
+        )
+        runs = {
+            name: train(_grid(config, rule), split) for name, split in splits.items()
+        }
+        reached[rule] = {name: (found, found.best()) for name, found in runs.items()}
+    curves = {
+        f"{rule} | {name}": found.curve(best)
+        for rule, row in reached.items()
+        for name, (found, best) in row.items()
+    }
+    chosen = {
+        f"{rule} | {name}": found.describe(best)
+        for rule, row in reached.items()
+        for name, (found, best) in row.items()
+    }
+    extra = {"splits": measured, "chosen": chosen}
+    return Result(curves, _claims(config, reached, measured), extra)
+
+
+def _splits(config: Config, labels: np.ndarray) -> dict[str, jm.splits.Split]:
+    workers = config.num_workers
+    return {
+        f"alpha = {alpha:g}": jm.splits.dirichlet(labels, workers, alpha=alpha)
+        for alpha in config.alphas
+    } | {
+        f"s = {s:g}": jm.splits.similarity(labels, workers, s=s)
+        for s in config.similarities
+    }
+
+
+def _measure(problem: Problem, split: jm.splits.Split) -> dict[str, float]:
+    """Measures a split, and what it does to the first seed's fresh network."""
+    batch = {name: leaf[split.indices] for name, leaf in problem.train.items()}
+    found = jm.diagnostics.gradient_dissimilarity(
+        problem.model.loss,
+        [problem.model.params],
+        batch | {"weights": split.mask},
+        worker_mask=jnp.asarray(split.sizes > 0),
+    )
+    divergence = split.label_divergence(np.asarray(problem.train["labels"]))
+    return {"label divergence": divergence, "G": found.G, "B": found.B}
+
+
+def _builder(config: Config, rule: str) -> Any:
+    aggregator, coupling = RULES[rule]
+
+    def build(key: Any, rate: Any, scale: Any = None) -> optax.GradientTransformation:
+        options = (jm.noise.uniform(scale, coupling), key) if coupling else ()
+        schedule = optax.cosine_decay_schedule(rate, config.num_steps)
+        return optax.chain(aggregator(*options), optax.scale_by_learning_rate(schedule))
+
+    return build
+
+
+def _grid(config: Config, rule: str) -> Settings:
+    aggregator, coupling = RULES[rule]
+    rates = config.vote_rates if aggregator is jm.majority_vote else config.mean_rates
+    return grid(rate=rates, scale=config.scales) if coupling else grid(rate=rates)
+
+
+def _claims(
+    config: Config,
+    reached: dict[str, dict[str, tuple[Runs, int]]],
+    measured: dict[str, dict[str, float]],
+) -> tuple[Claim, ...]:
+    last = {
+        rule: {name: runs.last(best) for name, (runs, best) in row.items()}
+        for rule, row in reached.items()
+    }
+    tables = [
+        Claim(
+            f"{name}: " + ", ".join(f"{k} {v:.3g}" for k, v in numbers.items()),
+            "-",
+            "; ".join(f"{rule} {report(row[name])}" for rule, row in last.items()),
+            None,
+        )
+        for name, numbers in measured.items()
+    ]
+    far = max(measured, key=lambda name: measured[name]["label divergence"])
+    near = min(measured, key=lambda name: measured[name]["label divergence"])
+    falls = {rule: float((row[near] - row[far]).mean()) for rule, row in last.items()}
+    judged = config.num_steps >= 300
+    comparisons = [
+        Claim(
+            f"From {near} to {far} noise halves at least what the {rule} loses",
+            "noise closes the gap",
+            f"{falls[rule]:.3f} without, {falls[noisy]:.3f} with systematic noise",
+            falls[noisy] <= falls[rule] / 2 if judged else None,
+        )
+        for rule in ("vote", "median")
+        if {rule, noisy := f"noisy {rule}, systematic"} <= set(falls)
+    ]
+    return (*tables, *comparisons)
+
+
+def plot(result: Result) -> Figure:
+    """Draws the last test accuracy of every rule against alpha and against s."""
+    figure, axes = panels(2)
+    for ax, dial in zip(axes, ("alpha", "s"), strict=True):
+        names = [n for n in result.extra["splits"] if n.startswith(f"{dial} =")]
+        for rule in dict.fromkeys(name.split(" | ")[0] for name in result.curves):
+            curves = [result.curves[f"{rule} | {name}"] for name in names]
+            accuracy = [curve["test_accuracy"][-1] for curve in curves]
+            error = [curve["test_accuracy_error"][-1] for curve in curves]
+            ax.errorbar(
+                range(len(names)), accuracy, error, marker=".", capsize=2, label=rule
+            )
+        ax.set_xticks(range(len(names)), [name.split(" = ")[1] for name in names])
+        ax.set_ylim(0, 1)
+        ax.set_xlabel({"alpha": "Dirichlet alpha", "s": "similarity s"}[dial])
+    axes[0].set_title("test accuracy, each rule at its best setting")
+    axes[1].legend(fontsize=7)
+    return figure

@@ -1,0 +1,237 @@
+"""Votes, medians and their neighbours on one problem: accuracy against steps and bits.
+
+Claim: where every worker holds one digit class, one bit a coordinate and worker is
+enough: the vote with systematic noise stays near the mean of the gradients, at a 32nd
+of its uplink. Every method has the same data, steps, seeds and number of learning
+rates, and takes its best on validation digits. Bits are those that a worker sends up.
+
+    python -m experiments neighbours                   8x8 digits
+    python -m experiments neighbours --preset quick    fewer steps and settings
+    python -m experiments neighbours --preset mnist5k  28x28 digits
+
+EXPECT
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import optax
+from matplotlib.figure import Figure
+
+import jaxmedian as jm
+from experiments.common.claims import Claim
+from experiments.common.plots import panels
+from experiments.common.results import Result
+from experiments.common.training import (
+    Runs,
+    Settings,
+    build_trainer,
+    grid,
+    load_problem,
+    report,
+    standard_error,
+)
+from experiments.neighbours import methods
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of the comparison.
+
+    Attributes:
+      methods: names of the methods to run; all by default.
+      data: "digits8x8", "mnist5k", "mnist" or "fashion_mnist".
+      num_workers: M; workers hold exclusive classes.
+      num_seeds: runs of each setting.
+      num_steps: steps of every run; the learning rate falls to 0 by a cosine.
+      batch_size: samples a worker and step.
+      hidden: units of the hidden layer.
+      sign_rates: learning rates that methods of unit steps choose from.
+      gradient_rates: learning rates that the others choose from.
+      scales: b that noisy methods choose from.
+      chunk: steps between two measurements.
+    """
+
+    methods: tuple[str, ...] = ()
+    data: str = "digits8x8"
+    num_workers: int = 10
+    num_seeds: int = 5
+    num_steps: int = 1000
+    batch_size: int = 32
+    hidden: int = 32
+    sign_rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03)
+    gradient_rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
+    scales: tuple[float, ...] = (0.01, 0.03, 0.1)
+    chunk: int = 50
+
+
+PRESETS = {
+    "quick": Config(
+        num_steps=300,
+        sign_rates=(0.003, 0.01),
+        gradient_rates=(0.3, 1.0),
+        scales=(0.03, 0.1),
+    ),
+    "mnist5k": Config(
+        data="mnist5k", num_steps=3000, batch_size=64, hidden=128, chunk=100
+    ),
+    "tiny": Config(
+        methods=("EF-signSGD", "vote, systematic"),
+        num_seeds=2,
+        num_steps=2,
+        hidden=4,
+        sign_rates=(0.01,),
+        gradient_rates=(0.3,),
+        scales=(0.1,),
+        chunk=1,
+    ),
+}
+
+
+class Method(NamedTuple):
+    """How to build a method, and what a worker sends.
+
+    Attributes:
+      build: ``(config, rate, noise_scale, key)`` -> optimizer.
+      bits: that a worker sends up, a coordinate and step.
+      unit_steps: whether its updates are signs, or their means, times the rate.
+      noisy: whether it has a noise scale to choose.
+    """
+
+    build: Callable[..., optax.GradientTransformation]
+    bits: int
+    unit_steps: bool
+    noisy: bool = False
+
+
+def _noisy(rule: Any, law: str, coupling: str) -> Callable[..., Any]:
+    def build(config: Config, rate: Any, scale: Any, key: Any) -> Any:
+        return rule(rate, jm.noise.Noise(law, scale, coupling), key)
+
+    return build
+
+
+METHODS = {
+    "mean": Method(lambda c, r, b, k: methods.mean(r), 32, False),
+    "vote": Method(lambda c, r, b, k: methods.vote(r), 1, True),
+    "median": Method(lambda c, r, b, k: methods.median(r), 32, False),
+    "EF-signSGD": Method(
+        lambda c, r, b, k: methods.ef_sign_sgd(r, c.num_workers), 1, False
+    ),
+    "mean of noisy signs": Method(
+        _noisy(methods.mean_of_noisy_signs, "gaussian", "independent"), 1, True, True
+    ),
+    "sto-sign, B = max|g|": Method(lambda c, r, b, k: methods.sto_sign(r, k), 1, True),
+    "Signum": Method(lambda c, r, b, k: methods.signum(r, c.num_workers), 1, True),
+    "Distributed Lion": Method(
+        lambda c, r, b, k: methods.distributed_lion(r, c.num_workers), 1, True
+    ),
+    "vote, independent": Method(
+        _noisy(jm.noisy_sign_sgd, "uniform", "independent"), 1, True, True
+    ),
+    "vote, systematic": Method(
+        _noisy(jm.noisy_sign_sgd, "uniform", "systematic"), 1, True, True
+    ),
+    "median, independent": Method(
+        _noisy(jm.noisy_median_sgd, "uniform", "independent"), 32, False, True
+    ),
+    "median, systematic": Method(
+        _noisy(jm.noisy_median_sgd, "uniform", "systematic"), 32, False, True
+    ),
+}
+
+
+def run(config: Config) -> Result:
+    """Trains every method in every setting; keeps its best."""
+    names = config.methods or tuple(METHODS)
+    unknown = [name for name in names if name not in METHODS]
+    if unknown:
+        raise ValueError(f"--methods takes some of {list(METHODS)}; got {unknown}.")
+    problem = load_problem(config.data, config.hidden, config.num_seeds)
+    split = jm.splits.by_label(np.asarray(problem.train["labels"]), config.num_workers)
+    curves: dict[str, dict[str, np.ndarray]] = {}
+    last, chosen = {}, {}
+    for name in names:
+        print(f"{name} ({len(curves) + 1} of {len(names)})")
+        method = METHODS[name]
+        train = build_trainer(
+            problem,
+            _builder(config, method),
+            batch_size=config.batch_size,
+            num_steps=config.num_steps,
+            chunk=config.chunk,
+        )
+        runs: Runs = train(_grid(config, method), split)
+        best = runs.best()
+        curve = runs.curve(best)
+        curves[name] = curve | {"bits": curve["step"] * method.bits}
+        last[name], chosen[name] = runs.last(best), runs.describe(best)
+    return Result(curves, _claims(config, last, chosen), {"chosen": chosen})
+
+
+def _builder(config: Config, method: Method) -> Callable[..., Any]:
+    def build(key: Any, rate: Any, scale: Any = None) -> optax.GradientTransformation:
+        schedule = optax.cosine_decay_schedule(rate, config.num_steps)
+        return method.build(config, schedule, scale, key)
+
+    return build
+
+
+def _grid(config: Config, method: Method) -> Settings:
+    rates = config.sign_rates if method.unit_steps else config.gradient_rates
+    return grid(rate=rates, scale=config.scales) if method.noisy else grid(rate=rates)
+
+
+def _claims(
+    config: Config, last: dict[str, np.ndarray], chosen: dict[str, str]
+) -> tuple[Claim, ...]:
+    claims = [
+        Claim(
+            f"{name}: last test accuracy, {METHODS[name].bits} bits a coordinate",
+            "-",
+            f"{report(accuracy)} ({chosen[name]})",
+            None,
+        )
+        for name, accuracy in last.items()
+    ]
+    judged = config.num_steps >= 300
+    for name, points in (("vote, systematic", 1), ("vote, independent", 3)):
+        if {"mean", name} <= set(last):
+            behind = last["mean"] - last[name]
+            error = standard_error(behind)
+            holds = bool(behind.mean() <= points / 100 + 2 * error)
+            claims.append(
+                Claim(
+                    f"{name}: within {points} points of the mean (two standard errors)",
+                    "-",
+                    f"{100 * behind.mean():.2f} +- {100 * error:.2f} points behind",
+                    holds if judged else None,
+                )
+            )
+    return tuple(claims)
+
+
+def plot(result: Result) -> Figure:
+    """Draws test accuracy with its band against steps and against bits."""
+    figure, axes = panels(2)
+    for ax, against in zip(axes, ("step", "bits"), strict=True):
+        for name, curve in result.curves.items():
+            accuracy, error = curve["test_accuracy"], curve["test_accuracy_error"]
+            (line,) = ax.plot(curve[against], accuracy, label=name)
+            ax.fill_between(
+                curve[against],
+                accuracy - error,
+                accuracy + error,
+                color=line.get_color(),
+                alpha=0.2,
+                linewidth=0,
+            )
+        ax.set_ylim(0, 1)
+        ax.set_xlabel(against)
+    axes[1].set_xscale("log")
+    axes[1].set_xlabel("bits a coordinate and worker")
+    axes[0].set_title("test accuracy, one digit class a worker")
+    axes[1].legend(fontsize=6)
+    return figure
