@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxmedian as jm
 from jaxmedian import sharding
-from jaxmedian.wire import bytes_in_program
+from jaxmedian.diagnostics.wire import bytes_in_program
 
 WORKERS = "workers"
 SIZE = 8000

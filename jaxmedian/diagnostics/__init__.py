@@ -3,9 +3,10 @@
     of_step, mean_median_gap, gradient_norm   one step, measured at each chunk edge
     sample_coordinates                        coordinates to choose the noise from
     gradient_dissimilarity, squared_norms     how heterogeneous a split is to a model
+    wire_bytes                                what a compiled program sends
 
-Plain functions of stacked gradients ``[M, ...]``, for the ``metrics`` of
-`jaxmedian.run` and for loops of your own.
+The first two lines are plain functions of stacked gradients ``[M, ...]``, for the
+``metrics`` of `jaxmedian.run` and for loops of your own.
 """
 
 from jaxmedian.diagnostics.dissimilarity import (
@@ -16,6 +17,7 @@ from jaxmedian.diagnostics.dissimilarity import (
 )
 from jaxmedian.diagnostics.sample import sample_coordinates
 from jaxmedian.diagnostics.step import gradient_norm, mean_median_gap, of_step
+from jaxmedian.diagnostics.wire import WireBytes, wire_bytes
 
 __all__ = [
     # One step
@@ -29,4 +31,7 @@ __all__ = [
     "gradient_dissimilarity",
     "squared_norms",
     "fit_dissimilarity",
+    # The wire
+    "WireBytes",
+    "wire_bytes",
 ]

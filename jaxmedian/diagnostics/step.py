@@ -3,8 +3,7 @@
 The median and the vote follow the mean only where the workers' gradients allow it: the
 gap between median and mean is the error term of the paper's Theorems 1 and 2. These are
 plain functions of stacked gradients ``[M, ...]``; `jaxmedian.run` evaluates `of_step`
-at each chunk edge. `wire_bytes` measures programs rather than gradients: what each
-device sends.
+at each chunk edge.
 """
 
 from typing import Any
@@ -15,11 +14,8 @@ import jax.numpy as jnp
 from jaxmedian import averaging, selection
 from jaxmedian._workers import survey
 from jaxmedian.precision import working_dtype
-from jaxmedian.wire import WireBytes, wire_bytes
 
 PyTree = Any
-
-__all__ = ["of_step", "gradient_norm", "mean_median_gap", "wire_bytes", "WireBytes"]
 
 
 def of_step(

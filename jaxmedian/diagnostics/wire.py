@@ -48,6 +48,9 @@ class WireBytes(NamedTuple):
       by_collective: kind of collective -> bytes.
       total: bytes of all of them.
       bits_per_coordinate: bits for each coordinate and worker, up and down together.
+
+    >>> WireBytes({"all-reduce": 7.0}, total=7.0, bits_per_coordinate=56.0).total
+    7.0
     """
 
     by_collective: dict[str, float]
