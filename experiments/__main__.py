@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 EXPERIMENTS = (
     *("reproduce", "toy", "mnist", "sweep"),  # the paper's figures
     *("gap", "density", "coupling", "estimator", "rates", "bounds"),  # the theory
-    *("heterogeneity", "neighbours"),  # other data, other methods
+    *("choose_noise", "heterogeneity", "neighbours"),  # data and other methods
     *("benchmark",),
 )
 

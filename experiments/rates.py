@@ -10,9 +10,11 @@ for small T: the gain is asymptotic.
 
     python -m experiments rates
 
-Expect EXPECT
-
-Exact but for the dots, which are runs of the library over seeds.
+Expect slopes of -.335 and -.404 (medianSGD, T = 1e3 to 1e8, b = 5 T^(1/6) and 5
+T^(1/10)), -.241 and -.337 (signSGD, T = 1e3 to 1e6, b = 5 T^(1/4) and 5 T^(1/6)), -.500
+and -.497 (systematic). With factor 1 our schedule overtakes the paper's at T = 3e4 for
+signSGD, and for medianSGD not even by 1e8. 40 seconds on two cores. All exact but the
+dots, which are runs of the library over seeds.
 """
 
 import dataclasses

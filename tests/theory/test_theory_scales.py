@@ -62,6 +62,34 @@ def test_leaving_out_hopeless_scales_changes_nothing(law):
     assert best.value <= min([*errors, error(0.0)]) * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("coupling", ["independent", "systematic"])
+def test_descent_weighs_coordinates_by_their_mean(coupling):
+    """The drop of f(x) = mean_i f_i(x) along a small vote step, over all its signs."""
+    values = skewed(4, 2, 3)  # an even M: ties move nothing
+    mean = values.mean(axis=0)
+    best = getattr(theory.best_scale(values, "laplace", "descent"), coupling)
+
+    def descent(scale):
+        laws = theory.vote_probability(values, Noise("laplace", scale, coupling))
+        drop = 0.0
+        for j in range(2):
+            for sign, law in zip((1, -1, 0), laws, strict=True):
+                drop += law[j] * mean[j] * sign
+        return drop / np.abs(mean).sum()
+
+    assert descent(best.scale) == pytest.approx(best.value, rel=1e-12)
+    others = [descent(float(scale)) for scale in np.geomspace(1e-3, 30, 80)]
+    assert best.value >= max([*others, descent(0.0)]) - 2e-4
+
+
+def test_descent_of_one_coordinate_is_the_excess_of_right_votes():
+    values = [-0.1] * 9 + [1.0] * 2
+    vote = theory.best_scale(values, "uniform", "vote")
+    descent = theory.best_scale(values, "uniform", "descent")
+    assert descent.scale == pytest.approx(vote.scale, rel=1e-2)
+    assert descent.value == pytest.approx(2 * vote.value - 1, abs=1e-4)
+
+
 def test_equal_and_symmetric_values_need_no_noise():
     assert theory.best_scale([3.0, 3.0, 3.0]).scale == 0.0
     assert theory.best_scale([-1.0, 0.0, 1.0]).independent == (0.0, 0.0)
@@ -94,7 +122,7 @@ def test_what_best_scale_refuses():
         theory.best_scale([-1.0, 1.0], rule="vote")
     with pytest.raises(ValueError, match="`law` must be one of"):
         theory.best_scale([1.0, 2.0], "cauchy")
-    with pytest.raises(ValueError, match="`rule` must be one of median, vote"):
+    with pytest.raises(ValueError, match="`rule` must be one of median, vote, descent"):
         theory.best_scale([1.0, 2.0], rule="mean")
     with pytest.raises(ValueError, match="`even` must be one of"):
         theory.best_scale([1.0, 2.0], even="middle")
