@@ -40,7 +40,7 @@ def sample_coordinates(
             return {"sample": jm.diagnostics.sample_coordinates(grads, 100, key=0)}
 
         result = jm.run(..., metrics=[measure])
-        jm.theory.best_scale(result.metrics["sample"][-1], "gaussian", rule="vote")
+        jm.theory.best_scale(result.metrics["sample"][-1], "gaussian", "descent")
 
     Args:
       grads: the workers' gradients, leaves ``[M, ...]``; all in memory, so a run must
