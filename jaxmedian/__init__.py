@@ -9,6 +9,7 @@ runs in one jitted step.
 
 import importlib
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from jaxmedian import attacks, checkpoint, diagnostics, noise, sharding, splits
 from jaxmedian.aggregators import coordinate_median, majority_vote, worker_mean
@@ -27,6 +28,9 @@ from jaxmedian.sampling import full_batch, mini_batches
 from jaxmedian.simulator import RunResult, run, run_pure
 from jaxmedian.training_step import make_step
 from jaxmedian.worker_gradients import worker_grads, worker_value_and_grads
+
+if TYPE_CHECKING:
+    from jaxmedian import theory
 
 __all__ = [
     # Namespaces

@@ -13,6 +13,8 @@ pytest.importorskip("mlxtend")
 
 import jaxmedian as jm
 from experiments import choose_noise
+from experiments.choose_noise import skewed, trial
+from experiments.choose_noise.config import COUPLINGS
 from experiments.common.results import save
 
 TINY = choose_noise.PRESETS["tiny"]
@@ -25,7 +27,7 @@ def result():
 
 @pytest.mark.parametrize("heterogeneity", [0.5, 8.0])
 def test_skewed_gradients_have_the_mean_and_the_spread_they_should(heterogeneity):
-    u = choose_noise.skewed_gradients(11, 6, heterogeneity, 0)
+    u = skewed.skewed_gradients(11, 6, heterogeneity, 0)
     np.testing.assert_allclose(u.mean(axis=0), 1.0, rtol=1e-12)
     np.testing.assert_allclose(u.std(axis=0), heterogeneity, rtol=1e-12)
     skewness = (((u - 1) / heterogeneity) ** 3).mean(axis=0)
@@ -33,7 +35,7 @@ def test_skewed_gradients_have_the_mean_and_the_spread_they_should(heterogeneity
 
 
 def test_the_best_b_of_a_median_is_a_share_of_the_spread():
-    values = {h: choose_noise.skewed_gradients(3, 2, h, 0) for h in (1.0, 10.0)}
+    values = {h: skewed.skewed_gradients(3, 2, h, 0) for h in (1.0, 10.0)}
     one, ten = (
         jm.theory.best_scale(u, "logistic").independent for u in values.values()
     )
@@ -44,13 +46,13 @@ def test_the_best_b_of_a_median_is_a_share_of_the_spread():
 def test_wrong_votes_are_those_against_the_sign_of_the_mean():
     u = np.array([[-1.0, 1.0, 1.0, -1.0], [-1.0, 1.0, 0.0, -2.0], [9.0, 1.0, -1.0, -1]])
     # Of the third coordinate the mean is 0, and the vote too.
-    assert choose_noise.wrong_votes(u).tolist() == [True, False, False, False]
+    assert skewed.wrong_votes(u).tolist() == [True, False, False, False]
 
 
-@pytest.mark.parametrize("coupling", choose_noise.COUPLINGS)
+@pytest.mark.parametrize("coupling", COUPLINGS)
 def test_descent_is_the_expected_drop_per_unit_of_step(coupling):
     """Against all outcomes of the votes, with the mean loss summed by hand."""
-    u = choose_noise.skewed_gradients(5, 3, 4.0, 1) * [1.0, -2.0, 0.5]
+    u = skewed.skewed_gradients(5, 3, 4.0, 1) * [1.0, -2.0, 0.5]
     noise = jm.noise.laplace(2.0, coupling)
     laws = [jm.theory.vote_probability(column, noise) for column in u.T]
     drop = 0.0
@@ -60,10 +62,10 @@ def test_descent_is_the_expected_drop_per_unit_of_step(coupling):
             chance *= law.plus if sign > 0 else law.minus
         drop += chance * float(np.dot(u.mean(axis=0), signs))
     expected = drop / np.abs(u.mean(axis=0)).sum()
-    assert choose_noise.descent(u, noise) == pytest.approx(expected)
+    assert trial.descent(u, noise) == pytest.approx(expected)
     best = getattr(jm.theory.best_scale(u, "laplace", "descent"), coupling)
     assert best.value >= expected
-    again = choose_noise.descent(u, jm.noise.laplace(best.scale, coupling))
+    again = trial.descent(u, jm.noise.laplace(best.scale, coupling))
     assert again == pytest.approx(best.value)
 
 
@@ -102,8 +104,8 @@ def test_a_choice_that_is_worse_fails_the_claim(result):
     curve = dict(broken["median, uniform"])
     curve["systematic_value"] = 1.01 * curve["independent_value"]
     broken["median, uniform"] = curve
-    assert choose_noise._median_claim(broken).holds is False
+    assert skewed.median_claim(broken).holds is False
     short = dataclasses.replace(TINY, train_steps=300)
     best = jm.theory.best_scale([1.0, 2.0, 10.0])
-    trial = choose_noise.Trial(best, {"no noise": 0.1, "best noise": 0.5})
-    assert choose_noise._digit_claims(short, trial)[-1].holds is False
+    tried = trial.Trial(best, {"no noise": 0.1, "best noise": 0.5})
+    assert trial.claims(short, tried)[-1].holds is False
