@@ -70,6 +70,15 @@ class Config:
     tolerance: float = 0.02
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name, values, number in (("three", self.three, 3), ("five", self.five, 5)):
+            deviations = np.asarray(values) - np.mean(values)
+            if len(values) != number or np.mean(deviations**3) == 0:
+                raise ValueError(
+                    f"`{name}` must hold {number} values that are not symmetric about "
+                    f"their mean, where noise has nothing to cure; got {values}."
+                )
+
 
 PRESETS = {
     "quick": Config(draws=100_000),

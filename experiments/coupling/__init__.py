@@ -34,10 +34,6 @@ __all__ = ["Config", "PRESETS", "plot", "run"]
 
 def run(config: Config) -> Result:
     """Computes the curves for both laws and couplings, and judges each regime."""
-    if np.mean(config.values) == 0:
-        raise ValueError(
-            "`values` has mean 0: no vote has its sign. Shift one of them."
-        )
     curves = {
         f"{law}, {coupling}": _curve(config, law, coupling)
         for law in LAWS

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import numpy as np
+
 LAWS = ("gaussian", "uniform")
 COUPLINGS = ("independent", "systematic")
 
@@ -40,6 +42,15 @@ class Config:
     setting_workers: tuple[int, ...] = (5, 11, 31)
     median_draws: int = 200_000
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.values) % 2 == 0:
+            raise ValueError("`values` needs an odd number of workers, or votes tie.")
+        if np.mean(self.values) == 0 or np.std(self.values) == 0:
+            raise ValueError(
+                "`values` needs a mean other than 0, whose sign the vote may have, and "
+                "two different values; change one of them."
+            )
 
 
 PRESETS = {

@@ -51,7 +51,7 @@ def run(config: Config) -> Result:
     counts = {name: hostile.breakdown(config, error) for name, error in errors.items()}
     judged = (
         claims.less_biased_claim(fixed, curves),
-        claims.slope_claim(curves),
+        claims.slope_claim(config, curves),
         claims.simulation_claim(config, moments, dots),
         claims.shared_draws_claim(dots),
         claims.averaging_claim(fixed, curves),

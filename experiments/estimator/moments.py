@@ -52,16 +52,15 @@ def exact(
 
     Richardson's variance is that of two independent medians; its bias does not care.
     """
-    scales = 2.0 ** _powers(config)[:-2]
-    near = [moments[float(scale)] for scale in scales]
-    far = [moments[float(2 * scale)] for scale in scales]
-    bias, doubled_bias = (np.array([m.bias for m in part]) for part in (near, far))
-    variance, doubled = (np.array([m.variance for m in part]) for part in (near, far))
+    scales = 2.0 ** _powers(config)
+    bias = np.array([moments[float(scale)].bias for scale in scales])
+    variance = np.array([moments[float(scale)].variance for scale in scales])
+    near, far = slice(None, -2), slice(2, None)  # 2b is two places further on
+    extrapolated = (4 * bias[far] - bias[near]) / 3
+    of_independent = (16 * variance[far] + variance[near]) / 9
     return {
-        NOISY: _table(scales, bias, variance),
-        RICHARDSON: _table(
-            scales, (4 * doubled_bias - bias) / 3, (16 * doubled + variance) / 9
-        ),
+        NOISY: _table(scales[near], bias[near], variance[near]),
+        RICHARDSON: _table(scales[near], extrapolated, of_independent),
     }
 
 

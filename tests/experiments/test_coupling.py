@@ -1,6 +1,5 @@
 """Votes under a shared permutation, against brute force over permutations and V."""
 
-import dataclasses
 import doctest
 import itertools
 
@@ -91,9 +90,12 @@ def test_votes_with_noise_of_another_scale_are_noticed(monkeypatch):
     )
 
 
-def test_values_without_a_sign_are_refused():
-    with pytest.raises(ValueError, match="`values` has mean 0"):
-        coupling.run(dataclasses.replace(TINY, values=(-1.0, 0.0, 1.0)))
+@pytest.mark.parametrize(
+    "values", [(-1.0, 0.0, 1.0), (1.0, 1.0, 1.0), (0.0, 1.0, 2.0, 3.0)]
+)
+def test_values_without_a_question_are_refused(values):
+    with pytest.raises(ValueError, match="`values` needs"):
+        coupling.Config(values=values)
 
 
 def test_random_settings_vote_wrong_without_noise():

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from experiments import gap
+from experiments import density, gap
 from experiments.common import power_laws
 
 TINY = gap.PRESETS["tiny"]
@@ -50,6 +50,14 @@ def test_medians_with_noise_of_another_scale_are_noticed(monkeypatch):
 
     monkeypatch.setattr(gap, "_draw", too_noisy)
     assert gap.run(TINY).claims[-1].holds is False
+
+
+@pytest.mark.parametrize("config", [gap.Config, density.Config])
+def test_values_without_a_gap_are_refused(config):
+    with pytest.raises(ValueError, match="`three` must hold 3 values"):
+        config(three=(1.0, 2.0, 3.0))
+    with pytest.raises(ValueError, match="`five` must hold 5 values"):
+        config(five=(1.0, 2.0, 10.0))
 
 
 @pytest.mark.parametrize("exponent", [-3.0, -0.25, 2.0])
