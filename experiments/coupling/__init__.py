@@ -122,8 +122,9 @@ def plot(result: Result) -> Figure:
         panel.set_xscale("log")
         panel.set_title(title)
     axes[0].legend()
-    axes[2].get_lines()[-1].set_label("exactly unbiased from here (uniform)")
-    axes[2].legend(handles=axes[2].get_lines()[-1:])
+    start = axes[3].get_lines()[-1]
+    start.set_label("exactly unbiased\nfrom here (uniform)")
+    axes[3].legend(handles=[start])
     for i, law in enumerate(LAWS):
         dots = result.curves[f"{law}, simulated"]
         axes[3].errorbar(

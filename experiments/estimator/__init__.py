@@ -101,7 +101,7 @@ def plot(result: Result) -> Figure:
     axes[3].set_yscale("log", nonpositive="mask")
     axes[3].set_xlabel("hostile workers")
     axes[3].set_title("error against the honest mean")
-    axes[3].legend(fontsize=6)
+    axes[3].legend(fontsize=6, loc="center right")
     return figure
 
 
