@@ -18,7 +18,7 @@ EXPERIMENTS = (
     *("reproduce", "toy", "mnist", "sweep"),  # the paper's figures
     *("gap", "density", "coupling", "estimator", "rates", "bounds"),  # the theory
     *("choose_noise", "heterogeneity", "neighbours"),  # data and other methods
-    *("benchmark",),
+    *("benchmark", "communication"),  # speed and bytes
 )
 
 

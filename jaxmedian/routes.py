@@ -65,7 +65,7 @@ def packed_routes(params: Any, num_workers: int, num_devices: int) -> tuple[Rout
     ['bits', 'bits']
     >>> matrix, _ = packed_routes(params, num_workers=80, num_devices=8)
     >>> matrix.chosen, matrix.bytes_as_bits, matrix.bytes_as_tallies
-    ('tallies', 1203125, 984375)
+    ('tallies', 1212288, 991872)
     """
     if num_devices < 1 or num_workers < 1 or num_workers % num_devices:
         raise ValueError(
@@ -96,14 +96,14 @@ def tally_type(num_workers: int) -> np.dtype[Any]:
 
 
 def _cheaper(bytes_as_bits: int, bytes_as_tallies: int) -> str:
-    return "bits" if bytes_as_bits <= bytes_as_tallies else "tallies"
+    return "bits" if bytes_as_bits < bytes_as_tallies else "tallies"
 
 
 def _bytes_sent(
     num_coordinates: int, num_local: int, num_devices: int
 ) -> tuple[int, int]:
     """Computes what each device sends, by bits and by tallies, decisions included."""
-    num_bytes = packing.padded_size(num_coordinates, num_devices) // packing.BITS
+    num_bytes = packing.sliced_size(num_coordinates, num_devices) // packing.BITS
     others = num_bytes // num_devices * (num_devices - 1)  # a bit for each elsewhere
     itemsize = tally_type(num_local * num_devices).itemsize
     return others * (num_local + 1), others * (packing.BITS * itemsize + 1)

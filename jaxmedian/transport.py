@@ -49,7 +49,7 @@ def vote_in_slices(
     """
     axis_name, num_coordinates = population.axis_name, rows.shape[1]
     num_devices = collectives.size(axis_name)
-    padded = packing.padded_size(num_coordinates, num_devices)
+    padded = packing.sliced_size(num_coordinates, num_devices)
     padding = padded - num_coordinates
     route = routes.choose(num_coordinates, population.num_local, num_devices)
     if route == "bits":
@@ -80,10 +80,10 @@ def _slice_by_bits(
     votes = ballots.cast(rows, noise=draws.noise, ties=ties, zero_keys=draws.zero_keys)
     packed_votes = packing.pack(jnp.pad(votes > 0, ((0, 0), (0, padding))))
     received = collectives.to_coordinate_slices(packed_votes, population.axis_name)
-    return _count_bits(received, population.all_present())
+    return count_bits(received, population.all_present())
 
 
-def _count_bits(received: jax.Array, present: jax.Array | None) -> jax.Array:
+def count_bits(received: jax.Array, present: jax.Array | None) -> jax.Array:
     """Counts the bytes ``[M, n]`` of all workers; int32 tallies ``[8, n]``.
 
     votes for + minus votes for - = 2 votes for + minus votes

@@ -77,21 +77,21 @@ def test_packed_votes_are_the_votes_of_one_device(num_devices, options, grads):
 def test_what_crosses_the_mesh_is_about_two_bits_a_coordinate_and_worker():
     tx = jm.majority_vote(ties="positive", axis_name="workers", transport="packed")
     mesh = jax.make_mesh((8,), ("workers",), axis_types=(AxisType.Auto,))
-    params = jnp.zeros(800_000)
+    params = jnp.zeros(819_200)  # slices of 100 x 128 bytes
 
     def update(grads):
         return tx.update(grads, tx.init(params), params)[0]
 
     lowered = jax.jit(
         jax.shard_map(update, mesh=mesh, in_specs=P("workers"), out_specs=P())
-    ).lower(jax.ShapeDtypeStruct((8, 800_000), jnp.float32))
+    ).lower(jax.ShapeDtypeStruct((8, 819_200), jnp.float32))
     text = lowered.as_text()
-    # One worker a device sends 100,000 bytes of votes and 12,500 bytes of decisions.
+    # One worker a device sends 102,400 bytes of votes and 12,800 bytes of decisions.
     assert "all_to_all" in text
     assert "all_gather" in text
     assert "all_reduce" not in text
-    assert "tensor<1x100000xui8>" in text
-    assert "tensor<12500xui8>" in text
+    assert "tensor<1x102400xui8>" in text
+    assert "tensor<12800xui8>" in text
 
 
 # --- routes ---------------------------------------------------------------------------
@@ -102,25 +102,25 @@ def test_what_crosses_the_mesh_is_about_two_bits_a_coordinate_and_worker():
     [
         (8, 8, "bits"),
         (24, 8, "bits"),
-        (64, 8, "bits"),  # as many bytes: 8 bits a coordinate or one integer
+        (64, 8, "tallies"),  # as many bytes, less to do: 8 bits or one integer
         (72, 8, "tallies"),
         (24, 2, "tallies"),
         (128, 8, "bits"),  # a tally of 128 workers no longer fits into a byte
-        (256, 8, "bits"),
-        (264, 8, "tallies"),
-        (5, 1, "bits"),  # nothing travels
+        (248, 8, "bits"),
+        (256, 8, "tallies"),
+        (5, 1, "tallies"),  # nothing travels
     ],
 )
 def test_the_cheaper_route_is_chosen(num_workers, num_devices, chosen):
-    """Slices of 1,000,000 coordinates counted by hand, padding left out."""
-    params = {"matrix": jax.ShapeDtypeStruct((8000, 1000), jnp.float32)}
+    """Bytes counted by hand, for a size that needs no padding."""
+    params = {"matrix": jax.ShapeDtypeStruct((8192, 1000), jnp.float32)}
     (route,) = sharding.packed_routes(params, num_workers, num_devices)
     share = (num_devices - 1) / num_devices
     per_worker = num_workers // num_devices
     tally_bytes = 1 if num_workers < 128 else 4
-    assert route.num_coordinates == 8_000_000
-    assert route.bytes_as_bits == share * 1_000_000 * (per_worker + 1)
-    assert route.bytes_as_tallies == share * 1_000_000 * (8 * tally_bytes + 1)
+    assert route.num_coordinates == 8_192_000
+    assert route.bytes_as_bits == share * 1_024_000 * (per_worker + 1)
+    assert route.bytes_as_tallies == share * 1_024_000 * (8 * tally_bytes + 1)
     assert route.chosen == chosen
 
 
