@@ -3,6 +3,7 @@
 python -m experiments                       what there is
 python -m experiments toy --help            every field of its Config
 python -m experiments mnist --preset quick  run it; results go to results/mnist
+python -m experiments mnist --resume        go on where a killed or stopped run was
 """
 
 import argparse
@@ -18,7 +19,7 @@ EXPERIMENTS = (
     *("reproduce", "toy", "mnist", "sweep"),  # the paper's figures
     *("gap", "density", "coupling", "estimator", "rates", "bounds"),  # the theory
     *("choose_noise", "heterogeneity", "neighbours"),  # data and other methods
-    *("benchmark", "communication"),  # speed and bytes
+    *("benchmark", "communication", "resume"),  # speed, bytes and kills
 )
 
 
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> int:
         return _run(importlib.import_module(f"experiments.{name}"), name, options)
     except (ValueError, TypeError, ConnectionError) as error:
         return _complain(str(error))
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         return _complain(f"{error}. Run `pip install 'jaxmedian[experiments]'`.")
 
 
@@ -48,9 +49,15 @@ def _run(experiment: ModuleType, name: str, options: list[str]) -> int:
     from experiments.common.claims import all_hold, print_table
     from experiments.common.plots import look
     from experiments.common.results import save
+    from experiments.common.resuming import can_resume, open_checkpoints
 
-    config, out = _parse(experiment, name, options)
-    result = experiment.run(config)
+    config, out, resume = _parse(experiment, name, options)
+    if can_resume(experiment.run):
+        result = experiment.run(config, open_checkpoints(out, config, resume))
+    elif resume:
+        raise ValueError(f"{name} saves no checkpoints: run it without --resume.")
+    else:
+        result = experiment.run(config)
     with look():
         save(out, config, result, experiment.plot(result))
     print_table(result.claims)
@@ -58,8 +65,14 @@ def _run(experiment: ModuleType, name: str, options: list[str]) -> int:
     return 0 if all_hold(result.claims) else 1
 
 
-def _parse(experiment: ModuleType, name: str, options: list[str]) -> tuple[Any, Path]:
-    """Reads the options into a Config that starts from the preset they name."""
+def _parse(
+    experiment: ModuleType, name: str, options: list[str]
+) -> tuple[Any, Path, bool]:
+    """Reads the options into a Config that starts from the preset they name.
+
+    Returns:
+      The Config, the folder for the results, and whether to resume.
+    """
     import tyro
 
     presets = {"default": experiment.Config(), **experiment.PRESETS}
@@ -79,6 +92,11 @@ def _parse(experiment: ModuleType, name: str, options: list[str]) -> tuple[Any, 
         out: Annotated[
             Path, tyro.conf.arg(help="Folder for the results; made if need be.")
         ] = Path("results") / name
+        resume: Annotated[
+            bool,
+            tyro.conf.arg(help="Go on from the checkpoints in the folder, if any."),
+            tyro.conf.FlagCreatePairsOff,
+        ] = False
 
     parsed = tyro.cli(
         Options,
@@ -87,7 +105,7 @@ def _parse(experiment: ModuleType, name: str, options: list[str]) -> tuple[Any, 
         description=experiment.__doc__,
         default=Options(config=presets[chosen]),
     )
-    return parsed.config, parsed.out
+    return parsed.config, parsed.out, parsed.resume
 
 
 def _listing() -> str:

@@ -7,6 +7,7 @@ sub-sampling is noise too, but of a size nobody chose.
 
     python -m experiments mnist                 all curves, 4 minutes on two cores
     python -m experiments mnist --preset quick  four of them
+    python -m experiments mnist --resume        after a kill: to the same results
 
 Expect (seed 0, 500 steps of 1e-3), in test accuracy: vote .13 without noise, .13, .42
 and .88 with Gaussian b = 1e-5, 1e-3 and 1e-2, .89 systematic, .24 on batches of 128;
@@ -19,6 +20,7 @@ steps in place of 50,000.
 import dataclasses
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -103,8 +105,13 @@ def settings(config: Config) -> dict[str, Setting]:
     }
 
 
-def run(config: Config) -> Result:
-    """Trains every curve of the config."""
+def run(config: Config, checkpoints: Path | None = None) -> Result:
+    """Trains every curve of the config.
+
+    Args:
+      config: what to train.
+      checkpoints: folder in which each curve keeps checkpoints, and goes on from them.
+    """
     available = settings(config)
     names = config.curves or tuple(available)
     unknown = [name for name in names if name not in available]
@@ -116,7 +123,8 @@ def run(config: Config) -> Result:
     curves: dict[str, dict[str, np.ndarray]] = {}
     for name in names:
         print(f"{name} ({len(curves) + 1} of {len(names)})")
-        curve = _train(config, model, digits, worker_data, available[name])
+        folder = None if checkpoints is None else checkpoints / name
+        curve = _train(config, model, digits, worker_data, available[name], folder)
         curves[name] = curve.metrics
         if curve.step < config.num_steps:
             break  # interrupted
@@ -144,6 +152,7 @@ def _train(
     digits: Digits,
     worker_data: dict[str, jax.Array],
     setting: Setting,
+    checkpoint: Path | None,
 ) -> jm.RunResult:
     batches: Callable[..., Any] = (
         jm.mini_batches(worker_data, config.batch_size)
@@ -172,6 +181,7 @@ def _train(
         chunk=config.chunk,
         metrics=[measure],
         progress=sys.stderr.isatty(),
+        checkpoint=checkpoint,
     )
 
 

@@ -8,6 +8,7 @@ with noise of b = 1e-2, .92 for the mean. 3 minutes on two cores for the quick p
 """
 
 import dataclasses
+from pathlib import Path
 
 from matplotlib.figure import Figure
 
@@ -42,9 +43,9 @@ PRESETS = {
 _TOY, _MNIST = "toy: ", "mnist: "
 
 
-def run(config: Config) -> Result:
-    """Runs both and joins what they found."""
-    parts = {_TOY: toy.run(config.toy), _MNIST: mnist.run(config.mnist)}
+def run(config: Config, checkpoints: Path | None = None) -> Result:
+    """Runs both and joins what they found; the digits keep checkpoints."""
+    parts = {_TOY: toy.run(config.toy), _MNIST: mnist.run(config.mnist, checkpoints)}
     curves = {
         prefix + name: curve
         for prefix, part in parts.items()

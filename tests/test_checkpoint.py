@@ -15,15 +15,32 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 import jaxmedian as jm
+from experiments.common import killable
 
 pytest.importorskip("orbax.checkpoint")
-sys.path.insert(0, os.path.dirname(__file__))
 
-import checkpoint_victim as victim
+bits = killable.bits
 
-P = jax.sharding.PartitionSpec
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Resumed runs are the same programs again: compile each of them once."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 def assert_same_bits(got, expected):
@@ -52,26 +69,27 @@ def steps_in(folder):
 @pytest.fixture(scope="module")
 def unbroken():
     """The run without any checkpoint."""
-    return victim.bits(victim.train())
+    return bits(killable.train())
 
 
-def start_victim(folder):
-    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(jm.__file__).parents[1])}
+def start_killable(folder):
+    """Starts the same run in another process, slow enough to be caught anywhere."""
+    command = [sys.executable, "-m", "experiments.common.killable"]
     return subprocess.Popen(
-        [sys.executable, victim.__file__, str(folder)],
+        [*command, "--folder", str(folder), "--pause", "0.05"],
         stdout=subprocess.PIPE,
-        env=environment,
+        cwd=pathlib.Path(jm.__file__).parents[1],
         text=True,
     )
 
 
 def test_a_kill_at_any_moment_leaves_a_run_that_resumes_to_the_bit(tmp_path, unbroken):
     """A stopped process leaves on disk what a killed one would: many kills in one."""
-    process = start_victim(tmp_path / "run")
+    process = start_killable(tmp_path / "run")
     rng = np.random.default_rng(0)
     copies = []
-    process.stdout.readline()  # the first edge: it trains
-    while process.poll() is None and len(copies) < 4:
+    assert [process.stdout.readline() for _ in range(2)] == ["edge 0\n", "edge 4\n"]
+    while process.poll() is None and len(copies) < 3:
         time.sleep(rng.uniform(0, 0.25))
         os.kill(process.pid, signal.SIGSTOP)
         copies.append(tmp_path / f"kill {len(copies)}")
@@ -80,10 +98,10 @@ def test_a_kill_at_any_moment_leaves_a_run_that_resumes_to_the_bit(tmp_path, unb
     process.kill()
     process.wait()
     process.stdout.close()
-    assert len(copies) >= 3
+    assert len(copies) == 3
     for copy in (*copies, tmp_path / "run"):  # the last was killed in earnest
-        assert_same_bits(victim.bits(victim.train(checkpoint=copy)), unbroken)
-        assert steps_in(copy) == [victim.NUM_STEPS]
+        assert_same_bits(bits(killable.train(checkpoint=copy)), unbroken)
+        assert steps_in(copy) == [60]
         assert not [name for name in os.listdir(copy) if "tmp" in name]
 
 
@@ -121,7 +139,7 @@ def train(num_steps=10, *, key=2, noise_key=1, features=2, calls=None, **options
 @pytest.fixture(scope="module")
 def whole():
     """Ten steps in chunks of four, without checkpoints."""
-    return victim.bits(train())
+    return bits(train())
 
 
 def stop_at(step):
@@ -137,11 +155,11 @@ def test_a_stopped_run_goes_on_and_a_finished_one_returns_at_once(
     seen = []
     second = train(checkpoint=tmp_path, on_chunk=lambda step, row: seen.append(step))
     assert seen == [8, 10]  # not the edge it resumed at
-    assert_same_bits(victim.bits(second), whole)
+    assert_same_bits(bits(second), whole)
     assert f"Resuming at step 4 from {tmp_path}" in capsys.readouterr().err
     before, calls = fingerprint(tmp_path), []
     third = train(checkpoint=tmp_path, calls=calls, on_chunk=seen.append)
-    assert_same_bits(victim.bits(third), whole)
+    assert_same_bits(bits(third), whole)
     assert calls == []  # nothing was traced, nothing trained
     assert fingerprint(tmp_path) == before
 
@@ -170,7 +188,7 @@ def test_ctrl_c_and_errors_leave_a_run_that_resumes(tmp_path, whole, error):
         with pytest.raises(RuntimeError):
             train(checkpoint=tmp_path, on_chunk=on_chunk)
         assert steps_in(tmp_path) == [4]
-    assert_same_bits(victim.bits(train(checkpoint=tmp_path)), whole)
+    assert_same_bits(bits(train(checkpoint=tmp_path)), whole)
 
 
 def test_more_steps_may_be_asked_for(tmp_path, whole):
@@ -179,7 +197,7 @@ def test_more_steps_may_be_asked_for(tmp_path, whole):
     assert short.metrics["step"].tolist() == [4, 6]
     longer = train(10, checkpoint=tmp_path)
     assert longer.metrics["step"].tolist() == [4, 8, 10]
-    assert_same_bits(victim.bits(longer), whole)
+    assert_same_bits(bits(longer), whole)
     with pytest.raises(ValueError, match="beyond `num_steps` 6: raise it"):
         train(6, checkpoint=tmp_path)
 
@@ -300,8 +318,8 @@ def test_damage_is_noticed_or_harmless_and_never_overwritten(
             noticed.append(name)
         else:
             assert_same_bits(
-                victim.bits(jm.RunResult(*read, {}, 4)),
-                victim.bits(jm.RunResult(*good, {}, 4)),
+                bits(jm.RunResult(*read, {}, 4)),
+                bits(jm.RunResult(*good, {}, 4)),
             )
         assert fingerprint(folder) == before
     assert any("notes" in name for name in noticed)
@@ -430,54 +448,18 @@ def test_a_folder_is_read_while_another_process_writes_there(tmp_path):
 
 # --- other numbers of devices ---------------------------------------------------------
 
-NUM_WORKERS, DIM = 8, 33
 
-
-def mesh_loop(num_devices, folder, num_steps, save_at=None):
-    """A loop of one's own over a mesh, one worker's gradient at a time."""
-    mesh = jax.make_mesh(
-        (num_devices,), ("workers",), axis_types=(jax.sharding.AxisType.Auto,)
-    )
-    everywhere = jax.sharding.NamedSharding(mesh, P())
-    data = np.random.default_rng(0).normal(size=(NUM_WORKERS, SAMPLES, DIM))
-    batch = jax.device_put(
-        data.astype(np.float32), jax.sharding.NamedSharding(mesh, P("workers"))
-    )
-    optimizer = optax.chain(
-        jm.majority_vote(jm.noise.uniform(0.3), 1, axis_name="workers"),
-        optax.sgd(RATE, momentum=0.9),
-    )
-
-    def loss(params, x):
-        return jnp.mean(jnp.log(jnp.cosh(x @ params["w"] + params["b"])))
-
-    step = jm.make_step(loss, optimizer, axis_name="workers", worker_chunk=1)
-    sharded = jax.shard_map(
-        lambda params, opt_state, batch: step(params, opt_state, batch)[:2],
-        mesh=mesh,
-        in_specs=(P(), P(), P("workers")),
-        out_specs=(P(), P()),
-    )
-    params = start(DIM)
-    state = jax.device_put((params, optimizer.init(params)), everywhere)
-    first, state = jm.checkpoint.restore(folder, state)
-    assert all(leaf.sharding == everywhere for leaf in jax.tree.leaves(state[0]))
-    advance = jax.jit(sharded)
-    for done in range(first + 1, num_steps + 1):
-        state = advance(*state, batch)
-        if done == save_at:
-            jm.checkpoint.save(folder, done, state)
-    return first, victim.bits(jm.RunResult(*state, {}, num_steps))
-
-
-def test_a_run_resumes_on_another_number_of_devices(tmp_path):
-    _, expected = mesh_loop(2, tmp_path / "never", 12)
-    mesh_loop(4, tmp_path, 5, save_at=5)
-    first, got = mesh_loop(8, tmp_path, 9, save_at=9)
-    assert first == 5
-    first, got = mesh_loop(1, tmp_path, 12)
-    assert first == 9
-    assert_same_bits(got, expected)
+def test_a_loop_resumes_on_another_number_of_devices(tmp_path):
+    """Two steps on 4 devices, two on 8, two on 1: those of six on 2, to the bit."""
+    devices = jax.devices()
+    expected = bits(killable.train_on_mesh(devices[:2], 6))
+    seen = []
+    for num_devices, num_steps in ((4, 2), (8, 4), (1, 6)):
+        result = killable.train_on_mesh(
+            devices[:num_devices], num_steps, 2, tmp_path, seen.append
+        )
+    assert seen == [2, 4, 6]  # each loop took its own steps only
+    assert_same_bits(bits(result), expected)
 
 
 def test_arrays_come_back_sharded_as_asked(tmp_path):
@@ -485,7 +467,8 @@ def test_arrays_come_back_sharded_as_asked(tmp_path):
         jax.make_mesh((n,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
         for n in (4, 2)
     ]
-    spread = [jax.sharding.NamedSharding(mesh, P("model")) for mesh in meshes]
+    spec = jax.sharding.PartitionSpec("model")
+    spread = [jax.sharding.NamedSharding(mesh, spec) for mesh in meshes]
     values = np.arange(16, dtype=np.float32)
     jm.checkpoint.save(tmp_path, 1, jax.device_put(values, spread[0]))
     _, read = jm.checkpoint.restore(tmp_path, jax.device_put(0 * values, spread[1]))

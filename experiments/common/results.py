@@ -37,8 +37,8 @@ class Result(NamedTuple):
 def save(folder: Path, config: Any, result: Result, figure: Figure) -> None:
     """Writes the four files of a run into ``folder``, which is made if need be."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "config.json", dataclasses.asdict(config))
-    _write_json(folder / "summary.json", _summary(result))
+    (folder / "config.json").write_text(as_json(config))
+    (folder / "summary.json").write_text(as_json(_summary(result)))
     _write_csv(folder / "metrics.csv", result.curves, result.against)
     figure.savefig(folder / "figure.png", dpi=150)
 
@@ -58,8 +58,11 @@ def _summary(result: Result) -> dict[str, Any]:
     }
 
 
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, default=str) + "\n")
+def as_json(content: Any) -> str:
+    """Writes a Config, or a dictionary, as JSON."""
+    if dataclasses.is_dataclass(content) and not isinstance(content, type):
+        content = dataclasses.asdict(content)
+    return json.dumps(content, indent=2, default=str) + "\n"
 
 
 def _write_csv(path: Path, curves: Curves, against: str) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 
@@ -59,10 +60,58 @@ def test_reproduce_at_toy_size_writes_its_four_files(tmp_path, capsys):
     assert str(tmp_path) in capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def tiny_mnist(tmp_path_factory):
+    out = tmp_path_factory.mktemp("mnist")
+    assert main(["mnist", "--preset", "tiny", "--out", str(out)]) == 0
+    return out
+
+
+def test_a_killed_experiment_resumes_to_the_same_results(tiny_mnist, tmp_path, capsys):
+    """As if it had been killed after two of four curves."""
+    shutil.copytree(tiny_mnist / "checkpoints", tmp_path / "checkpoints")
+    for name in ("vote, b = 1e-2", "vote, systematic b = 1e-2"):
+        shutil.rmtree(tmp_path / "checkpoints" / name)
+    command = ["mnist", "--preset", "tiny", "--out", str(tmp_path), "--resume"]
+    assert main(command) == 0
+    assert capsys.readouterr().err.count("Resuming at step 4") == 2
+    metrics = (tmp_path / "metrics.csv").read_text()
+    assert metrics == (tiny_mnist / "metrics.csv").read_text()
+    assert main([*command, "--vote-rate", "0.01"]) == 2
+    assert "made with --vote-rate 0.001 (now 0.01)" in capsys.readouterr().err
+
+
+def test_a_fresh_start_leaves_no_old_checkpoint(tmp_path):
+    from experiments.common.resuming import open_checkpoints
+    from experiments.mnist import Config
+
+    folder = open_checkpoints(tmp_path, Config(), resume=False)
+    (folder / "mean").mkdir()
+    assert open_checkpoints(tmp_path, Config(), resume=True) == folder
+    assert (folder / "mean").exists()
+    open_checkpoints(tmp_path, Config(seed=1), resume=False)
+    assert not (folder / "mean").exists()
+    (folder / "settings.json").unlink()
+    (folder / "theirs").write_text("kept")
+    with pytest.raises(ValueError, match="holds no checkpoints of experiments"):
+        open_checkpoints(tmp_path, Config(), resume=False)
+    assert (folder / "theirs").exists()
+
+
+def test_resuming_what_saves_nothing_is_refused(tmp_path, capsys):
+    assert main(["toy", "--resume", "--out", str(tmp_path)]) == 2
+    assert "toy saves no checkpoints" in capsys.readouterr().err
+
+
+def test_tiny_mnist_wrote_its_files(tiny_mnist):
+    assert (tiny_mnist / "figure.png").exists()
+    assert json.loads((tiny_mnist / "summary.json").read_text())["device"]
+
+
 # The others are run by tests of their own.
 @pytest.mark.parametrize(
     "name",
-    [n for n in EXPERIMENTS if n not in ("reproduce", "toy", "choose_noise")],
+    [n for n in EXPERIMENTS if n not in ("reproduce", "toy", "mnist", "choose_noise")],
 )
 def test_every_experiment_runs_at_toy_size(name, tmp_path):
     assert main([name, "--preset", "tiny", "--out", str(tmp_path)]) == 0
