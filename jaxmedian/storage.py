@@ -125,7 +125,8 @@ class Store:
         args = self._orbax.args
         items = {"notes": args.JsonSave(content)}
         if arrays:
-            items["arrays"] = args.StandardSave(arrays)
+            copies = {name: _one_copy(array) for name, array in arrays.items()}
+            items["arrays"] = args.StandardSave(copies)
         self._manager.save(step, args=args.Composite(**items), force=True)
 
     @contextlib.contextmanager
@@ -170,6 +171,22 @@ def _check_contents(path: Any) -> None:
             f"{path} holds what is no checkpoint: {', '.join(foreign[:5])}. Nothing "
             "was changed. Give a folder that is empty or does not exist yet."
         )
+
+
+def _one_copy(array: jax.Array) -> jax.Array:
+    """Returns what this process alone can write, where its devices hold copies.
+
+    Raises:
+      ValueError: for other copies on a JAX whose arrays orbax cannot share out.
+    """
+    if array.is_fully_addressable and array.is_fully_replicated:
+        return array.addressable_data(0)
+    if not hasattr(jax, "set_mesh") and any(s.replica_id for s in array.global_shards):
+        raise ValueError(
+            f"orbax-checkpoint cannot save arrays of several copies, {array.sharding}, "
+            f"with jax {jax.__version__}: upgrade jax."
+        )
+    return array
 
 
 def _checksum(array: jax.Array) -> int | None:
