@@ -172,7 +172,7 @@ def test_arrays_among_the_metrics_go_on_too(tmp_path):
     train(metrics=[measure], checkpoint=tmp_path, on_chunk=stop_at(4))
     resumed = train(metrics=[measure], checkpoint=tmp_path)
     assert resumed.metrics["sample"].shape == (3, M, 3)
-    assert_same_bits(victim.bits(resumed), victim.bits(whole))
+    assert_same_bits(bits(resumed), bits(whole))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
