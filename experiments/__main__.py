@@ -16,9 +16,10 @@ from types import ModuleType
 from typing import Annotated, Any, Literal
 
 EXPERIMENTS = (
-    *("reproduce", "toy", "mnist", "sweep"),  # the paper's figures
+    *("reproduce", "toy", "mnist", "cifar", "sweep"),  # the paper's figures
     *("gap", "density", "coupling", "estimator", "rates", "bounds"),  # the theory
-    *("choose_noise", "heterogeneity", "neighbours"),  # data and other methods
+    *("choose_noise", "subsampling", "heterogeneity"),  # data
+    *("neighbours", "local_steps"),  # other methods
     *("benchmark", "communication", "resume"),  # speed, bytes and kills
 )
 
@@ -112,7 +113,7 @@ def _listing() -> str:
     """Lists the experiments with the first line of their docstrings."""
     lines = ["Experiments (python -m experiments NAME --help shows their settings):"]
     for name in EXPERIMENTS:
-        lines.append(f"  {name:12} {_first_line(name)}")
+        lines.append(f"  {name:13} {_first_line(name)}")
     return "\n".join(lines)
 
 

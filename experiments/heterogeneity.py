@@ -13,23 +13,20 @@ EXPECT
 """
 
 import dataclasses
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
 from experiments.common.claims import Claim
 from experiments.common.plots import panels
 from experiments.common.results import Result
+from experiments.common.rules import build_rule, chosen_rules, rule_grid
 from experiments.common.training import (
+    Chosen,
     Problem,
-    Runs,
-    Settings,
     build_trainer,
-    grid,
     load_problem,
     report,
 )
@@ -95,54 +92,41 @@ PRESETS = {
     ),
 }
 
-# A rule is an aggregator of its noise; None for those without. A new one is a row here.
-RULES: dict[str, tuple[Any, str | None]] = {
-    "mean": (jm.worker_mean, None),
-    "vote": (jm.majority_vote, None),
-    "noisy vote": (jm.majority_vote, "independent"),
-    "noisy vote, systematic": (jm.majority_vote, "systematic"),
-    "median": (jm.coordinate_median, None),
-    "noisy median": (jm.coordinate_median, "independent"),
-    "noisy median, systematic": (jm.coordinate_median, "systematic"),
-}
-
 
 def run(config: Config) -> Result:
     """Trains every rule on every split; keeps each one's best setting."""
-    rules = config.rules or tuple(RULES)
-    unknown = [rule for rule in rules if rule not in RULES]
-    if unknown:
-        raise ValueError(f"--rules takes some of {list(RULES)}; got {unknown}.")
+    rules = chosen_rules(config.rules)
     problem = load_problem(config.data, config.hidden, config.num_seeds)
     labels = np.asarray(problem.train["labels"])
     splits = _splits(config, labels)
     measured = {name: _measure(problem, split) for name, split in splits.items()}
-    reached: dict[str, dict[str, tuple[Runs, int]]] = {}
-    for rule in rules:
-        print(f"{rule} ({len(reached) + 1} of {len(rules)})")
+    reached: dict[str, dict[str, Chosen]] = {}
+    for name, rule in rules.items():
+        print(f"{name} ({len(reached) + 1} of {len(rules)})")
         train = build_trainer(
             problem,
-            _builder(config, rule),
+            build_rule(rule, config.num_steps),
             batch_size=config.batch_size,
             num_steps=config.num_steps,
             chunk=config.chunk,
         )
-        runs = {
-            name: train(_grid(config, rule), split) for name, split in splits.items()
+        settings = rule_grid(rule, config.vote_rates, config.mean_rates, config.scales)
+        reached[name] = {
+            dial: train(settings, split).chosen() for dial, split in splits.items()
         }
-        reached[rule] = {name: (found, found.best()) for name, found in runs.items()}
-    curves = {
-        f"{rule} | {name}": found.curve(best)
+    found = {
+        f"{rule} | {dial}": chosen
         for rule, row in reached.items()
-        for name, (found, best) in row.items()
+        for dial, chosen in row.items()
     }
-    chosen = {
-        f"{rule} | {name}": found.describe(best)
-        for rule, row in reached.items()
-        for name, (found, best) in row.items()
-    }
-    extra = {"splits": measured, "chosen": chosen}
-    return Result(curves, _claims(config, reached, measured), extra)
+    return Result(
+        {name: chosen.curve for name, chosen in found.items()},
+        _claims(config, reached, measured),
+        {
+            "splits": measured,
+            "chosen": {name: chosen.setting for name, chosen in found.items()},
+        },
+    )
 
 
 def _splits(config: Config, labels: np.ndarray) -> dict[str, jm.splits.Split]:
@@ -169,30 +153,13 @@ def _measure(problem: Problem, split: jm.splits.Split) -> dict[str, float]:
     return {"label divergence": divergence, "G": found.G, "B": found.B}
 
 
-def _builder(config: Config, rule: str) -> Any:
-    aggregator, coupling = RULES[rule]
-
-    def build(key: Any, rate: Any, scale: Any = None) -> optax.GradientTransformation:
-        options = (jm.noise.uniform(scale, coupling), key) if coupling else ()
-        schedule = optax.cosine_decay_schedule(rate, config.num_steps)
-        return optax.chain(aggregator(*options), optax.scale_by_learning_rate(schedule))
-
-    return build
-
-
-def _grid(config: Config, rule: str) -> Settings:
-    aggregator, coupling = RULES[rule]
-    rates = config.vote_rates if aggregator is jm.majority_vote else config.mean_rates
-    return grid(rate=rates, scale=config.scales) if coupling else grid(rate=rates)
-
-
 def _claims(
     config: Config,
-    reached: dict[str, dict[str, tuple[Runs, int]]],
+    reached: dict[str, dict[str, Chosen]],
     measured: dict[str, dict[str, float]],
 ) -> tuple[Claim, ...]:
     last = {
-        rule: {name: runs.last(best) for name, (runs, best) in row.items()}
+        rule: {name: chosen.last for name, chosen in row.items()}
         for rule, row in reached.items()
     }
     tables = [

@@ -42,3 +42,24 @@ def draw_curves(
         if metric in curve:
             axes.plot(curve[against], curve[metric], label=name, **style)
     axes.set_xlabel(against)
+
+
+def draw_band(
+    axes: Axes,
+    curve: Mapping[str, np.ndarray],
+    metric: str,
+    label: str,
+    against: str = "step",
+) -> None:
+    """Draws a metric with a band of one standard error, "<metric>_error", around it."""
+    middle, error = curve[metric], curve[f"{metric}_error"]
+    (line,) = axes.plot(curve[against], middle, label=label)
+    axes.fill_between(
+        curve[against],
+        middle - error,
+        middle + error,
+        color=line.get_color(),
+        alpha=0.2,
+        linewidth=0,
+    )
+    axes.set_xlabel(against)

@@ -78,19 +78,50 @@ def load_problem(data: str, hidden: int, num_seeds: int) -> Problem:
         module = TwoLayers(pixels, hidden, 10, rngs=nnx.Rngs(seed))
         return classifier(module, lambda x: x.astype(jnp.float32) / brightest)
 
+    train = DataSet(
+        digits.train_images[kept],
+        digits.train_labels[kept],
+        digits.test_images,
+        digits.test_labels,
+    )
+    validation = _part(digits.train_images[held_out], digits.train_labels[held_out])
+    return build_problem(train, validation, build, num_seeds)
+
+
+def build_problem(
+    data: DataSet,
+    validation: dict[str, jax.Array],
+    build: Callable[[int], Classifier],
+    num_seeds: int,
+) -> Problem:
+    """Joins data and one network a seed, ``build(seed)``."""
     networks = [build(seed) for seed in range(num_seeds)]
     return Problem(
         networks[0],
         jax.tree.map(lambda *rows: jnp.stack(rows), *[n.params for n in networks]),
         jax.vmap(jax.random.key)(jnp.arange(num_seeds)),
-        _part(digits.train_images[kept], digits.train_labels[kept]),
-        _part(digits.train_images[held_out], digits.train_labels[held_out]),
-        _part(digits.test_images, digits.test_labels),
+        _part(data.train_images, data.train_labels),
+        validation,
+        _part(data.test_images, data.test_labels),
     )
 
 
 def _part(images: np.ndarray, labels: np.ndarray) -> dict[str, jax.Array]:
     return {"images": jnp.asarray(images), "labels": jnp.asarray(labels)}
+
+
+class Chosen(NamedTuple):
+    """What a rule reached in one setting.
+
+    Attributes:
+      setting: in words.
+      curve: means over seeds at each chunk edge, and standard errors.
+      last: [S], the last test accuracy of each seed.
+    """
+
+    setting: str
+    curve: dict[str, np.ndarray]
+    last: np.ndarray
 
 
 class Runs(NamedTuple):
@@ -108,16 +139,21 @@ class Runs(NamedTuple):
         """Returns the setting with the best last validation accuracy over seeds."""
         return int(self.metrics["validation_accuracy"][:, :, -1].mean(axis=1).argmax())
 
+    def chosen(self) -> Chosen:
+        """Returns what the best setting reached."""
+        best = self.best()
+        return Chosen(self.describe(best), self.curve(best), self.last(best))
+
     def describe(self, setting: int) -> str:
         """Writes a setting as "rate 0.01, scale 0.1"."""
         return ", ".join(f"{k} {v[setting]:.3g}" for k, v in self.settings.items())
 
     def curve(self, setting: int) -> dict[str, np.ndarray]:
-        """Returns means over seeds, and the standard errors of the accuracies."""
+        """Returns means over seeds, and standard errors of loss and accuracies."""
         curve = {
             name: rows[setting].mean(axis=0) for name, rows in self.metrics.items()
         }
-        for name in ("validation_accuracy", "test_accuracy"):
+        for name in {"loss", "validation_accuracy", "test_accuracy"} & set(curve):
             curve[f"{name}_error"] = standard_error(self.metrics[name][setting])
         return curve
 
@@ -149,7 +185,13 @@ def grid(**values: tuple[float, ...]) -> Settings:
 
 
 def build_trainer(
-    problem: Problem, build: Build, *, batch_size: int, num_steps: int, chunk: int
+    problem: Problem,
+    build: Build,
+    *,
+    batch_size: int,
+    num_steps: int,
+    chunk: int,
+    measure: Callable[[Any], dict[str, jax.Array]] | None = None,
 ) -> Callable[[Settings, jm.splits.Split], Runs]:
     """Builds ``(settings, split) -> Runs`` of one rule, compiled once a shape.
 
@@ -159,11 +201,12 @@ def build_trainer(
       batch_size: samples a worker and step, drawn with replacement.
       num_steps: steps of every run.
       chunk: steps between two measurements.
+      measure: parameters -> scalars; by default the `accuracies`.
     """
 
-    def measure(params: Any, grads: Any, updates: Any) -> dict[str, jax.Array]:
+    def metric(params: Any, grads: Any, updates: Any) -> dict[str, jax.Array]:
         del grads, updates
-        return accuracies(problem, params)
+        return accuracies(problem, params) if measure is None else measure(params)
 
     @jax.jit
     def train_all(settings: Any, params: Any, keys: Any, held: Any) -> Any:
@@ -179,7 +222,7 @@ def build_trainer(
                 num_steps,
                 key,
                 chunk=chunk,
-                metrics=[measure],
+                metrics=[metric],
             ).metrics
 
         over_seeds = jax.vmap(train_one, in_axes=(None, 0, 0))

@@ -22,10 +22,10 @@ from matplotlib.figure import Figure
 
 import jaxmedian as jm
 from experiments.common.claims import Claim
-from experiments.common.plots import panels
+from experiments.common.plots import draw_band, panels
 from experiments.common.results import Result
 from experiments.common.training import (
-    Runs,
+    Chosen,
     Settings,
     build_trainer,
     grid,
@@ -48,8 +48,9 @@ class Config:
       num_steps: steps of every run; the learning rate falls to 0 by a cosine.
       batch_size: samples a worker and step.
       hidden: units of the hidden layer.
-      sign_rates: learning rates that methods of unit steps choose from.
-      gradient_rates: learning rates that the others choose from.
+      sign_rates: learning rates that votes choose from.
+      gradient_rates: learning rates that what approximates a gradient chooses from.
+      count_rates: learning rates that the mean of signs chooses from.
       scales: b that noisy methods choose from.
       chunk: steps between two measurements.
     """
@@ -61,9 +62,10 @@ class Config:
     num_steps: int = 1000
     batch_size: int = 32
     hidden: int = 32
-    sign_rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03)
-    gradient_rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
-    scales: tuple[float, ...] = (0.01, 0.03, 0.1)
+    sign_rates: tuple[float, ...] = (0.003, 0.01, 0.03)
+    gradient_rates: tuple[float, ...] = (0.3, 1.0, 3.0)
+    count_rates: tuple[float, ...] = (0.03, 0.1, 0.3)
+    scales: tuple[float, ...] = (0.03, 0.1, 0.3)
     chunk: int = 50
 
 
@@ -72,7 +74,8 @@ PRESETS = {
         num_steps=300,
         sign_rates=(0.003, 0.01),
         gradient_rates=(0.3, 1.0),
-        scales=(0.03, 0.1),
+        count_rates=(0.1, 0.3),
+        scales=(0.1, 0.3),
     ),
     "mnist5k": Config(
         data="mnist5k", num_steps=3000, batch_size=64, hidden=128, chunk=100
@@ -96,13 +99,13 @@ class Method(NamedTuple):
     Attributes:
       build: ``(config, rate, noise_scale, key)`` -> optimizer.
       bits: that a worker sends up, a coordinate and step.
-      unit_steps: whether its updates are signs, or their means, times the rate.
+      rates: the field of the config with its learning rates.
       noisy: whether it has a noise scale to choose.
     """
 
     build: Callable[..., optax.GradientTransformation]
     bits: int
-    unit_steps: bool
+    rates: str
     noisy: bool = False
 
 
@@ -114,31 +117,41 @@ def _noisy(rule: Any, law: str, coupling: str) -> Callable[..., Any]:
 
 
 METHODS = {
-    "mean": Method(lambda c, r, b, k: methods.mean(r), 32, False),
-    "vote": Method(lambda c, r, b, k: methods.vote(r), 1, True),
-    "median": Method(lambda c, r, b, k: methods.median(r), 32, False),
+    "mean": Method(lambda c, r, b, k: methods.mean(r), 32, "gradient_rates"),
+    "vote": Method(lambda c, r, b, k: methods.vote(r), 1, "sign_rates"),
+    "median": Method(lambda c, r, b, k: methods.median(r), 32, "gradient_rates"),
     "EF-signSGD": Method(
-        lambda c, r, b, k: methods.ef_sign_sgd(r, c.num_workers), 1, False
+        lambda c, r, b, k: methods.ef_sign_sgd(r, c.num_workers), 1, "gradient_rates"
     ),
     "mean of noisy signs": Method(
-        _noisy(methods.mean_of_noisy_signs, "gaussian", "independent"), 1, True, True
+        _noisy(methods.mean_of_noisy_signs, "gaussian", "independent"),
+        1,
+        "count_rates",
+        True,
     ),
-    "sto-sign, B = max|g|": Method(lambda c, r, b, k: methods.sto_sign(r, k), 1, True),
-    "Signum": Method(lambda c, r, b, k: methods.signum(r, c.num_workers), 1, True),
+    "sto-sign, B = max|g|": Method(
+        lambda c, r, b, k: methods.sto_sign(r, k), 1, "sign_rates"
+    ),
+    "Signum": Method(
+        lambda c, r, b, k: methods.signum(r, c.num_workers), 1, "sign_rates"
+    ),
     "Distributed Lion": Method(
-        lambda c, r, b, k: methods.distributed_lion(r, c.num_workers), 1, True
+        lambda c, r, b, k: methods.distributed_lion(r, c.num_workers), 1, "sign_rates"
     ),
     "vote, independent": Method(
-        _noisy(jm.noisy_sign_sgd, "uniform", "independent"), 1, True, True
+        _noisy(jm.noisy_sign_sgd, "uniform", "independent"), 1, "sign_rates", True
     ),
     "vote, systematic": Method(
-        _noisy(jm.noisy_sign_sgd, "uniform", "systematic"), 1, True, True
+        _noisy(jm.noisy_sign_sgd, "uniform", "systematic"), 1, "sign_rates", True
     ),
     "median, independent": Method(
-        _noisy(jm.noisy_median_sgd, "uniform", "independent"), 32, False, True
+        _noisy(jm.noisy_median_sgd, "uniform", "independent"),
+        32,
+        "gradient_rates",
+        True,
     ),
     "median, systematic": Method(
-        _noisy(jm.noisy_median_sgd, "uniform", "systematic"), 32, False, True
+        _noisy(jm.noisy_median_sgd, "uniform", "systematic"), 32, "gradient_rates", True
     ),
 }
 
@@ -151,10 +164,9 @@ def run(config: Config) -> Result:
         raise ValueError(f"--methods takes some of {list(METHODS)}; got {unknown}.")
     problem = load_problem(config.data, config.hidden, config.num_seeds)
     split = jm.splits.by_label(np.asarray(problem.train["labels"]), config.num_workers)
-    curves: dict[str, dict[str, np.ndarray]] = {}
-    last, chosen = {}, {}
+    reached: dict[str, Chosen] = {}
     for name in names:
-        print(f"{name} ({len(curves) + 1} of {len(names)})")
+        print(f"{name} ({len(reached) + 1} of {len(names)})")
         method = METHODS[name]
         train = build_trainer(
             problem,
@@ -163,12 +175,13 @@ def run(config: Config) -> Result:
             num_steps=config.num_steps,
             chunk=config.chunk,
         )
-        runs: Runs = train(_grid(config, method), split)
-        best = runs.best()
-        curve = runs.curve(best)
-        curves[name] = curve | {"bits": curve["step"] * method.bits}
-        last[name], chosen[name] = runs.last(best), runs.describe(best)
-    return Result(curves, _claims(config, last, chosen), {"chosen": chosen})
+        reached[name] = train(_grid(config, method), split).chosen()
+    curves = {
+        name: chosen.curve | {"bits": chosen.curve["step"] * METHODS[name].bits}
+        for name, chosen in reached.items()
+    }
+    settings = {name: chosen.setting for name, chosen in reached.items()}
+    return Result(curves, _claims(config, reached), {"chosen": settings})
 
 
 def _builder(config: Config, method: Method) -> Callable[..., Any]:
@@ -180,26 +193,24 @@ def _builder(config: Config, method: Method) -> Callable[..., Any]:
 
 
 def _grid(config: Config, method: Method) -> Settings:
-    rates = config.sign_rates if method.unit_steps else config.gradient_rates
+    rates = getattr(config, method.rates)
     return grid(rate=rates, scale=config.scales) if method.noisy else grid(rate=rates)
 
 
-def _claims(
-    config: Config, last: dict[str, np.ndarray], chosen: dict[str, str]
-) -> tuple[Claim, ...]:
+def _claims(config: Config, reached: dict[str, Chosen]) -> tuple[Claim, ...]:
     claims = [
         Claim(
             f"{name}: last test accuracy, {METHODS[name].bits} bits a coordinate",
             "-",
-            f"{report(accuracy)} ({chosen[name]})",
+            f"{report(chosen.last)} ({chosen.setting})",
             None,
         )
-        for name, accuracy in last.items()
+        for name, chosen in reached.items()
     ]
     judged = config.num_steps >= 300
     for name, points in (("vote, systematic", 1), ("vote, independent", 3)):
-        if {"mean", name} <= set(last):
-            behind = last["mean"] - last[name]
+        if {"mean", name} <= set(reached):
+            behind = reached["mean"].last - reached[name].last
             error = standard_error(behind)
             holds = bool(behind.mean() <= points / 100 + 2 * error)
             claims.append(
@@ -218,18 +229,8 @@ def plot(result: Result) -> Figure:
     figure, axes = panels(2)
     for ax, against in zip(axes, ("step", "bits"), strict=True):
         for name, curve in result.curves.items():
-            accuracy, error = curve["test_accuracy"], curve["test_accuracy_error"]
-            (line,) = ax.plot(curve[against], accuracy, label=name)
-            ax.fill_between(
-                curve[against],
-                accuracy - error,
-                accuracy + error,
-                color=line.get_color(),
-                alpha=0.2,
-                linewidth=0,
-            )
+            draw_band(ax, curve, "test_accuracy", name, against)
         ax.set_ylim(0, 1)
-        ax.set_xlabel(against)
     axes[1].set_xscale("log")
     axes[1].set_xlabel("bits a coordinate and worker")
     axes[0].set_title("test accuracy, one digit class a worker")
