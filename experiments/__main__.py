@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal
 
 EXPERIMENTS = (
     *("reproduce", "toy", "mnist", "cifar", "sweep"),  # the paper's figures
-    *("gap", "density", "coupling", "estimator", "rates", "bounds"),  # the theory
+    *("exactness", "gap", "density", "coupling", "estimator"),  # the theory
+    *("rates", "bounds"),  # convergence
     *("choose_noise", "subsampling", "heterogeneity"),  # data
     *("neighbours", "local_steps"),  # other methods
     *("benchmark", "communication", "resume"),  # speed, bytes and kills
