@@ -92,11 +92,13 @@ def run(
         run. A resumed run is not called again for edges it was saved at, and once more
         for any it passed since.
       checkpoint: folder of this run's checkpoints (needs orbax-checkpoint), or a
-        `jaxmedian.checkpoint.Folder` to save less often or keep more. If it holds one,
-        the run resumes there; a run already finished returns at once; ``num_steps`` may
-        be raised. The checkpoint of a run with another ``key``, other keys in the
-        optimizer, another ``chunk`` or state is refused. Learning rates, noise scales,
-        the loss and the data are not compared: change them and change the folder.
+        `jaxmedian.checkpoint.Folder` to save less often or keep more: one is written
+        while the next chunk computes, so where chunks are shorter than a second, save
+        every few. If the folder holds one, the run resumes there; a run already
+        finished returns at once; ``num_steps`` may be raised. The checkpoint of a run
+        with another ``key``, other keys in the optimizer, another ``chunk`` or state is
+        refused. Learning rates, noise scales, the loss and the data are not compared:
+        change them and change the folder.
       worker_chunk: as in `jaxmedian.make_step`. Measurements that need the gradients
         of all workers are left out where they are streamed; functions in ``metrics``
         then get None for them.
