@@ -12,8 +12,6 @@ Random images of the same shape show that the pipeline runs and how fast. Accura
 reported for CIFAR-10 itself and for nothing else; if it is not there and cannot be
 downloaded, the run stops and says so.
 
-EXPECT
-
 Differs from the paper in: 10 workers and batches of 32, which it does not state; biases
 and smaller residual branches at the start, which take the place of BatchNorm; no tuning
 of the step; 5 seeds; the systematic coupling, which is ours.
@@ -112,6 +110,7 @@ _CURVES = {
 
 def run(config: Config) -> Result:
     """Trains the reference and the heterogeneous curves."""
+    names = _chosen(config)
     data = _load(config)
     problem = build_problem(
         data,
@@ -126,7 +125,7 @@ def run(config: Config) -> Result:
     trainers = {c: _trainer(config, problem, c) for c in ("independent", "systematic")}
     runs: dict[str, Runs] = {}
     rates: dict[str, float] = {}
-    for name in _chosen(config):
+    for name in names:
         print(name)
         split, coupling, is_noisy = _CURVES[name]
         factor = np.array([config.factor if is_noisy else 0.0])
@@ -162,12 +161,17 @@ def _load(config: Config) -> DataSet:
         ) from error
 
 
-def _trainer(config: Config, problem: Problem, coupling: str) -> Any:
+def step_schedule(config: Config) -> optax.Schedule:
+    """Divides the step by 2, by 10 and by 20 after the boundaries."""
     first, second, third = config.boundaries
-    # Each factor applies on top of those before it: 1/2, 1/10, 1/20.
-    schedule = optax.piecewise_constant_schedule(
+    # Each factor applies on top of those before it.
+    return optax.piecewise_constant_schedule(
         config.learning_rate, {first: 0.5, second: 0.2, third: 0.5}
     )
+
+
+def _trainer(config: Config, problem: Problem, coupling: str) -> Any:
+    schedule = step_schedule(config)
 
     def build(key: jax.Array, factor: jax.Array) -> optax.GradientTransformation:
         noise = jm.noise.gaussian(jm.noise.relative(factor), coupling)

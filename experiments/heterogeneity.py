@@ -3,13 +3,16 @@
 Claim: with iid workers every rule trains; as the workers' label mixtures part
 (Dirichlet alpha down, similarity s down), the plain vote and median fall and the mean
 does not; noise keeps the vote and the median up. Beside each split stand its label
-divergence and its gradient dissimilarity (G, B) at the start of training.
+divergence and its gradient dissimilarity G (for B = 1) at the start of training.
 
     python -m experiments heterogeneity                   8x8 digits, 8 splits
     python -m experiments heterogeneity --preset quick    4 splits, fewer steps
     python -m experiments heterogeneity --preset mnist5k  28x28 digits
 
-EXPECT
+Expect (quick preset, 5 seeds, best setting of each on validation digits): near .96 for
+every rule on iid workers; on the sorted split (s = 0) mean .963, vote .332, median
+.444, with noise .852 and .901, with systematic noise .904 and .903. A minute and a
+quarter of CPU.
 """
 
 import dataclasses
@@ -150,7 +153,7 @@ def _measure(problem: Problem, split: jm.splits.Split) -> dict[str, float]:
         worker_mask=jnp.asarray(split.sizes > 0),
     )
     divergence = split.label_divergence(np.asarray(problem.train["labels"]))
-    return {"label divergence": divergence, "G": found.G, "B": found.B}
+    return {"label divergence": divergence, "G": found.G}
 
 
 def _claims(

@@ -1,14 +1,16 @@
 """Local steps: accuracy against the number of steps between two aggregations.
 
-Claim: with K local steps a worker (federated averaging) the mean needs fewer
-aggregations; the vote and the median do not recover by them on heterogeneous data,
-since more local steps carry the workers further apart, not nearer to a vote that
-follows the mean. Noise helps at every K as it does at K = 1.
+Claim: on heterogeneous data the vote and the median do not recover by local steps, as
+in federated averaging: more of them carry the workers further apart, not nearer to a
+vote that follows the mean. Noise helps at every K as it does at K = 1.
 
     python -m experiments local_steps                 8x8 digits, K = 1, 5, 20
     python -m experiments local_steps --preset quick  K = 1 and 5, four rules
 
-EXPECT
+Expect (quick preset, 100 aggregations, 5 seeds, one class a worker), at K = 1 and 5:
+mean .956 and .957, vote .292 and .252, with systematic noise .892 and .874, median .462
+and .439: with the server's rate tuned, K = 5 gains nothing even for the mean. Half a
+minute of CPU.
 
 Workers send pseudo-gradients in units of the gradient, (x - x^K) / (K local_rate), so
 that K = 1 is the algorithm without local steps and one scale b fits every K.

@@ -8,8 +8,6 @@ rates, and takes its best on validation digits. Bits are those that a worker sen
     python -m experiments neighbours                   8x8 digits
     python -m experiments neighbours --preset quick    fewer steps and settings
     python -m experiments neighbours --preset mnist5k  28x28 digits
-
-EXPECT
 """
 
 import dataclasses

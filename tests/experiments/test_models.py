@@ -26,23 +26,34 @@ def batch_of(number, *shape):
 
 
 @pytest.mark.parametrize(
-    ("model", "shape", "number"),
+    ("build", "number"),
     [
-        (mnist_network(0), (784,), 784 * 128 + 128 + 128 * 10 + 10),
-        (small_cnn(0), (784,), 9 * 8 + 8 + 9 * 8 * 16 + 16 + 49 * 16 * 10 + 10),
-        (resnet20(0), (32, 32, 3), 269_034),
+        (mnist_network, 784 * 128 + 128 + 128 * 10 + 10),
+        (small_cnn, 9 * 8 + 8 + 9 * 8 * 16 + 16 + 49 * 16 * 10 + 10),
+        (resnet20, 269_034),
     ],
-    ids=["mnist_network", "small_cnn", "resnet20"],
 )
-def test_parameters_are_counted_and_the_loss_is_a_plain_function(model, shape, number):
-    assert sum(leaf.size for leaf in jax.tree.leaves(model.params)) == number
-    batch = batch_of(4, *shape)
+def test_parameters_are_counted(build, number):
+    params = jax.eval_shape(lambda: build(0).params)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == number
+
+
+@pytest.mark.parametrize(
+    ("build", "shape"),
+    [
+        (lambda: mnist_network(0, hidden=4), (784,)),
+        (lambda: small_cnn(0, width=2), (784,)),
+    ],
+    ids=["mnist_network", "small_cnn"],
+)
+def test_the_loss_is_a_plain_function_that_starts_near_a_guess(build, shape):
+    model, batch = build(), batch_of(8, *shape)
     loss, accuracy = jax.jit(lambda p, b: (model.loss(p, b), model.accuracy(p, b)))(
         model.params, batch
     )
     assert loss.shape == accuracy.shape == ()
-    assert abs(float(loss) - np.log(10)) < 1.5  # at the start, near a guess
-    assert float(accuracy) in (0, 0.25, 0.5, 0.75, 1)
+    assert abs(float(loss) - np.log(10)) < 2.5
+    assert float(accuracy) * 8 == int(float(accuracy) * 8)
 
 
 def test_the_weighted_loss_leaves_padding_out():
@@ -113,8 +124,8 @@ def test_resnet_is_the_network_of_the_paper_without_batchnorm():
 
 
 def test_workers_have_gradients_of_their_own():
-    model = resnet20(0, width=4, blocks_per_stage=1)
-    batch = jax.tree.map(lambda *rows: np.stack(rows), *[batch_of(2, 32, 32, 3)] * 2)
+    model = small_cnn(0, width=2)
+    batch = jax.tree.map(lambda *rows: np.stack(rows), *[batch_of(2, 784)] * 2)
     grads = jax.jit(jm.worker_grads(model.loss, worker_chunk=1))(model.params, batch)
     for leaf, param in zip(
         jax.tree.leaves(grads), jax.tree.leaves(model.params), strict=True
