@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING
 from jaxmedian import attacks, checkpoint, diagnostics, noise, sharding, splits
 from jaxmedian.aggregators import coordinate_median, majority_vote, worker_mean
 from jaxmedian.arrays import median, perturbed_median, vote
+from jaxmedian.centers import centered_clipping, geometric_median
 from jaxmedian.lifting import per_worker
 from jaxmedian.local_steps import worker_updates
+from jaxmedian.mixing import bucketing, clip_workers, nearest_neighbor_mixing
+from jaxmedian.neighbors import krum, multi_krum
 from jaxmedian.optimizers import (
     apply_updates,
     median_sgd,
@@ -24,6 +27,7 @@ from jaxmedian.optimizers import (
     sign_sgd,
 )
 from jaxmedian.perturbation import add_worker_noise
+from jaxmedian.robust_means import mean_around_median, trimmed_mean
 from jaxmedian.sampling import full_batch, mini_batches
 from jaxmedian.simulator import RunResult, run, run_pure
 from jaxmedian.training_step import make_step
@@ -44,10 +48,20 @@ __all__ = [
     # Worker transforms: [M, ...] -> [M, ...]
     "add_worker_noise",
     "per_worker",
+    "nearest_neighbor_mixing",
+    "bucketing",
+    "clip_workers",
     # Aggregators: [M, ...] -> [...]
     "majority_vote",
     "coordinate_median",
     "worker_mean",
+    # Aggregators that withstand hostile workers: coordinate by coordinate, by distance
+    "trimmed_mean",
+    "mean_around_median",
+    "krum",
+    "multi_krum",
+    "geometric_median",
+    "centered_clipping",
     # Optimizers: the paper's four algorithms
     "sign_sgd",
     "noisy_sign_sgd",

@@ -12,7 +12,7 @@ Only ranks are decided here; ties do not matter to a median. Noise is drawn by
 """
 
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -23,6 +23,7 @@ from jaxmedian import bisection, networks, random_bits
 from jaxmedian.leaf_noise import LeafNoise
 from jaxmedian.order_keys import from_order_keys, to_order_keys
 from jaxmedian.precision import working_dtype
+from jaxmedian.tiles import map_tiles
 
 EVEN_RULES = ("midpoint", "lower", "upper")
 
@@ -44,7 +45,7 @@ EVEN_RULES = ("midpoint", "lower", "upper")
 # 9 calls' processor time, halved. `python -m experiments benchmark` times them again.
 # A network of 160 rows ran at .9 and took 5 s to compile; fused, 51 rows of systematic
 # Gaussian noise took 2.4 s and 63 of independent noise 45 s.
-_NETWORK_ROWS = 112
+NETWORK_ROWS = 112
 _FUSED_SYSTEMATIC_ROWS = 32
 # XLA on CPU copies what makes the keys into each use of them, noise and all, unless
 # there are 16 uses or more: then the tile's keys are stored. So no tiles below 16 rows.
@@ -53,8 +54,8 @@ _FUSED_INDEPENDENT_ROWS = 15
 # Keys a tile. On CPU a tile of 4 MB stays in the second-level caches through all passes
 # over it, and is large enough for XLA to share each between the cores (of 2^17 to 2^21
 # none differed by more than a tenth). A GPU or TPU wants few, large kernels.
-_CPU_TILE = 2**20
-_DEVICE_TILE = 2**26
+CPU_TILE = 2**20
+DEVICE_TILE = 2**26
 
 
 class _Plan(NamedTuple):
@@ -72,9 +73,9 @@ class _Plan(NamedTuple):
 
 def _plan(num_workers: int, noise: LeafNoise | None) -> _Plan:
     """Decides how the rows are selected from; see the table above."""
-    network = num_workers <= _NETWORK_ROWS
+    network = num_workers <= NETWORK_ROWS
     if noise is None:
-        fused_rows = _NETWORK_ROWS
+        fused_rows = NETWORK_ROWS
     elif noise.slots is None:
         fused_rows = _FUSED_INDEPENDENT_ROWS
     else:
@@ -107,8 +108,8 @@ def median_of_rows(
         return _fused_median(rows, noise, even, present)
     median = partial(_tiled_median, rows, noise, even, present, plan.network)
     return jax.lax.platform_dependent(
-        cpu=lambda: median(keys_per_tile=_CPU_TILE),
-        default=lambda: median(keys_per_tile=_DEVICE_TILE),
+        cpu=lambda: median(keys_per_tile=CPU_TILE),
+        default=lambda: median(keys_per_tile=DEVICE_TILE),
     )
 
 
@@ -123,10 +124,10 @@ def _fused_median(
     ]
     keys = [to_order_keys(value) for value in values]
     if present is not None:
-        fill = _absent_keys(present, keys[0].dtype)
+        fill = absent_keys(present, keys[0].dtype)
         keys = [jnp.where(present[i], key, fill[i]) for i, key in enumerate(keys)]
     select = partial(networks.select, keys)
-    return _middle(select, len(keys), even, present, values[0].dtype)
+    return middle(select, len(keys), even, present, values[0].dtype)
 
 
 def _tiled_median(
@@ -143,7 +144,7 @@ def _tiled_median(
     # Drawn before the loop, since in it XLA would draw them again for each worker.
     shared_words = None if noise is None else noise.shared_words(positions)
 
-    def median_of_tile(start: jax.Array) -> jax.Array:
+    def median_of_tile(start: jax.Array, tile_size: int) -> jax.Array:
         def tile(x: jax.Array) -> jax.Array:
             return jax.lax.dynamic_slice_in_dim(x, start, tile_size, axis=-1)
 
@@ -154,44 +155,17 @@ def _tiled_median(
             values = noise.noisy_row(workers, values, tile(positions)[None], shared)
         keys = to_order_keys(values)
         if present is not None:
-            fill = _absent_keys(present, keys.dtype)
+            fill = absent_keys(present, keys.dtype)
             keys = jnp.where(present[:, None], keys, fill[:, None])
         select = networks.select if network else bisection.select
-        return _middle(partial(select, keys), num_workers, even, present, values.dtype)
+        return middle(partial(select, keys), num_workers, even, present, values.dtype)
 
-    num_tiles = max(1, -(-size * num_workers // keys_per_tile))
-    tile_size = min(size, -(-size // (64 * num_tiles)) * 64)
-    if tile_size == size:
-        return median_of_tile(jnp.uint32(0))
     dtype = rows.dtype if noise is None else noise.scale.dtype
     origins = [rows, present] if noise is None else [rows, present, *noise[1:]]
-    first = [x.reshape(-1)[0].astype(dtype) for x in origins if x is not None]
-    # The loop starts from any value that varies over a mesh as the medians will.
-    anything = jnp.full([tile_size], reduce(jnp.add, first))
-    return _map_tiles(median_of_tile, size, anything)
+    return map_tiles(median_of_tile, size, num_workers, dtype, origins, keys_per_tile)
 
 
-def _map_tiles(
-    median_of_tile: Callable[[jax.Array], jax.Array], size: int, anything: jax.Array
-) -> jax.Array:
-    """Joins the tiles; the last one begins early where the size is no multiple.
-
-    A tile is stored a step after it was computed, since XLA on CPU keeps one thread for
-    what it computes and stores at once.
-    """
-    tile_size = anything.shape[0]
-    num_tiles = -(-size // tile_size)
-    starts = np.minimum(np.arange(num_tiles) * tile_size, size - tile_size)
-
-    def step(previous: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return median_of_tile(start), previous
-
-    last, medians = jax.lax.scan(step, anything, jnp.asarray(starts, jnp.uint32))
-    overlap = num_tiles * tile_size - size
-    return jnp.concatenate([medians[1:].reshape(-1), last[overlap:]])
-
-
-def _middle(
+def middle(
     select: Callable[[tuple[int, ...]], list[jax.Array]],
     num_workers: int,
     even: str,
@@ -206,10 +180,10 @@ def _middle(
     if present is not None:
         high = min(low + 1, num_workers - 1)
     ranks = (low, high) if high > low else (low,)
-    middle = [from_order_keys(key, dtype) for key in select(ranks)]
-    a, b = middle[0], middle[-1]
+    chosen = [from_order_keys(key, dtype) for key in select(ranks)]
+    a, b = chosen[0], chosen[-1]
     if even == "midpoint":
-        b = _midpoint(a, b)
+        b = midpoint(a, b)
     if present is None:
         return b
     num_present = jnp.sum(present, dtype=jnp.int32)
@@ -217,7 +191,7 @@ def _middle(
     return jnp.where(num_present > 0, median, np.asarray(0, dtype))
 
 
-def _absent_keys(present: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def absent_keys(present: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Returns keys ``[M]`` to fill in for the absent, below and above everybody.
 
     As many go below as it takes for the two fixed middle ranks of all M rows to fall on
@@ -232,7 +206,8 @@ def _absent_keys(present: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return jnp.where(place < num_below, lowest, largest)
 
 
-def _midpoint(a: jax.Array, b: jax.Array) -> jax.Array:
+def midpoint(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Returns a/2 + b/2 in the dtype of a."""
     # Not a / 2 + b / 2: XLA would factor the half out, and a + b may overflow.
     wide = working_dtype(a.dtype)
     half = np.asarray(0.5, wide)

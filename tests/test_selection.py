@@ -211,7 +211,7 @@ def test_dtypes(num_workers, dtype):
 
 @pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 700, 1000])
 def test_tiles_cover_the_coordinates(size, monkeypatch):
-    monkeypatch.setattr(selection, "_CPU_TILE", 113 * 100)
+    monkeypatch.setattr(selection, "CPU_TILE", 113 * 100)
     rows = awkward_rows(113, size, seed=5)
     assert_same_bits(median(rows), slow_median(rows))
 
@@ -264,7 +264,7 @@ def assert_close_by_ulps(actual, expected, ulps):
     ],
 )
 def test_noisy_medians(num_workers, law, coupling, monkeypatch):
-    monkeypatch.setattr(selection, "_CPU_TILE", num_workers * 150)
+    monkeypatch.setattr(selection, "CPU_TILE", num_workers * 150)
     rows = np.random.default_rng(6).normal(size=(num_workers, SIZE)).astype(np.float32)
     noise = make_noise(law, coupling, num_workers)
     expected = np.median(noisy_rows(rows, noise), axis=0)
@@ -332,7 +332,7 @@ def test_each_word_is_drawn_once(num_workers):
 @pytest.mark.parametrize("masked", [True, False])
 def test_medians_trace_inside_shard_map(num_workers, check_vma, masked, monkeypatch):
     """Rows, keys and masks that differ by device: each device has its own medians."""
-    monkeypatch.setattr(selection, "_CPU_TILE", num_workers * 64)
+    monkeypatch.setattr(selection, "CPU_TILE", num_workers * 64)
     mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,))
     rows = awkward_rows(num_workers, 400, seed=11)
     noise = make_noise("uniform", "independent", num_workers)
@@ -366,7 +366,7 @@ def test_medians_trace_inside_shard_map(num_workers, check_vma, masked, monkeypa
 
 @pytest.mark.parametrize("num_workers", [4, 40, 114])
 def test_medians_under_vmap(num_workers, monkeypatch):
-    monkeypatch.setattr(selection, "_CPU_TILE", num_workers * 100)
+    monkeypatch.setattr(selection, "CPU_TILE", num_workers * 100)
     rows = np.random.default_rng(12).normal(size=(num_workers, SIZE)).astype(np.float32)
     noise = make_noise("logistic", "independent", num_workers)
     scales = jnp.float32([0.0, 0.3, 2.0])

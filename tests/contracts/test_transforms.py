@@ -28,6 +28,8 @@ WORKER_TRANSFORMS = {
     "a_little_is_enough": jm.attacks.a_little_is_enough([1], scale=1.0),
     "mimic, drawn": jm.attacks.mimic(1, KEY),
     "gaussian": jm.attacks.gaussian([0], KEY),
+    "nearest_neighbor_mixing": jm.nearest_neighbor_mixing(1),
+    "clip_workers": jm.clip_workers(2.0),
     "pivotal_votes": jm.attacks.pivotal_votes([2], jm.noise.gaussian(0.5), KEY),
 }
 AGGREGATORS = {
@@ -39,6 +41,12 @@ AGGREGATORS = {
         jm.noise.uniform(jm.noise.relative(0.1), "systematic"), KEY
     ),
     "worker_mean": jm.worker_mean(),
+    "trimmed_mean": jm.trimmed_mean(1),
+    "mean_around_median": jm.mean_around_median(1),
+    "krum": jm.krum(0),
+    "multi_krum": jm.multi_krum(1, neighbors=1),
+    "geometric_median": jm.geometric_median(max_steps=5),
+    "centered_clipping": jm.centered_clipping(1.0),
     "sign_sgd": jm.sign_sgd(0.5),
     "noisy_sign_sgd": jm.noisy_sign_sgd(0.5, jm.noise.logistic(halving), KEY),
     "median_sgd": jm.median_sgd(0.5),

@@ -1,0 +1,54 @@
+"""Go through the coordinates of rows ``[M, d]`` tile by tile: a tile stays in cache.
+
+What is computed of a tile of columns needs no other columns: a median, a trimmed mean.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def map_tiles(
+    of_tile: Callable[[jax.Array, int], jax.Array],
+    size: int,
+    num_rows: int,
+    dtype: jnp.dtype,
+    origins: Sequence[jax.Array | None],
+    keys_per_tile: int,
+) -> jax.Array:
+    """Joins the results of all tiles; the last begins early if the size is no multiple.
+
+    A tile is stored a step after it was computed, since XLA on CPU keeps one thread for
+    what it computes and stores at once.
+
+    Args:
+      of_tile: (first coordinate, uint32; coordinates, an int) -> their results
+        ``[coordinates]``.
+      size: d.
+      num_rows: M, rows that a tile reads.
+      dtype: of the results.
+      origins: what the results are computed from: they vary over a mesh as these do.
+      keys_per_tile: numbers ``[M, tile]`` that a tile may read.
+
+    Returns:
+      ``[d]``.
+    """
+    num_tiles = max(1, -(-size * num_rows // keys_per_tile))
+    tile_size = min(size, -(-size // (64 * num_tiles)) * 64)
+    if tile_size == size:
+        return of_tile(jnp.uint32(0), size)
+    # The loop starts from any value that varies over a mesh as the results will.
+    first = [x.reshape(-1)[0].astype(dtype) for x in origins if x is not None]
+    anything = jnp.full([tile_size], reduce(jnp.add, first))
+    num_tiles = -(-size // tile_size)
+    starts = np.minimum(np.arange(num_tiles) * tile_size, size - tile_size)
+
+    def step(previous: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return of_tile(start, tile_size), previous
+
+    last, results = jax.lax.scan(step, anything, jnp.asarray(starts, jnp.uint32))
+    overlap = num_tiles * tile_size - size
+    return jnp.concatenate([results[1:].reshape(-1), last[overlap:]])

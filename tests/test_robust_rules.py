@@ -1,0 +1,469 @@
+"""Rules that withstand hostile workers: slow loops, guarantees, bad rows, meshes."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference_rules as reference
+from harness import enable_x64, first_update, params_like
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import jaxmedian as jm
+
+pytestmark = pytest.mark.usefixtures("strict")
+
+NAN, INF = float("nan"), float("inf")
+
+
+def rules(f, axis_name=None):
+    """Rule -> (transform, slow loop); aggregators first, then worker transforms."""
+    on = {"axis_name": axis_name}
+    return {
+        "trimmed_mean": (
+            jm.trimmed_mean(f, **on),
+            lambda x: reference.trimmed_mean(x, f),
+        ),
+        "mean_around_median": (
+            jm.mean_around_median(f, **on),
+            lambda x: reference.mean_around_median(x, f),
+        ),
+        "krum": (jm.krum(f, **on), lambda x: reference.krum(x, f)),
+        "krum, 3 neighbors": (
+            jm.krum(f, 3, **on),
+            lambda x: reference.krum(x, f, 3),
+        ),
+        "multi_krum": (jm.multi_krum(f, **on), lambda x: reference.multi_krum(x, f)),
+        "geometric_median": (
+            jm.geometric_median(0.1, 0.0, 4, **on),
+            lambda x: reference.geometric_median(x, 0.1, 4, "mean"),
+        ),
+        "geometric_median, zeros": (
+            jm.geometric_median(0.1, 0.0, 3, start="zeros", **on),
+            lambda x: reference.geometric_median(x, 0.1, 3, "zeros"),
+        ),
+        "centered_clipping": (
+            jm.centered_clipping(3.0, 2, **on),
+            lambda x: reference.centered_clipping(x, 3.0, np.zeros(x.shape[1]), 2),
+        ),
+        "nearest_neighbor_mixing": (
+            jm.nearest_neighbor_mixing(f, **on),
+            lambda x: reference.nearest_neighbor_mixing(x, f),
+        ),
+        "clip_workers": (
+            jm.clip_workers(3.0, **on),
+            lambda x: reference.clip_workers(x, 3.0),
+        ),
+    }
+
+
+AGGREGATORS = [
+    name for name in rules(0) if name not in ("nearest_neighbor_mixing", "clip_workers")
+]
+
+
+def all_updates(f, axis_name=None, only=None):
+    """Builds (grads, mask) -> {rule: update}, in one program."""
+
+    def update_all(grads, mask=None):
+        params = params_like(grads)
+        extra = {} if mask is None else {"worker_mask": mask}
+        return {
+            name: rule.update(grads, rule.init(params), params, **extra)[0]
+            for name, (rule, _) in rules(f, axis_name).items()
+            if only is None or name in only
+        }
+
+    return update_all
+
+
+@functools.cache
+def run_all(f, only=None):
+    """Jits `all_updates`, once for all tests; NumPy in and out."""
+    update = jax.jit(all_updates(f, only=only))
+
+    def run(*arguments):
+        return jax.tree.map(np.asarray, update(*arguments))
+
+    return run
+
+
+def assert_close(got, expected, tolerance):
+    assert got.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_allclose(
+            got[name], expected[name], rtol=tolerance, atol=tolerance, err_msg=name
+        )
+
+
+# --- against the slow loops -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(("num_workers", "f"), [(5, 1), (12, 4)])
+def test_every_rule_is_the_slow_loop(num_workers, f):
+    rng = np.random.default_rng(num_workers)
+    with enable_x64(True):
+        update = run_all(f)
+        for _ in range(5):
+            x = rng.normal(0.5, rng.uniform(0.2, 2), size=(num_workers, 30))
+            expected = {name: slow(x) for name, (_, slow) in rules(f).items()}
+            assert_close(update(x), expected, 1e-10)
+
+
+def test_with_a_mask_every_rule_is_the_slow_loop_over_those_present():
+    num_workers, f = 12, 2
+    rng = np.random.default_rng(0)
+    with enable_x64(True):
+        update = run_all(f)
+        for num_present in (7, 8, 11, 12):
+            x = rng.normal(size=(num_workers, 20))
+            present = rng.permutation(num_workers) < num_present
+            x[~present] = NAN
+            expected = {}
+            for name, (_, slow) in rules(f).items():
+                result = slow(x[present])
+                if name not in AGGREGATORS:
+                    result, kept = np.zeros_like(x), result
+                    result[present] = kept
+                expected[name] = result
+            assert_close(update(x, present), expected, 1e-10)
+
+
+def test_too_few_present_give_the_documented_result():
+    f = 2
+    x = np.random.default_rng(1).normal(size=(7, 6)).astype(np.float32)
+    update = run_all(f)
+    nobody = update(x, np.zeros(7, bool))
+    for name in nobody.keys() - {"clip_workers"}:
+        assert not np.any(nobody[name]), name
+    present = np.array([True, False, True, False, False, True, False])
+    few = update(x, present)
+    middle = np.median(x[present], axis=0)
+    np.testing.assert_allclose(few["trimmed_mean"], middle, rtol=1e-6)
+    np.testing.assert_allclose(few["mean_around_median"], middle, rtol=1e-6)
+    expected = reference.krum(x[present], 2, neighbors=1)
+    np.testing.assert_allclose(few["krum"], expected, rtol=1e-6)
+    # n - f = 1 is left to average: Krum's choice.
+    np.testing.assert_allclose(few["multi_krum"], few["krum"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_workers", [33, 113])
+def test_many_workers_take_other_paths_to_the_same_means(num_workers):
+    """Beside the thresholds between one expression, tiles and bisection."""
+    x = np.random.default_rng(2).normal(size=(num_workers, 40)).astype(np.float32)
+    x[:, ::4] = np.round(x[:, ::4])  # ties
+    f = num_workers // 5
+    only = ("trimmed_mean", "mean_around_median")
+    got = run_all(f, only)(x)
+    expected = {name: rules(f)[name][1](x) for name in only}
+    assert_close(got, expected, 3e-6)
+
+
+def test_tiles_of_coordinates_change_nothing(monkeypatch):
+    from jaxmedian import selection
+
+    x = np.random.default_rng(3).normal(size=(120, 500)).astype(np.float32)
+    only = ("trimmed_mean", "mean_around_median")
+    whole = run_all(20, only)(x)
+    monkeypatch.setattr(selection, "CPU_TILE", 120 * 150)
+    assert_close(jax.jit(all_updates(20, only=only))(x), whole, 1e-6)
+
+
+def test_a_tree_counts_as_one_vector():
+    """Distances are over all leaves, whatever their shapes, and dtypes are kept."""
+    x = np.random.default_rng(4).normal(size=(7, 70_010)).astype(np.float32)
+    tree = {
+        "small": x[:, :4].reshape(7, 2, 2),
+        "scalar": x[:, 4],
+        "none": None,
+        "large": x[:, 5:-5],
+        "last": x[:, -5:],
+    }
+    got = run_all(2)(tree)
+    expected = run_all(2)(x)
+    for name, whole in expected.items():
+        parts = got[name]
+        lead = whole.shape[:-1]
+        joined = np.concatenate(
+            [
+                np.reshape(parts[key], (*lead, -1))
+                for key in ("small", "scalar", "large", "last")
+            ],
+            axis=-1,
+        )
+        np.testing.assert_allclose(joined, whole, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_rules_can_be_vmapped():
+    x = np.random.default_rng(5).normal(size=(3, 7, 10)).astype(np.float32)
+    names = ("trimmed_mean", "krum", "geometric_median", "nearest_neighbor_mixing")
+    update = all_updates(2, only=names)
+    many = jax.jit(jax.vmap(update))(x)
+    single = jax.jit(update)
+    for i in range(3):
+        assert_close({n: many[n][i] for n in many}, single(x[i]), 1e-5)
+
+
+# --- what they guarantee --------------------------------------------------------------
+
+
+def test_the_error_is_within_kappa_of_the_variance_for_every_honest_set():
+    """|R - mean_S|^2 <= kappa / |S| sum_S |x - mean_S|^2: Allouah et al., Def. 2."""
+    num_workers, f = 9, 2
+    ratio = f / (num_workers - 2 * f)
+    kappa = {
+        "trimmed_mean": 6 * ratio * (1 + ratio),
+        "krum": 6 * (1 + ratio),
+        "geometric_median": 4 * (1 + ratio) ** 2,
+    }
+    mixed = {name: 8 * f / (num_workers - f) * (k + 1) for name, k in kappa.items()}
+    transforms = {
+        "trimmed_mean": jm.trimmed_mean(f),
+        "krum": jm.krum(f),
+        "geometric_median": jm.geometric_median(),
+    }
+    mixing = jm.nearest_neighbor_mixing(f)
+    rng = np.random.default_rng(6)
+    worst = 0.0
+    for name, transform in transforms.items():
+        chained = optax.chain(mixing, transform)
+        for trial in range(20):
+            x = rng.normal(size=(num_workers, 3)).astype(np.float32)
+            x[:f] = rng.normal(size=3) * 10.0 ** rng.integers(-1, 4)
+            x[f:] *= np.float32(10.0 ** rng.uniform(-1, 1))
+            results = [(first_update(transform, x), kappa[name])]
+            if trial < 5:
+                results.append((first_update(chained, x), mixed[name]))
+            for honest in itertools.combinations(range(num_workers), num_workers - f):
+                rows = x[list(honest)].astype(np.float64)
+                mean = rows.mean(axis=0)
+                variance = np.square(rows - mean).sum() / len(rows)
+                for result, bound in results:
+                    error = np.square(result - mean).sum()
+                    assert error <= bound * variance * (1 + 1e-5), name
+                    worst = max(worst, error / (bound * variance))
+    assert worst > 0.01  # the bound is not vacuous
+
+
+def test_the_geometric_median_is_where_the_unit_vectors_cancel():
+    x = np.random.default_rng(7).normal(size=(9, 4)).astype(np.float32)
+    x[0] = 1e4
+    z = first_update(jm.geometric_median(tolerance=1e-7, max_steps=500), x)
+    away = x.astype(np.float64) - z
+    units = away / np.linalg.norm(away, axis=1, keepdims=True)
+    assert np.linalg.norm(units.sum(axis=0)) < 1e-3  # 0 at the minimum, of 9 unit long
+
+
+def test_centered_clipping_remembers_its_centre():
+    x = np.random.default_rng(8).normal(2.0, 1.0, size=(4, 7, 5)).astype(np.float32)
+    rule = jm.centered_clipping(0.5)
+    params = jnp.zeros(5)
+    state = rule.init(params)
+    center = np.zeros(5)
+    for rows in x:
+        got, state = jax.jit(rule.update)(rows, state, params)
+        center = reference.centered_clipping(rows, 0.5, center)
+        np.testing.assert_allclose(got, center, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(got, state.center)
+
+
+def test_krum_breaks_exact_ties_by_the_lowest_number():
+    x = np.float32([[5.0], [1.0], [1.0], [-9.0], [1.0]])
+    assert first_update(jm.krum(1), x) == 1
+    pair = np.float32([[9.0], [4.0], [3.0]])  # one neighbour each: 4 and 3 tie
+    assert first_update(jm.krum(0), pair) == 4
+
+
+def test_bucketing_averages_the_documented_buckets():
+    x = np.random.default_rng(9).normal(size=(7, 5)).astype(np.float32)
+    x[3, 0], x[5, 1] = INF, NAN
+    tree = {"a": x[:, :2], "b": x[:, 2:]}
+    rule = jm.bucketing(3, 11)
+    state = rule.init(None)
+    for step in range(2):
+        sent, state = jax.jit(rule.update)(tree, state)
+        key = jax.random.fold_in(jax.random.key(11), step)
+        order = jax.random.permutation(jax.random.fold_in(key, np.uint32(2**31 + 1)), 7)
+        for bucket, first in enumerate((0, 3, 6)):
+            workers = np.asarray(order)[first : first + 3]
+            expected = x[workers].astype(np.float64).mean(axis=0)
+            got = np.concatenate([sent["a"][bucket], sent["b"][bucket]])
+            np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
+
+
+# --- distances ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hostile", [0.0, 1e10])
+def test_distances_survive_a_common_mean_and_hostile_rows(hostile):
+    """Right to 1e-3 where the mean is 1,000 times the spread, over several tiles."""
+    from jaxmedian import distances
+
+    rng = np.random.default_rng(10)
+    x = (1000 + rng.normal(size=(11, 10_000))).astype(np.float32)
+    x[:3] += np.float32(hostile)
+    gram = jax.jit(lambda x: distances.gram_of_rows(x, None))(x)
+    sound = distances.sound_rows(gram, None)
+    got = np.asarray(distances.squared_distances(gram, sound))
+    honest = x[3:].astype(np.float64)
+    exact = np.square(honest[:, None] - honest[None]).sum(axis=2)
+    np.testing.assert_allclose(got[3:, 3:], exact, rtol=1e-3)
+    np.testing.assert_array_equal(got, got.T)
+    np.testing.assert_array_equal(np.diagonal(got), np.zeros(11))
+
+
+# --- what is not finite ---------------------------------------------------------------
+
+
+def test_f_bad_rows_do_what_f_rows_far_away_may():
+    """The result is finite, and in the coordinate-wise rules between the honest."""
+    num_workers, f = 9, 3
+    rng = np.random.default_rng(12)
+    for bad, hostile in itertools.product([NAN, INF, -INF, 1e38, -1e38], (1, 3)):
+        x = rng.normal(size=(num_workers, 20)).astype(np.float32)
+        rows = rng.permutation(num_workers)[:hostile]
+        x[rows] = bad
+        honest = np.delete(x, rows, axis=0)
+        got = run_all(f)(x)
+        for name, result in got.items():
+            assert np.isfinite(result).all(), name
+        trimmed = got["trimmed_mean"]
+        assert (trimmed >= honest.min(axis=0)).all()
+        assert (trimmed <= honest.max(axis=0)).all()
+        assert (got["krum"] == honest).all(axis=1).any()
+        around = reference.mean_around_median(x, f)
+        np.testing.assert_allclose(got["mean_around_median"], around, rtol=1e-5)
+        # Bad rows are left out of what is averaged by distance.
+        expected = reference.geometric_median(honest, 0.1, 4, "mean")
+        np.testing.assert_allclose(
+            got["geometric_median"], expected, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_one_bad_entry_counts_as_a_bad_row_of_distances():
+    x = np.random.default_rng(13).normal(size=(7, 5)).astype(np.float32)
+    x[2, 3], x[4, 0] = NAN, INF
+    got = run_all(2)(x)
+    expected = {name: slow(x) for name, (_, slow) in rules(2).items()}
+    assert_close(got, expected, 2e-5)
+
+
+def test_more_bad_rows_than_f_but_a_minority_leave_distance_rules_finite():
+    x = np.random.default_rng(14).normal(size=(11, 6)).astype(np.float32)
+    x[[0, 1, 4, 7, 9]] = NAN
+    only = [name for name in AGGREGATORS if "mean_around" not in name]
+    only = [name for name in only if name != "trimmed_mean"]
+    only += ["nearest_neighbor_mixing", "clip_workers"]
+    for name, result in run_all(1, tuple(only))(x).items():
+        assert np.isfinite(result).all(), name
+
+
+def test_infinities_beyond_f_are_part_of_a_trimmed_mean():
+    x = np.float32([[INF], [INF], [1.0], [2.0], [3.0]])
+    assert first_update(jm.trimmed_mean(1), x) == INF
+    assert first_update(jm.trimmed_mean(1), -x) == -INF
+    assert first_update(jm.trimmed_mean(2), x) == 3
+
+
+# --- meshes ---------------------------------------------------------------------------
+
+
+def test_a_mesh_gives_the_result_of_one_device():
+    num_devices = 4
+    x = np.random.default_rng(15).normal(size=(8, 33)).astype(np.float32)
+    x[5, 2], x[:, 7] = NAN, -0.0
+    mask = np.arange(8) != 6
+    expected = run_all(1)(x, mask)
+    mesh = jax.make_mesh(
+        (num_devices,),
+        ("w",),
+        axis_types=(AxisType.Auto,),
+        devices=jax.devices()[:num_devices],
+    )
+    out = {name: P() if name in AGGREGATORS else P("w") for name in expected}
+    on_mesh = jax.shard_map(
+        all_updates(1, "w"), mesh=mesh, in_specs=(P("w"), P("w")), out_specs=out
+    )
+    got = jax.jit(on_mesh)(x, mask)
+    assert_close(got, expected, 2e-6)
+    for name in ("krum", "krum, 3 neighbors"):  # selects: to the bit
+        assert np.asarray(got[name]).tobytes() == np.asarray(expected[name]).tobytes()
+
+
+def test_buckets_on_a_mesh_are_those_of_one_device():
+    x = np.random.default_rng(16).normal(size=(8, 33)).astype(np.float32)
+    mesh = jax.make_mesh(
+        (4,), ("w",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4]
+    )
+
+    def send(axis_name, size=2):
+        rule = jm.bucketing(size, 3, axis_name=axis_name)
+        return lambda x: rule.update(x, rule.init(None))[0]
+
+    on_mesh = jax.shard_map(send("w"), mesh=mesh, in_specs=P("w"), out_specs=P("w"))
+    np.testing.assert_allclose(jax.jit(on_mesh)(x), send(None)(x), rtol=1e-6)
+    uneven = jax.shard_map(send("w", 3), mesh=mesh, in_specs=P("w"), out_specs=P("w"))
+    with pytest.raises(ValueError, match="3 buckets of 8 workers, which 4 devices"):
+        uneven(x)
+
+
+# --- errors ---------------------------------------------------------------------------
+
+OF_F = {
+    "trimmed_mean": jm.trimmed_mean,
+    "mean_around_median": jm.mean_around_median,
+    "krum": jm.krum,
+    "multi_krum": jm.multi_krum,
+    "nearest_neighbor_mixing": jm.nearest_neighbor_mixing,
+}
+
+
+@pytest.mark.parametrize("name", OF_F)
+def test_an_f_that_no_rule_withstands_is_refused(name):
+    with pytest.raises(TypeError, match=f"`{name}` expects `f`, .* got 0.5"):
+        OF_F[name](0.5)
+    with pytest.raises(ValueError, match=f"`{name}`: `f` must be >= 0; got -1"):
+        OF_F[name](-1)
+    rule = OF_F[name](2)
+    needed = "needs 2 f . 3 workers" if "krum" in name else "withstands a minority"
+    with pytest.raises(ValueError, match=f"`{name}` {needed}"):
+        rule.update(jnp.ones((4, 2)), rule.init(None))
+
+
+@pytest.mark.parametrize("rule", [jm.krum, jm.multi_krum])
+def test_bad_neighbors_are_refused(rule):
+    with pytest.raises(TypeError, match="`neighbors` must be an int"):
+        rule(1, 2.0)
+    with pytest.raises(ValueError, match="`neighbors` must be >= 1; got 0"):
+        rule(1, 0)
+    with pytest.raises(ValueError, match="4 workers have at most 3 neighbours each"):
+        rule(1, 4).update(jnp.ones((4, 2)), rule(1, 4).init(None))
+    with pytest.raises(ValueError, match="`f` is 2 of 4 workers"):
+        rule(2, 2).update(jnp.ones((4, 2)), rule(2, 2).init(None))
+
+
+def test_bad_numbers_are_refused():
+    with pytest.raises(ValueError, match="`smoothing` must be finite and > 0"):
+        jm.geometric_median(0.0)
+    with pytest.raises(ValueError, match="`tolerance` must be >= 0"):
+        jm.geometric_median(tolerance=-1)
+    with pytest.raises(ValueError, match="`max_steps` must be at least 1"):
+        jm.geometric_median(max_steps=0)
+    with pytest.raises(ValueError, match='`start` must be "mean" or "zeros"'):
+        jm.geometric_median(start="median")
+    for rule in (jm.centered_clipping, jm.clip_workers):
+        with pytest.raises(ValueError, match="`radius` must be finite and > 0"):
+            rule(-1.0)
+        with pytest.raises(TypeError, match="`radius` must be a number"):
+            rule("1")
+    with pytest.raises(ValueError, match="`steps` must be at least 1"):
+        jm.centered_clipping(1.0, 0)
+    with pytest.raises(ValueError, match="`size` must be at least 1; got 0"):
+        jm.bucketing(0, 1)
+    rule = jm.bucketing(2, 1)
+    with pytest.raises(ValueError, match="`bucketing` takes no `worker_mask`"):
+        rule.update(jnp.ones((4, 2)), rule.init(None), worker_mask=jnp.ones(4, bool))
