@@ -20,7 +20,7 @@ EXPERIMENTS = (
     *("exactness", "gap", "density", "coupling", "estimator"),  # the theory
     *("rates", "bounds"),  # convergence
     *("choose_noise", "subsampling", "heterogeneity"),  # data
-    *("neighbours", "local_steps"),  # other methods
+    *("neighbours", "local_steps", "peers"),  # other methods
     *("benchmark", "communication", "resume"),  # speed, bytes and kills
 )
 

@@ -107,11 +107,10 @@ def test_tiny_mnist_wrote_its_files(tiny_mnist):
     assert json.loads((tiny_mnist / "summary.json").read_text())["device"]
 
 
-# The others are run by tests of their own.
-@pytest.mark.parametrize(
-    "name",
-    [n for n in EXPERIMENTS if n not in ("reproduce", "toy", "mnist", "choose_noise")],
-)
+RUN_ELSEWHERE = ("reproduce", "toy", "mnist", "choose_noise", "exactness", "cifar")
+
+
+@pytest.mark.parametrize("name", [n for n in EXPERIMENTS if n not in RUN_ELSEWHERE])
 def test_every_experiment_runs_at_toy_size(name, tmp_path):
     assert main([name, "--preset", "tiny", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "figure.png").exists()

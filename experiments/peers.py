@@ -1,0 +1,499 @@
+"""Our robust rules and attacks beside ByzFL's and krum's, on the same arrays.
+
+Claim: where a rule or an attack is theirs too, ours gives the same numbers in float64,
+to 1e-6 in every random case; where they break (a NaN worker, an array written into)
+ours does not; and ours is faster. Peers are compared with where they are installed, of
+ByzFL 0.0.11 the aggregators and attacks alone, which do not need its torchvision.
+
+    pip install --no-deps byzfl==0.0.11 torch     and krum==0.9.1, from Python 3.12 on
+    python -m experiments peers                  200 cases each, times at d = 1,000,000
+    python -m experiments peers --preset quick   20 cases, d = 100,000
+
+Krum is compared with each peer's own number of neighbours: M - f - 1 (ByzFL) and
+M - f - 2 (krum, Blanchard et al.). ByzFL's buckets get the order that ours have drawn.
+"""
+
+import dataclasses
+import importlib
+import importlib.util
+import sys
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from matplotlib.figure import Figure
+
+import jaxmedian as jm
+from experiments.benchmark.kernels import compiled, installed_torch
+from experiments.benchmark.timing import take_turns
+from experiments.common.claims import Claim
+from experiments.common.plots import panels
+from experiments.common.results import Result
+
+TOLERANCE = 1e-6
+KEY = 0  # of our buckets
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to compare.
+
+    Attributes:
+      cases: random arrays a rule.
+      shapes: (M, f) of the cases, in turn; d is drawn from 1 to 50.
+      workers: M of the times.
+      size: d of the times.
+      hostile: f of the times.
+      turns: the most turns of a candidate.
+      budget: seconds after which a slow candidate takes no further turn.
+      seed: of all arrays.
+    """
+
+    cases: int = 200
+    shapes: tuple[tuple[int, int], ...] = ((5, 1), (8, 2), (11, 4), (25, 6))
+    workers: int = 25
+    size: int = 1_000_000
+    hostile: int = 5
+    turns: int = 5
+    budget: float = 4.0
+    seed: int = 0
+
+
+PRESETS = {
+    "quick": Config(cases=20, size=100_000),
+    "tiny": Config(cases=2, shapes=((5, 1),), workers=5, size=500, hostile=1, turns=1),
+}
+
+Update = Callable[[np.ndarray], Any]
+
+
+class Pair(NamedTuple):
+    """One rule, ours and a peer's.
+
+    Attributes:
+      name: the rule and whose.
+      ours: f -> transformation.
+      theirs: f -> function of float64 rows ``[M, d]`` (of the honest, for an attack).
+      least: times faster than theirs that is expected at M = 25, d = 1,000,000: 5 of
+        what goes coordinate by coordinate, 2 of what looks at distances, 1 of what
+        writes M rows, most of whose time is the memory's.
+      is_attack: whether ours replaces the last f rows, theirs returns one of them.
+    """
+
+    name: str
+    ours: Callable[[int], optax.GradientTransformation]
+    theirs: Callable[[int], Update]
+    least: float = 5.0
+    is_attack: bool = False
+
+
+# --- the peers ------------------------------------------------------------------------
+
+
+def byzfl() -> Any | None:
+    """Returns ByzFL's aggregators and attacks in one namespace, None if not installed.
+
+    Its front page imports torchvision for its models; what is compared does not, and is
+    imported beside it.
+    """
+    found = importlib.util.find_spec("byzfl")
+    if found is None or installed_torch() is None:
+        return None
+    front_page = sys.modules.get("byzfl")
+    package = types.ModuleType("byzfl")
+    package.__path__ = list(found.submodule_search_locations or [])
+    sys.modules["byzfl"] = package
+    try:
+        names: dict[str, Any] = {}
+        for module in (
+            "aggregators.aggregators",
+            "aggregators.preaggregators",
+            "attacks.attacks",
+        ):
+            names |= vars(importlib.import_module(f"byzfl.{module}"))
+        return types.SimpleNamespace(**names)
+    finally:
+        sys.modules.pop("byzfl")
+        if front_page is not None:
+            sys.modules["byzfl"] = front_page
+
+
+def krum_package() -> Any | None:
+    """Returns krum's aggregators by name, None if it is not installed."""
+    if importlib.util.find_spec("krum") is None or installed_torch() is None:
+        return None
+    folder = "krum.primitives.aggregators"
+    return types.SimpleNamespace(
+        Krum=importlib.import_module(f"{folder}.krum").Krum,
+        TrimmedMean=importlib.import_module(f"{folder}.trimmed_mean").TrimmedMean,
+        GeometricMedian=importlib.import_module(
+            f"{folder}.geometric_median"
+        ).GeometricMedian,
+    )
+
+
+def pairs() -> list[Pair]:
+    """Lists what we share with the peers that are installed."""
+    shared = []
+    if (theirs := byzfl()) is not None:
+        shared += _byzfl_rules(theirs) + _byzfl_attacks(theirs)
+    if (package := krum_package()) is not None:
+        shared += _krum_rules(package)
+    return shared
+
+
+def _byzfl_rules(byzfl: Any) -> list[Pair]:
+    return [
+        Pair("trimmed mean, ByzFL", jm.trimmed_mean, byzfl.TrMean),
+        Pair("mean around median, ByzFL", jm.mean_around_median, byzfl.Meamed),
+        Pair(
+            "Krum, ByzFL",
+            _with_byzfl_neighbors(jm.krum),
+            byzfl.Krum,
+            least=2.0,
+        ),
+        Pair(
+            "multi-Krum, ByzFL",
+            _with_byzfl_neighbors(jm.multi_krum),
+            byzfl.MultiKrum,
+            least=2.0,
+        ),
+        Pair(
+            "geometric median, ByzFL",
+            lambda f: jm.geometric_median(0.1, 0.0, 3, start="zeros"),
+            lambda f: byzfl.GeometricMedian(nu=0.1, T=3),
+            least=2.0,
+        ),
+        Pair(
+            "centered clipping, ByzFL",
+            lambda f: jm.centered_clipping(2.0, 2),
+            lambda f: byzfl.CenteredClipping(L=2, tau=2.0),
+            least=2.0,
+        ),
+        Pair(
+            "nearest-neighbor mixing, ByzFL",
+            jm.nearest_neighbor_mixing,
+            byzfl.NNM,
+            least=2.0,
+        ),
+        Pair(
+            "clipping, ByzFL",
+            lambda f: jm.clip_workers(2.0),
+            lambda f: lambda x: byzfl.Clipping(2.0)(x.copy()),  # it writes into x
+            least=1.0,
+        ),
+        Pair(
+            "bucketing, ByzFL",
+            lambda f: jm.bucketing(2, KEY),
+            lambda f: lambda x: _buckets_in_our_order(byzfl, x),
+            least=1.0,
+        ),
+    ]
+
+
+class _NeighborsOfByzfl(NamedTuple):
+    """M - f - 1 neighbours: known once M is."""
+
+    rule: Callable[..., optax.GradientTransformationExtraArgs]
+    f: int
+
+    def init(self, params: Any) -> Any:
+        return self.rule(self.f).init(params)
+
+    def update(self, updates: Any, state: Any, params: Any = None) -> Any:
+        neighbors = updates.shape[0] - self.f - 1
+        return self.rule(self.f, neighbors).update(updates, state, params)
+
+
+def _with_byzfl_neighbors(rule: Callable[..., Any]) -> Callable[[int], Any]:
+    return lambda f: _NeighborsOfByzfl(rule, f)
+
+
+def _buckets_in_our_order(byzfl: Any, x: np.ndarray) -> np.ndarray:
+    """Runs ByzFL's bucketing with the order of our first step in place of its own."""
+    key = jax.random.fold_in(jax.random.key(KEY), 0)
+    order = np.asarray(
+        jax.random.permutation(jax.random.fold_in(key, np.uint32(2**31 + 1)), len(x))
+    )
+    drawn = np.random.permutation
+    np.random.permutation = lambda rows: rows[order]
+    try:
+        return byzfl.Bucketing(2)(x)
+    finally:
+        np.random.permutation = drawn
+
+
+def _byzfl_attacks(byzfl: Any) -> list[Pair]:
+    attacks = jm.attacks
+
+    def last(attack: Callable[..., Any], **options: Any) -> Callable[[int], Any]:
+        """Attacks with the last f of the workers, however many there are."""
+        return lambda f: _LastWorkers(attack, f, options)
+
+    return [
+        Pair(
+            "sign flip, ByzFL",
+            last(attacks.sign_flip),
+            lambda f: byzfl.SignFlipping(),
+            is_attack=True,
+        ),
+        Pair(
+            "inner-product manipulation, ByzFL",
+            last(attacks.inner_product_manipulation, scale=2.0),
+            lambda f: byzfl.InnerProductManipulation(2.0),
+            is_attack=True,
+        ),
+        Pair(
+            "a little is enough, ByzFL",
+            last(attacks.a_little_is_enough, scale=1.5),
+            lambda f: byzfl.ALittleIsEnough(1.5),
+            is_attack=True,
+        ),
+        Pair(
+            "mimic, ByzFL",
+            last(attacks.mimic, target=1),
+            lambda f: byzfl.Mimic(1),
+            is_attack=True,
+        ),
+        Pair("inf, ByzFL", last(attacks.inf), lambda f: byzfl.Inf(), is_attack=True),
+    ]
+
+
+class _LastWorkers(NamedTuple):
+    """An attack by the last f workers: known once M is."""
+
+    attack: Callable[..., optax.GradientTransformationExtraArgs]
+    f: int
+    options: dict[str, Any]
+
+    def init(self, params: Any) -> Any:
+        return self.attack([0], **self.options).init(params)
+
+    def update(self, updates: Any, state: Any, params: Any = None) -> Any:
+        num_workers = updates.shape[0]
+        workers = range(num_workers - self.f, num_workers)
+        return self.attack(workers, **self.options).update(updates, state, params)
+
+
+def _krum_rules(krum: Any) -> list[Pair]:
+    torch = installed_torch()
+
+    def theirs(rule: Any, **options: Any) -> Callable[[int], Update]:
+        def update(x: np.ndarray, f: int) -> np.ndarray:
+            rows = torch.from_numpy(x)
+            return rule.aggregate(rows, n=len(x), f=f, **options).numpy()
+
+        return lambda f: lambda x: update(x, f)
+
+    return [
+        Pair("Krum, krum", jm.krum, theirs(krum.Krum), least=2.0),
+        Pair("trimmed mean, krum", jm.trimmed_mean, theirs(krum.TrimmedMean)),
+        Pair(
+            "geometric median, krum",
+            lambda f: jm.geometric_median(0.1, 0.0, 20),
+            theirs(krum.GeometricMedian, nu=0.1, tol=0.0, max_iter=20),
+            least=2.0,
+        ),
+    ]
+
+
+# --- the comparison -------------------------------------------------------------------
+
+
+def run(config: Config) -> Result:
+    """Compares results and times of every pair, then what breaks."""
+    found = pairs()
+    differences = _largest_differences(config, found)
+    rows = _times(config, found)
+    claims = [
+        *(
+            Claim(
+                f"{name}: equal in float64 to 1e-6 in {config.cases} random cases",
+                "-",
+                f"largest difference {difference:.1e}",
+                bool(difference <= TOLERANCE),
+            )
+            for name, difference in differences.items()
+        ),
+        *_speed_claims(config, rows),
+        *_defects(),
+    ]
+    if not found:
+        claims.append(
+            Claim("Peers are installed", "-", "neither ByzFL nor krum with torch", None)
+        )
+    return Result({}, tuple(claims), {"differences": differences, "times": rows})
+
+
+def _largest_differences(config: Config, found: list[Pair]) -> dict[str, float]:
+    differences = {}
+    with _in_float64():
+        for pair in found:
+            rng = np.random.default_rng(config.seed)
+            run_ours = {
+                f: jax.jit(_first_update(pair.ours(f)))
+                for f in {f for _, f in config.shapes}
+            }
+            largest = 0.0
+            for case in range(config.cases):
+                num_workers, f = config.shapes[case % len(config.shapes)]
+                # Few sizes: each compiles once.
+                size = (3, 17, 50)[case // len(config.shapes) % 3]
+                x = rng.normal(rng.normal(), 2 ** rng.normal(), (num_workers, size))
+                ours = np.asarray(run_ours[f](x))
+                if pair.is_attack:
+                    ours = ours[-1]
+                    theirs = pair.theirs(f)(x[: num_workers - f])
+                else:
+                    theirs = pair.theirs(f)(x)
+                largest = max(largest, _difference(ours, np.asarray(theirs)))
+            differences[pair.name] = largest
+    return differences
+
+
+def _in_float64() -> Any:
+    enable = getattr(jax, "enable_x64", None)
+    if not callable(enable):  # before jax 0.8
+        enable = importlib.import_module("jax.experimental").enable_x64
+    return enable(True)
+
+
+def _first_update(transform: Any) -> Callable[[jax.Array], jax.Array]:
+    def update(x: jax.Array) -> jax.Array:
+        template = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+        return transform.update(x, transform.init(template), None)[0]
+
+    return update
+
+
+def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+    if ours.shape != theirs.shape:
+        return float("inf")
+    same = ours == theirs  # infinities
+    apart = np.abs(ours - theirs, where=~same, out=np.zeros(ours.shape))
+    return float(apart.max(initial=0.0))
+
+
+def _times(config: Config, found: list[Pair]) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(config.seed)
+    x = rng.standard_normal((config.workers, config.size), dtype=np.float32)
+    on_device = jnp.asarray(x)
+    f = config.hostile
+    rows = []
+    for pair in found:
+        ours, seconds = compiled(_first_update(pair.ours(f)), on_device)
+        theirs = pair.theirs(f)
+        given = x[: config.workers - f] if pair.is_attack else x
+
+        def run_theirs(
+            theirs: Update = theirs, given: np.ndarray = given
+        ) -> np.ndarray:
+            return theirs(given)
+
+        timings = take_turns(
+            {"jaxmedian": ours, "peer": run_theirs}, config.turns, config.budget
+        )
+        own, peer = timings["jaxmedian"], timings["peer"]
+        row = {
+            "rule": pair.name,
+            "least": pair.least,
+            "is_attack": pair.is_attack,
+            "ms": 1e3 * own.seconds,
+            "peer_ms": 1e3 * peer.seconds,
+            "times_faster": peer.seconds / own.seconds,
+            "compile_s": seconds,
+            "peak_mib": own.peak_mib,
+            "peer_peak_mib": peer.peak_mib,
+        }
+        rows.append(row)
+        print(
+            f"{pair.name:36} {row['ms']:9.1f} ms   peer {row['peer_ms']:9.1f} ms   "
+            f"x{row['times_faster']:6.1f}   compile {seconds:.1f} s   "
+            f"{own.peak_mib:.0f} MiB, peer {peer.peak_mib:.0f} MiB",
+            flush=True,
+        )
+    return rows
+
+
+def _speed_claims(config: Config, rows: list[dict[str, Any]]) -> list[Claim]:
+    claims = []
+    judged = config.size >= 1_000_000
+    for row in rows:
+        if row["is_attack"]:
+            continue
+        least = row["least"]
+        wanted = f"at least {least:g} times faster" if least > 1 else "faster"
+        claims.append(
+            Claim(
+                f"{row['rule']}, M = {config.workers}, d = {config.size:,}: {wanted}",
+                "-",
+                f"{row['times_faster']:.1f} times",
+                bool(row["times_faster"] >= least) if judged else None,
+            )
+        )
+    return claims
+
+
+def _defects() -> list[Claim]:
+    """What PEERS break on, and what ours does there."""
+    x = np.random.default_rng(1).normal(size=(7, 4)).astype(np.float32)
+    x[0] = np.nan
+    ours = {
+        "Krum": np.asarray(_first_update(jm.krum(1))(jnp.asarray(x))),
+        "median": np.asarray(jm.median(jnp.asarray(x))),
+    }
+    claims = []
+    if (peer := byzfl()) is not None:
+        selected = bool(np.isnan(peer.Krum(1)(x.copy())).any())
+        claims.append(
+            Claim(
+                "One NaN worker of 7: Krum selects somebody else",
+                "-",
+                f"ByzFL's {'selects it' if selected else 'does not select it'}, ours "
+                f"{'does too' if np.isnan(ours['Krum']).any() else 'does not'}",
+                bool(np.isfinite(ours["Krum"]).all()),
+            )
+        )
+        is_nan = bool(np.isnan(peer.Median()(x.copy())).any())
+        claims.append(
+            Claim(
+                "One NaN worker of 7: the median is finite",
+                "-",
+                f"ByzFL's is {'NaN' if is_nan else 'finite'}",
+                bool(np.isfinite(ours["median"]).all()),
+            )
+        )
+        rows = np.full((3, 4), 9.0)
+        peer.Clipping(1.0)(rows)
+        untouched = np.full((3, 4), 9.0)
+        _first_update(jm.clip_workers(1.0))(jnp.asarray(untouched, jnp.float32))
+        written = bool((rows != 9.0).any())
+        claims.append(
+            Claim(
+                "Clipping leaves the array it was given as it is",
+                "-",
+                f"ByzFL's {'writes into it' if written else 'leaves it'}",
+                bool((untouched == 9.0).all()),
+            )
+        )
+    return claims
+
+
+def plot(result: Result) -> Figure:
+    """Draws the times of every rule, ours and the peer's."""
+    figure, (axes,) = panels(1)
+    rows = [row for row in result.extra["times"] if not row["is_attack"]]
+    places = np.arange(len(rows))
+    axes.barh(places - 0.2, [row["ms"] for row in rows], 0.4, label="jaxmedian")
+    axes.barh(places + 0.2, [row["peer_ms"] for row in rows], 0.4, label="peer")
+    axes.set_yticks(places, [row["rule"] for row in rows], fontsize=6)
+    axes.set_xscale("log")
+    axes.set_xlabel("ms an aggregation")
+    axes.set_title("the same arrays, ours and the peers' rules")
+    if rows:
+        axes.legend(fontsize=7)
+    return figure
