@@ -21,7 +21,7 @@ EXPERIMENTS = (
     *("rates", "bounds"),  # convergence
     *("choose_noise", "subsampling", "heterogeneity"),  # data
     *("neighbours", "local_steps", "peers"),  # other methods
-    *("benchmark", "communication", "resume"),  # speed, bytes and kills
+    *("benchmark", "communication", "processes", "resume"),  # speed, bytes, kills
 )
 
 
