@@ -81,8 +81,10 @@ _SECONDS = 900.0  # after which a run is given up
 
 def run(config: Config) -> Result:
     """Trains on one device and in processes; times steps on a limited link."""
+    from experiments.processes.participant import simulate
+
     _check(config)
-    one = _start("simulate", config, num_devices=1)
+    one = simulate(config)
     curves = {"one device, simulator": _curve(one)}
     claims = []
     for number, num_devices in zip(config.processes, config.devices, strict=True):
