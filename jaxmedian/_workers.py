@@ -26,12 +26,15 @@ class Population(NamedTuple):
       num_workers: M, over all devices.
       axis_name: mesh axis over which the workers are spread, or None.
       present: bool ``[num_local]``, or None if everybody is.
+      weights: int32 or floating ``[num_local]``, how many workers each counts as, 0 of
+        the absent; None if each counts as one. Who weighs nothing is not present.
     """
 
     num_local: int
     num_workers: int
     axis_name: AxisName | None
     present: jax.Array | None
+    weights: jax.Array | None = None
 
     def numbers(self) -> jax.Array:
         """Returns the global numbers of the local workers, uint32 ``[num_local]``."""
@@ -51,6 +54,19 @@ class Population(NamedTuple):
             return None
         return collectives.gather(self.present, self.axis_name)
 
+    def all_weights(self) -> jax.Array | None:
+        """Returns the weights of all M workers; None if each counts as one."""
+        if self.weights is None:
+            return None
+        return collectives.gather(self.weights, self.axis_name)
+
+    def total_weight(self) -> jax.Array:
+        """Returns how many workers all those present count as, at least 1 if nobody."""
+        if self.weights is None:
+            return jnp.maximum(self.num_present(), 1)
+        total = collectives.total(jnp.sum(self.weights), self.axis_name)
+        return jnp.where(total > 0, total, np.asarray(1, total.dtype))
+
 
 def survey(
     transform: str,
@@ -58,6 +74,7 @@ def survey(
     params: PyTree | None,
     axis_name: AxisName | None = None,
     worker_mask: jax.Array | None = None,
+    worker_weights: jax.Array | None = None,
     *,
     each_alone: bool = False,
 ) -> Population:
@@ -69,13 +86,15 @@ def survey(
       params: tree of leaves ``[...]``, or None where the caller was given none.
       axis_name: mesh axis over which the workers are spread, or None.
       worker_mask: bool ``[M]`` (the local block under a mesh), or None.
+      worker_weights: numbers >= 0, ``[M]`` (the local block under a mesh), or None.
       each_alone: whether the caller treats every worker by itself, and so may do
         without ``axis_name`` on a mesh.
 
     Raises:
       ValueError: if there are no leaves or no workers, if a leaf has no worker axis, if
-        leaves disagree about the number of workers, or the mask with them; if workers
-        are spread over a mesh axis that ``axis_name`` does not name.
+        leaves disagree about the number of workers, or mask or weights with them, or if
+        weights that are known are negative or sum to 0; if workers are spread over a
+        mesh axis that ``axis_name`` does not name.
       TypeError: if a leaf is not floating point, or the mask not boolean.
     """
     leaves = jax.tree_util.tree_leaves_with_path(updates)
@@ -123,7 +142,13 @@ def survey(
         check_spread(transform, _spread(updates, params, axis_name), axis_name)
     present = _check_mask(transform, worker_mask, num_local)
     num_workers = num_local * collectives.size(axis_name)
-    return Population(num_local, num_workers, axis_name, present)
+    if worker_weights is None:
+        return Population(num_local, num_workers, axis_name, present)
+    weights = _check_weights(transform, worker_weights, num_local)
+    counted = weights > 0
+    present = counted if present is None else counted & present
+    weights = jnp.where(present, weights, np.asarray(0, weights.dtype))
+    return Population(num_local, num_workers, axis_name, present, weights)
 
 
 def check_spread(
@@ -220,6 +245,39 @@ def _check_mask(
             f"a worker; got {mask.shape}."
         )
     return mask
+
+
+def _check_weights(transform: str, worker_weights: Any, num_local: int) -> jax.Array:
+    weights = jnp.asarray(worker_weights)
+    if jnp.issubdtype(weights.dtype, jnp.integer):
+        weights = weights.astype(jnp.int32)
+    elif not jnp.issubdtype(weights.dtype, jnp.floating):
+        raise TypeError(
+            f"`{transform}` expects `worker_weights` of numbers; got {weights.dtype}. "
+            "A choice of workers is a `worker_mask`."
+        )
+    if weights.shape != (num_local,):
+        raise ValueError(
+            f"`{transform}` expects `worker_weights` of shape ({num_local},), one "
+            f"entry a worker; got {weights.shape}."
+        )
+    if not isinstance(weights, jax.core.Tracer):
+        known = np.asarray(weights)
+        if not (np.isfinite(known).all() and (known >= 0).all() and known.sum() > 0):
+            raise ValueError(
+                f"`{transform}` expects finite `worker_weights` >= 0 that do not sum "
+                f"to 0; got {known.tolist()}."
+            )
+    return weights
+
+
+def refuse_weights(transform: str, worker_weights: Any) -> None:
+    """Raises ValueError if a transform that knows no weights is given some."""
+    if worker_weights is not None:
+        raise ValueError(
+            f"`{transform}` takes no `worker_weights`: `worker_mean`, `majority_vote`, "
+            "`coordinate_median`, `trimmed_mean` and `geometric_median` do."
+        )
 
 
 def _shapes_by_leaf(

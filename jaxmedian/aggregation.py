@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxmedian import _keys
-from jaxmedian._workers import Population, check_spread, survey
+from jaxmedian._workers import Population, check_spread, refuse_weights, survey
 from jaxmedian.collectives import AxisName
 from jaxmedian.draws import LeafDraws, draw
 from jaxmedian.noise import Noise
@@ -54,6 +55,7 @@ def aggregator(
     rng_key: jax.Array | None = None,
     random_ties: bool = False,
     axis_name: AxisName | None = None,
+    weighted: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """Builds the optax transformation ``[M, ...] -> [...]`` of a rule.
 
@@ -64,6 +66,7 @@ def aggregator(
       rng_key: key of all its draws; None, and a state without key, if it draws nothing.
       random_ties: whether it needs the fair bits of a vote.
       axis_name: mesh axis over which workers are spread inside `jax.shard_map`.
+      weighted: whether it heeds the weights of the population.
     """
 
     def init_fn(params: Any) -> Any:
@@ -76,6 +79,7 @@ def aggregator(
         params: Any = None,
         *,
         worker_mask: jax.Array | None = None,
+        worker_weights: jax.Array | None = None,
         **extra_args: Any,
     ) -> tuple[Any, Any]:
         del extra_args
@@ -85,7 +89,11 @@ def aggregator(
         if is_stream and updates.axis_name is not None:
             check_spread(name, frozenset({updates.axis_name}), axis_name)
         shapes = updates.shapes if is_stream else updates
-        population = survey(name, shapes, params, axis_name, worker_mask)
+        if not weighted:
+            refuse_weights(name, worker_weights)
+        population = survey(
+            name, shapes, params, axis_name, worker_mask, worker_weights
+        )
         leaves, treedef = jax.tree.flatten(shapes)
         draws = [LeafDraws()] * len(leaves)
         if rng_key is not None:
@@ -138,7 +146,12 @@ def _fold(
             present = fresh & jax.lax.dynamic_slice_in_dim(
                 population.present, first, size
             )
-        block = population._replace(num_local=size, present=present)
+        weights = population.weights
+        if weights is not None:
+            assert present is not None
+            weights = jax.lax.dynamic_slice_in_dim(weights, first, size)
+            weights = jnp.where(present, weights, np.asarray(0, weights.dtype))
+        block = population._replace(num_local=size, present=present, weights=weights)
         block_draws = [leaf_draws.of_workers(first, size) for leaf_draws in draws]
         return _reduce(rule, groups, jax.tree.leaves(grads), block_draws, block)
 

@@ -13,7 +13,6 @@ and options are checked.
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from jaxmedian import (
@@ -23,6 +22,7 @@ from jaxmedian import (
     collectives,
     perturbation,
     selection,
+    weighting,
 )
 from jaxmedian import transport as transports
 from jaxmedian._workers import Population
@@ -78,7 +78,9 @@ def majority_vote(
     Returns:
       A transformation whose updates are -1, 0 or +1 in the dtype of the gradients; put
       `optax.scale_by_learning_rate` behind it. ``update`` takes ``worker_mask``, bool
-      ``[M]``: absent workers do not count.
+      ``[M]``: absent workers do not count; and ``worker_weights``, ``[M]``: how many
+      votes each has. Integers are counted exactly, on any number of devices; sums of
+      other numbers round, and so may end a tie.
 
     Raises:
       TypeError, ValueError: for a bad noise, key or option; for a key without use;
@@ -161,7 +163,9 @@ def coordinate_median(
 
     Returns:
       A transformation. ``update`` takes ``worker_mask``, bool ``[M]``: the median is
-      taken over the workers present.
+      taken over the workers present; and ``worker_weights``, ``[M]``: each counts as so
+      many workers, which need not be whole numbers. A weighted median takes a pass over
+      the rows for each bit of a float, and noise is stored.
 
     Raises:
       TypeError, ValueError: for a bad noise, key or option; while tracing, for updates
@@ -186,12 +190,16 @@ def coordinate_median(
         noise = draws.noise
         if axis_name is not None:  # noise belongs to workers: add it before they part
             rows, noise = settle(rows, draws), None
-        middle = selection.median_of_rows(
-            collectives.to_coordinate_slices(rows, axis_name),
-            noise=noise,
-            even=even,
-            present=population.all_present(),
-        )
+        weights = population.all_weights()
+        if weights is not None:
+            rows, noise = settle(rows, draws), None
+        slices = collectives.to_coordinate_slices(rows, axis_name)
+        if weights is not None:
+            middle = weighting.median_of_rows(slices, weights, even)
+        else:
+            middle = selection.median_of_rows(
+                slices, noise=noise, even=even, present=population.all_present()
+            )
         return collectives.from_coordinate_slices(middle, rows.shape[1], axis_name)
 
     def finish(x: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
@@ -226,7 +234,8 @@ def worker_mean(
 
     Returns:
       A transformation without state. ``update`` takes ``worker_mask``, bool ``[M]``:
-      the mean is taken over the workers present, and is 0 if nobody is.
+      the mean is taken over the workers present, and is 0 if nobody is; and
+      ``worker_weights``, ``[M]``: it is weighted by them.
 
     Raises:
       TypeError, ValueError: while tracing, for updates without a worker axis.
@@ -242,11 +251,13 @@ def worker_mean(
 
     def reduce(rows: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
         del draws
-        return averaging.sum_of_rows(rows, present=population.present)
+        return averaging.sum_of_rows(
+            rows, present=population.present, weights=population.weights
+        )
 
     def finish(x: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
         del draws
-        count = jnp.maximum(population.num_present(), 1)
+        count = population.total_weight()
         return collectives.total(x, axis_name) / count.astype(x.dtype)
 
     def settle(rows: jax.Array, draws: LeafDraws) -> jax.Array:

@@ -14,13 +14,16 @@ from jaxmedian.precision import working_dtype
 from jaxmedian.row_sums import add_up
 
 
-def sum_of_rows(rows: jax.Array, *, present: jax.Array | None) -> jax.Array:
+def sum_of_rows(
+    rows: jax.Array, *, present: jax.Array | None, weights: jax.Array | None = None
+) -> jax.Array:
     """Adds up the rows of those present.
 
     Args:
       rows: floating point ``[M, d]``, M >= 1.
       present: bool ``[M]``, or None if everybody is. Rows of absent workers are not
         read into the sum, whatever they hold.
+      weights: ``[M]``, what to multiply each row with, or None.
 
     Returns:
       ``[d]``, float32 (float64 for float64).
@@ -29,6 +32,8 @@ def sum_of_rows(rows: jax.Array, *, present: jax.Array | None) -> jax.Array:
 
     def term(worker: int | jax.Array) -> jax.Array:
         row = rows[worker].astype(dtype)
+        if weights is not None:
+            row = weights[worker].astype(dtype) * row
         if present is None:
             return row
         return jnp.where(present[worker], row, np.asarray(0, dtype))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxmedian._workers import refuse_weights
 from jaxmedian.collectives import AxisName
 from jaxmedian.distances import sound_rows
 from jaxmedian.minority import check_radius
@@ -49,7 +50,8 @@ def geometric_median(
 
     Returns:
       A transformation without state. ``update`` takes ``worker_mask``, bool ``[M]``:
-      absent workers have no weight; the result is 0 if nobody is left.
+      absent workers have no weight; the result is 0 if nobody is left. It takes
+      ``worker_weights``, ``[M]``, too: each counts as so many workers.
 
     Raises:
       TypeError, ValueError: for a bad number or option; while tracing, for updates
@@ -77,28 +79,35 @@ def geometric_median(
     def rule(gradients: Gradients) -> list[jax.Array]:
         gram = gradients.gram()
         sound = sound_rows(gram, gradients.population.all_present())
-        weights = sound.astype(gram.dtype)
+        shares = sound.astype(gram.dtype)
+        if (given := gradients.population.all_weights()) is not None:
+            shares = shares * given.astype(gram.dtype)
+        weights = shares
         num_steps = max_steps
         if start == "zeros":  # the step from the origin is the first
-            weights = _closeness(gradients.squared_norms(), sound, smoothing)
+            weights = shares * _closeness(gradients.squared_norms(), sound, smoothing)
             num_steps -= 1
         return gradients.weighted_sum(
-            _weiszfeld(gram, sound, weights, smoothing, tolerance, num_steps)
+            _weiszfeld(gram, shares, weights, smoothing, tolerance, num_steps)
         )
 
-    return whole_gradient_rule("geometric_median", rule, axis_name)
+    return whole_gradient_rule("geometric_median", rule, axis_name, weighted=True)
 
 
 def _weiszfeld(
     gram: jax.Array,
-    sound: jax.Array,
+    shares: jax.Array,
     weights: jax.Array,
     smoothing: float,
     tolerance: float,
     max_steps: int,
 ) -> jax.Array:
-    """Steps from z = sum_i w_i g_i / sum_i w_i to the median; returns its weights."""
+    """Steps from z = sum_i w_i g_i / sum_i w_i to the median; returns its weights.
+
+    ``shares`` is what each worker counts as, 0 of those who are not sound.
+    """
     zero = np.asarray(0, gram.dtype)
+    sound = shares > 0
     known = sound[:, None] & sound[None, :]
     gram = jnp.where(known, gram, zero)
 
@@ -106,7 +115,7 @@ def _weiszfeld(
         number, weights, _ = state
         towards = gram @ weights
         squares = jnp.diagonal(gram) - 2 * towards + weights @ towards
-        new = _normalised(_closeness(squares, sound, smoothing))
+        new = _normalised(shares * _closeness(squares, sound, smoothing))
         change = new - weights
         return number + 1, new, change @ (gram @ change)
 
@@ -210,9 +219,11 @@ def centered_clipping(
         params: Any = None,
         *,
         worker_mask: jax.Array | None = None,
+        worker_weights: jax.Array | None = None,
         **extra_args: Any,
     ) -> tuple[Any, CenteredClippingState]:
         del extra_args
+        refuse_weights("centered_clipping", worker_weights)
         gradients = survey_gradients(
             "centered_clipping", updates, params, axis_name, worker_mask
         )

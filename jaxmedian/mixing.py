@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from jaxmedian import _keys, collectives
+from jaxmedian._workers import refuse_weights
 from jaxmedian.collectives import AxisName
 from jaxmedian.distances import sound_rows, squared_distances
 from jaxmedian.minority import check_f, check_minority, check_radius
@@ -105,7 +106,7 @@ def clip_workers(
 
     Returns:
       A worker transform without state. Rows whose norm is not finite become 0.
-      ``update`` takes ``worker_mask``, which changes nothing here.
+      ``worker_mask`` and ``worker_weights`` change nothing here.
 
     Raises:
       TypeError, ValueError: for a bad radius; while tracing, for updates without a
@@ -134,7 +135,7 @@ def clip_workers(
             for block in gradients.blocks
         ]
 
-    return whole_gradient_rule("clip_workers", rule, axis_name)
+    return whole_gradient_rule("clip_workers", rule, axis_name, weighted=True)
 
 
 def bucketing(
@@ -192,9 +193,11 @@ def bucketing(
         params: Any = None,
         *,
         worker_mask: jax.Array | None = None,
+        worker_weights: jax.Array | None = None,
         **extra_args: Any,
     ) -> tuple[Any, _keys.KeyState]:
         del extra_args
+        refuse_weights("bucketing", worker_weights)
         if worker_mask is not None:
             raise ValueError(
                 "`bucketing` takes no `worker_mask`: what stands behind it sees "

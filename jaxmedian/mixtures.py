@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from jaxmedian import collectives
-from jaxmedian._workers import Population, survey
+from jaxmedian._workers import Population, refuse_weights, survey
 from jaxmedian.aggregation import joined_leaves
 from jaxmedian.collectives import AxisName
 from jaxmedian.distances import gram_of_rows, squared_norms_of_rows
@@ -184,9 +184,12 @@ Rule = Callable[[Gradients], list[jax.Array]]
 
 
 def whole_gradient_rule(
-    name: str, rule: Rule, axis_name: AxisName | None
+    name: str, rule: Rule, axis_name: AxisName | None, *, weighted: bool = False
 ) -> optax.GradientTransformationExtraArgs:
-    """Builds the transformation without state of a rule on whole gradients."""
+    """Builds the transformation without state of a rule on whole gradients.
+
+    ``weighted`` says whether it heeds the weights of the population.
+    """
 
     def init_fn(params: Any) -> optax.EmptyState:
         del params
@@ -198,10 +201,15 @@ def whole_gradient_rule(
         params: Any = None,
         *,
         worker_mask: jax.Array | None = None,
+        worker_weights: jax.Array | None = None,
         **extra_args: Any,
     ) -> tuple[Any, optax.EmptyState]:
         del extra_args
-        gradients = survey_gradients(name, updates, params, axis_name, worker_mask)
+        if not weighted:
+            refuse_weights(name, worker_weights)
+        gradients = survey_gradients(
+            name, updates, params, axis_name, worker_mask, worker_weights
+        )
         return gradients.leaves(rule(gradients)), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -213,8 +221,9 @@ def survey_gradients(
     params: Any,
     axis_name: AxisName | None,
     worker_mask: jax.Array | None,
+    worker_weights: jax.Array | None = None,
 ) -> Gradients:
     """Checks updates of the transform ``name`` and joins their leaves."""
     updates = materialise(name, updates)
-    population = survey(name, updates, params, axis_name, worker_mask)
+    population = survey(name, updates, params, axis_name, worker_mask, worker_weights)
     return Gradients(updates, population)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import optax
 
-from jaxmedian import collectives, trimming
+from jaxmedian import collectives, trimming, weighting
 from jaxmedian._workers import Population
 from jaxmedian.aggregation import Rule, aggregator
 from jaxmedian.collectives import AxisName
@@ -41,7 +41,9 @@ def trimmed_mean(
     Returns:
       A transformation without state; sums are in float32 (float64 for float64) and
       rounded once. ``update`` takes ``worker_mask``, bool ``[M]``: where at most 2 f
-      workers are present the result is their median, and 0 of nobody.
+      workers are present the result is their median, and 0 of nobody; and
+      ``worker_weights``, ``[M]``: each counts as so many workers, and f is cut off the
+      sum of the weights at each end.
 
     Raises:
       TypeError, ValueError: for an f that is no int or negative; while tracing, for f
@@ -121,7 +123,10 @@ def _coordinate_wise(
         del draws
         check_minority(name, f, population.num_workers)
         slices = collectives.to_coordinate_slices(rows, axis_name)
-        mean = mean_of_rows(slices, f, population.all_present())
+        if (weights := population.all_weights()) is not None:
+            mean = weighting.trimmed_mean_of_rows(slices, weights, f)
+        else:
+            mean = mean_of_rows(slices, f, population.all_present())
         return collectives.from_coordinate_slices(mean, rows.shape[1], axis_name)
 
     def finish(x: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
@@ -132,4 +137,9 @@ def _coordinate_wise(
         del draws
         return rows
 
-    return aggregator(name, Rule(reduce, finish, settle), axis_name=axis_name)
+    return aggregator(
+        name,
+        Rule(reduce, finish, settle),
+        axis_name=axis_name,
+        weighted=name == "trimmed_mean",
+    )

@@ -17,14 +17,20 @@ from jaxmedian.row_sums import add_up
 def count(
     rows: jax.Array, draws: LeafDraws, population: Population, ties: str
 ) -> jax.Array:
-    """Counts the votes of the local workers: ``[d]``, int8 if M fits, else int32."""
+    """Counts the votes of the local workers: ``[d]``, int8 if M fits, else int32.
+
+    With weights the count has their type.
+    """
     counted = voting.count_votes(
         rows,
         noise=draws.noise,
         ties=ties,
         zero_keys=draws.zero_keys,
         present=population.present,
+        weights=population.weights,
     )
+    if population.weights is not None:
+        return counted
     return counted.astype(routes.tally_type(population.num_workers))
 
 
@@ -32,7 +38,9 @@ def decide(
     counted: jax.Array, draws: LeafDraws, population: Population, ties: str
 ) -> jax.Array:
     """Ends a vote by adding the devices' counts; int32 ``[d]`` of -1, 0, +1."""
-    tally = collectives.total(counted, population.axis_name).astype(jnp.int32)
+    tally = collectives.total(counted, population.axis_name)
+    tally = tally if population.weights is None else jnp.sign(tally)
+    tally = tally.astype(jnp.int32)
     return ballots.decide(
         tally, ties=ties, tie_bits=draws.tie_bits, anybody=_anybody(population)
     )
@@ -52,7 +60,7 @@ def vote_in_slices(
     padded = packing.sliced_size(num_coordinates, num_devices)
     padding = padded - num_coordinates
     route = routes.choose(num_coordinates, population.num_local, num_devices)
-    if route == "bits":
+    if route == "bits" or population.weights is not None:  # sums of weights are long
         counted = _slice_by_bits(rows, draws, population, ties, padding)
     else:
         tallies = jnp.pad(count(rows, draws, population, ties), (0, padding))
@@ -80,15 +88,21 @@ def _slice_by_bits(
     votes = ballots.cast(rows, noise=draws.noise, ties=ties, zero_keys=draws.zero_keys)
     packed_votes = packing.pack(jnp.pad(votes > 0, ((0, 0), (0, padding))))
     received = collectives.to_coordinate_slices(packed_votes, population.axis_name)
-    return count_bits(received, population.all_present())
+    return count_bits(received, population.all_present(), population.all_weights())
 
 
-def count_bits(received: jax.Array, present: jax.Array | None) -> jax.Array:
+def count_bits(
+    received: jax.Array, present: jax.Array | None, weights: jax.Array | None = None
+) -> jax.Array:
     """Counts the bytes ``[M, n]`` of all workers; int32 tallies ``[8, n]``.
 
     votes for + minus votes for - = 2 votes for + minus votes
+
+    With weights (0 of the absent) the signs of the tallies.
     """
     num_workers = received.shape[0]
+    if weights is not None:
+        return jnp.sign(_weigh_bits(received, weights)).astype(jnp.int32)
     narrow = routes.tally_type(num_workers)  # adds several times faster than int32
 
     def votes_for(worker: int | jax.Array) -> jax.Array:
@@ -99,6 +113,16 @@ def count_bits(received: jax.Array, present: jax.Array | None) -> jax.Array:
 
     cast = np.int32(num_workers) if present is None else jnp.sum(present, dtype="int32")
     return 2 * add_up(votes_for, num_workers).astype(jnp.int32) - cast
+
+
+def _weigh_bits(received: jax.Array, weights: jax.Array) -> jax.Array:
+    """Adds up the votes ``[8, n]``, each with its worker's weight."""
+
+    def vote(worker: int | jax.Array) -> jax.Array:
+        weight = weights[worker]
+        return jnp.where(packing.unpack(received[worker]), weight, -weight)
+
+    return add_up(vote, received.shape[0])
 
 
 def _anybody(population: Population) -> jax.Array | None:

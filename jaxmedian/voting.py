@@ -28,6 +28,7 @@ def count_votes(
     ties: str,
     zero_keys: jax.Array | None,
     present: jax.Array | None,
+    weights: jax.Array | None = None,
 ) -> jax.Array:
     """Adds up the votes of the workers for each coordinate.
 
@@ -38,9 +39,10 @@ def count_votes(
       zero_keys: uint32 ``[M, 2]``, key of each worker's random bits; for "random",
         None if no entry can be without a sign any more.
       present: bool ``[M]``, or None if everybody is.
+      weights: int32 or floating ``[M]``, how many votes each has, or None for one.
 
     Returns:
-      int32 ``[d]``: votes for + minus votes for -.
+      ``[d]``: votes for + minus votes for -, int32 or of the type of the weights.
     """
     num_workers, size = rows.shape
     positions = random_bits.positions(size)
@@ -55,6 +57,8 @@ def count_votes(
         if noise is not None:
             value = noise.signed_row(worker, value, positions, shared_words)
         votes = ballots.sign_or(value, unsigned)
+        if weights is not None:  # 0 of the absent
+            return votes.astype(weights.dtype) * weights[worker]
         return votes if present is None else jnp.where(present[worker], votes, absent)
 
     if ties != "random" or zero_keys is None:
@@ -68,7 +72,7 @@ def count_votes(
     def count_with_bits() -> jax.Array:
         return add_up(vote_or_draw, num_workers, _BLOCK_WITH_TIES)
 
-    if num_workers >= _ABSTAINED // 2:
+    if num_workers >= _ABSTAINED // 2 or weights is not None:
         return count_with_bits()
     # Bits cost more than votes, and most leaves need none: count those without a sign
     # along with the votes, and start again with bits if there are any.

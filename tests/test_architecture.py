@@ -73,7 +73,7 @@ LEVELS = [
     | {"row_sums", "splits", "tiles", "minority"},
     {"collectives", "_workers", "leaf_noise", "order_keys", "networks", "bisection"}
     | {"selection", "voting", "ballots", "averaging", "worker_stream"}
-    | {"worker_gradients", "trimming", "distances"},
+    | {"worker_gradients", "trimming", "distances", "weighting"},
     {"perturbation", "draws", "routes", "transport", "aggregation", "aggregators"}
     | {"mixtures", "robust_means", "neighbors", "centers", "mixing"}
     | {"attacks", "lifting", "diagnostics", "arrays", "local_steps"},

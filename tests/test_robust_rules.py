@@ -344,6 +344,30 @@ def test_f_bad_rows_do_what_f_rows_far_away_may():
         )
 
 
+def test_ten_thousand_minorities_leave_median_and_vote_right():
+    """Each coordinate a case of its own, with 0 to 5 hostile of 11 in it."""
+    num_workers, cases = 11, 10_000
+    rng = np.random.default_rng(17)
+    x = rng.normal(rng.normal(size=cases), 0.5, (num_workers, cases))
+    x = x.astype(np.float32)
+    rank = np.argsort(rng.random(x.shape), axis=0)
+    hostile = rank < rng.integers(0, 6, size=cases)
+    bad = rng.choice(np.float32([NAN, INF, -INF, 1e38, -1e38]), size=x.shape)
+    sent = np.where(hostile, bad, x)
+    low = np.where(hostile, np.float32(INF), x).min(axis=0)
+    high = np.where(hostile, np.float32(-INF), x).max(axis=0)
+    median = first_update(jm.coordinate_median(), sent)
+    assert (median >= low).all()
+    assert (median <= high).all()
+    trimmed = first_update(jm.trimmed_mean(5), sent)
+    assert (trimmed >= low).all()
+    assert (trimmed <= high).all()
+    vote = first_update(jm.majority_vote(), sent)
+    agree = (low > 0) | (high < 0)
+    assert agree.sum() > 3000
+    np.testing.assert_array_equal(vote[agree], np.sign(low + high)[agree])
+
+
 def test_one_bad_entry_counts_as_a_bad_row_of_distances():
     x = np.random.default_rng(13).normal(size=(7, 5)).astype(np.float32)
     x[2, 3], x[4, 0] = NAN, INF

@@ -240,8 +240,13 @@ def plot(result: Result) -> Figure:
     figure, axes = panels(2 if "rows" in link else 1)
     styles = ("-", "--", ":", "-.")
     for i, (name, curve) in enumerate(result.curves.items()):
-        style = {"linestyle": styles[i % len(styles)], "linewidth": 1.0 + i % 4}
-        draw_curves(axes[0], {name: curve}, "loss", **style)
+        draw_curves(
+            axes[0],
+            {name: curve},
+            "loss",
+            linestyle=styles[i % len(styles)],
+            linewidth=1.0 + i % 4,
+        )
     axes[0].set_title("loss: the same bits")
     axes[0].legend(fontsize=7)
     if "rows" in link:

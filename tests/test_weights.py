@@ -1,0 +1,256 @@
+"""Workers who count as several: the rules on each row as often as it weighs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference_rules
+from harness import awkward, first_update, params_like
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import jaxmedian as jm
+
+pytestmark = pytest.mark.usefixtures("strict")
+
+M, F = 7, 2
+NOISE = jm.noise.gaussian(0.5)
+
+
+def rules(axis_name=None):
+    on = {"axis_name": axis_name}
+    return {
+        "mean": jm.worker_mean(**on),
+        "vote": jm.majority_vote(**on),
+        "vote, positive": jm.majority_vote(ties="positive", **on),
+        "vote, packed": jm.majority_vote(ties="positive", transport="packed", **on),
+        "median": jm.coordinate_median(**on),
+        "median, lower": jm.coordinate_median(even="lower", **on),
+        "median, upper": jm.coordinate_median(even="upper", **on),
+        "trimmed_mean": jm.trimmed_mean(F, **on),
+        "geometric_median": jm.geometric_median(0.1, 0.0, 5, **on),
+    }
+
+
+def all_updates(axis_name=None):
+    def update_all(x, weights, mask):
+        params = params_like(x)
+        extra = {"worker_weights": weights, "worker_mask": mask}
+        return {
+            name: rule.update(x, rule.init(params), params, **extra)[0]
+            for name, rule in rules(axis_name).items()
+        }
+
+    return update_all
+
+
+@functools.cache
+def on_one_device():
+    return jax.jit(all_updates())
+
+
+def finite(seed=0, size=60):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(M, size)).astype(np.float32)
+    x[:, ::3] = np.round(x[:, ::3])  # ties, and zeros
+    return x
+
+
+EVERYBODY = np.ones(M, bool)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["int", "float"])
+def test_a_weight_of_w_is_w_workers(whole):
+    """Integers, and floats that happen to be whole, against repeated rows."""
+    rng = np.random.default_rng(1)
+    for seed in range(6):
+        x = finite(seed)
+        weights = rng.integers(0, 4, size=M)
+        weights[rng.integers(M)] += 2 * F + 1
+        mask = rng.random(M) < 0.8 if seed % 2 else EVERYBODY
+        counted = weights * mask
+        if counted.sum() <= 2 * F:
+            mask, counted = EVERYBODY, weights
+        kind = np.int32 if whole else np.float32
+        got = on_one_device()(x, weights.astype(kind), mask)
+        repeated = np.repeat(x, counted, axis=0)
+        for name in got:
+            if name == "geometric_median":
+                expected = reference_rules.geometric_median(repeated, 0.1, 5, "mean")
+            elif name == "trimmed_mean":
+                expected = reference_rules.trimmed_mean(repeated, F)
+            elif name == "mean":
+                expected = repeated.astype(np.float64).mean(axis=0)
+            elif name.startswith("median"):
+                method = {"lower": "lower", "upper": "higher"}.get(name[8:], "linear")
+                expected = np.quantile(repeated, 0.5, axis=0, method=method)
+            else:
+                tally = np.sign(repeated).sum(axis=0)
+                if "vote, " in name:
+                    tally = np.where(repeated >= 0, 1, -1).sum(axis=0)
+                    expected = np.where(tally < 0, -1, 1)
+                else:
+                    expected = np.sign(tally)
+            np.testing.assert_allclose(
+                got[name], expected, rtol=3e-6, atol=2e-6, err_msg=name
+            )
+
+
+def test_weights_need_not_be_whole():
+    """Shares of the total decide: a common factor changes nothing."""
+    x = finite()
+    weights = np.random.default_rng(2).random(M).astype(np.float32) + np.float32(0.2)
+    got = on_one_device()(x, weights, EVERYBODY)
+    double = on_one_device()(x, 2 * weights, EVERYBODY)
+    for name in set(got) - {"trimmed_mean"}:  # f is in units of the weights
+        np.testing.assert_allclose(got[name], double[name], rtol=1e-6, atol=1e-6)
+    order = np.argsort(x, axis=0)
+    below = np.cumsum(weights[order].astype(np.float64), axis=0)
+    first = np.argmax(below >= below[-1] / 2, axis=0)
+    expected = np.take_along_axis(x, order, axis=0)[first, np.arange(x.shape[1])]
+    np.testing.assert_array_equal(got["median, lower"], expected)
+
+
+def test_equal_weights_are_none():
+    x = awkward(M, 90, nan=True)
+    got = on_one_device()(x, np.ones(M, np.int32), EVERYBODY)
+    for name in ("vote", "vote, positive", "median", "median, lower", "median, upper"):
+        expected = first_update(rules()[name], x)
+        np.testing.assert_array_equal(got[name], expected, err_msg=name)
+
+
+def test_who_weighs_nothing_is_not_read():
+    x = finite()
+    x[3] = np.nan
+    weights = np.int32([1, 2, 1, 0, 1, 3, 1])
+    got = on_one_device()(x, weights, EVERYBODY)
+    without = on_one_device()(np.nan_to_num(x), weights, EVERYBODY)
+    for name in got:
+        np.testing.assert_array_equal(got[name], without[name], err_msg=name)
+    nobody = on_one_device()(x, np.zeros(M, np.int32), EVERYBODY)  # known too late
+    for name in nobody:
+        np.testing.assert_array_equal(nobody[name], np.zeros(60), err_msg=name)
+
+
+def test_weights_meet_noise_and_random_ties():
+    """A weighted noisy rule is the weighted rule on the same noisy rows."""
+    x, weights = finite(), np.int32([1, 2, 1, 1, 1, 3, 1])
+    noisy = first_update(jm.add_worker_noise(NOISE, 3), x)
+    for noisy_rule, plain in (
+        (jm.majority_vote(NOISE, 3), jm.majority_vote()),
+        (jm.coordinate_median(NOISE, 3), jm.coordinate_median()),
+    ):
+        got = first_update(noisy_rule, x, worker_weights=weights)
+        expected = first_update(plain, noisy, worker_weights=weights)
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
+    decided = first_update(jm.majority_vote(), x, worker_weights=weights)
+    random = jm.majority_vote(ties="random", key=1)
+    got = first_update(random, x, worker_weights=weights)
+    no_zeros = (x != 0).all(axis=0)
+    clear = (decided != 0) & no_zeros
+    np.testing.assert_array_equal(got[clear], decided[clear])
+    assert set(np.unique(got)) == {-1, 1}
+
+
+def test_weights_reach_streamed_gradients():
+    data = jnp.asarray(finite(size=8))
+    weights = jnp.int32([1, 2, 1, 0, 1, 3, 1])
+
+    def loss(params, batch):
+        return jnp.sum(params * batch)
+
+    for optimizer in (jm.sign_sgd(0.5), optax.chain(jm.worker_mean(), optax.sgd(1.0))):
+        results = []
+        for chunk in (None, 3):
+            step = jm.make_step(loss, optimizer, worker_chunk=chunk)
+            params = jnp.zeros(8)
+            with jax.numpy_dtype_promotion("standard"):
+                params, _, _ = step(
+                    params, optimizer.init(params), data, worker_weights=weights
+                )
+            results.append(params)
+        np.testing.assert_allclose(results[0], results[1], rtol=1e-6, atol=1e-6)
+
+
+def test_a_mesh_gives_the_result_of_one_device():
+    num_workers = 8
+    x = awkward(num_workers, 33)
+    x[np.isinf(x)] = 3.0
+    weights = np.int32([1, 2, 1, 0, 5, 3, 1, 2])
+    mask = np.arange(num_workers) != 1
+    mesh = jax.make_mesh(
+        (4,), ("w",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4]
+    )
+    on_mesh = jax.shard_map(all_updates("w"), mesh=mesh, in_specs=P("w"), out_specs=P())
+    got = jax.jit(on_mesh)(x, weights, mask)
+    expected = on_one_device()(x, weights, mask)
+    for name in expected:
+        if "vote" in name or "median" in name[:6]:
+            same = np.asarray(got[name]).tobytes()
+            assert same == np.asarray(expected[name]).tobytes(), name
+        np.testing.assert_allclose(got[name], expected[name], rtol=2e-6, atol=2e-6)
+
+
+def test_bad_weights_are_refused():
+    mean, x = jm.worker_mean(), jnp.ones((3, 2))
+
+    def update(weights, rule=mean):
+        return rule.update(x, rule.init(jnp.zeros(2)), None, worker_weights=weights)
+
+    with pytest.raises(ValueError, match=r"`worker_weights` of shape \(3,\)"):
+        update(jnp.ones(2))
+    with pytest.raises(TypeError, match="`worker_weights` of numbers; got bool"):
+        update(jnp.ones(3, bool))
+    for bad in ([1.0, -1.0, 1.0], [0, 0, 0], [1.0, float("nan"), 1.0]):
+        with pytest.raises(ValueError, match="`worker_weights` >= 0 that do not sum"):
+            update(np.array(bad))
+    for rule in (
+        jm.krum(0),
+        jm.multi_krum(0),
+        jm.mean_around_median(1),
+        jm.centered_clipping(1.0),
+        jm.nearest_neighbor_mixing(1),
+        jm.bucketing(1, 0),
+    ):
+        with pytest.raises(ValueError, match="takes no `worker_weights`"):
+            update(jnp.ones(3), rule)
+
+
+# --- who was outvoted -----------------------------------------------------------------
+
+
+def test_suspicion_counts_lost_votes_over_a_tree():
+    x = np.random.default_rng(3).normal(size=(5, 40)).astype(np.float32)
+    x[1] = np.nan
+    mask = np.array([True, True, True, True, False])
+    tree = {"a": x[:, :10].reshape(5, 2, 5), "b": x[:, 10:]}
+    updates = first_update(jm.sign_sgd(0.1), tree, worker_mask=mask)
+    flat = np.concatenate([np.ravel(updates["a"]), updates["b"]])
+    moved = flat != 0
+    expected = [(np.sign(row) == np.sign(flat))[moved].mean() for row in x]
+    expected[1], expected[4] = 1.0, 0.0
+    got = jax.jit(jm.diagnostics.suspicion)(tree, updates, worker_mask=mask)
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+    still = jax.tree.map(jnp.zeros_like, updates)
+    np.testing.assert_array_equal(jm.diagnostics.suspicion(tree, still), np.zeros(5))
+
+
+def test_pivotal_liars_are_less_suspicious_than_constant_ones():
+    """The same votes, so the same harm, from workers who are outvoted less often."""
+    hostile = [0, 4]
+    x = np.random.default_rng(4).normal(0.2, 1.0, size=(9, 3000)).astype(np.float32)
+    honest = [i for i in range(9) if i not in hostile]
+    vote = jm.sign_sgd(1.0)
+    always = x.copy()
+    always[hostile] = -np.sign(x[honest].mean(axis=0, dtype=np.float64)) * np.inf
+    pivotal = first_update(jm.attacks.pivotal_votes(hostile), x)
+    harm = first_update(vote, always)
+    np.testing.assert_array_equal(first_update(vote, pivotal), harm)
+    of_constant = np.asarray(jm.diagnostics.suspicion(always, harm))
+    of_pivotal = np.asarray(jm.diagnostics.suspicion(pivotal, harm))
+    np.testing.assert_array_equal(of_pivotal[honest], of_constant[honest])
+    assert of_constant[hostile].min() > of_constant[honest].max() + 0.05
+    assert of_pivotal[hostile].max() < of_constant[honest].max()
