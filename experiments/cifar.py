@@ -12,6 +12,9 @@ Random images of the same shape show that the pipeline runs and how fast. Accura
 reported for CIFAR-10 itself and for nothing else; if it is not there and cannot be
 downloaded, the run stops and says so.
 
+Expect (quick preset, 60 steps): after them a loss of 2.31 on iid workers, 2.35 by label
+without noise, where it rises, and 2.32 with it; 8 steps a second on two busy cores.
+
 Differs from the paper in: 10 workers and batches of 32, which it does not state; biases
 and smaller residual branches at the start, which take the place of BatchNorm; no tuning
 of the step; 5 seeds; the systematic coupling, which is ours.
@@ -209,8 +212,8 @@ def _claims(
     speed = Claim(
         "The whole pipeline runs, and every loss stays finite",
         "-",
-        f"{rate:.2f} steps a second of {config.num_workers} workers, batch "
-        f"{config.batch_size}, {size:,} parameters, {config.num_seeds} seeds at once",
+        f"{rate:.2f} steps a second, those of {config.num_seeds} seeds added up: "
+        f"{config.num_workers} workers, batch {config.batch_size}, {size:,} parameters",
         bool(np.isfinite(losses).all()),
     )
     if config.data == "synthetic":
