@@ -102,9 +102,11 @@ def _scores(config: Config, values: np.ndarray, noise: jm.noise.Noise) -> np.nda
     powers, counts, draws = np.zeros(4), np.zeros(2), 0
     draw = _sampler(values, noise)
     size = min(_BLOCK // len(values), config.draws)
+    case = len(LAWS) * len(values) + LAWS.index(noise.law)
+    key = jax.random.fold_in(jax.random.key(config.seed), case)
     while draws < config.draws:
-        key = jax.random.fold_in(jax.random.key(config.seed), draws)
-        medians, votes = (np.asarray(x, np.float64) for x in draw(key, size))
+        block_key = jax.random.fold_in(key, draws)
+        medians, votes = (np.asarray(x, np.float64) for x in draw(block_key, size))
         centred = medians - exact.mean
         powers += [np.sum(centred**k) for k in (1, 2, 3, 4)]
         counts += [np.sum(votes > 0), np.sum(votes < 0)]
