@@ -49,6 +49,7 @@ schedules; they are asymptotic, for b well above the spread of the values.
 | noisy medianSGD | b ~ T^(1/6), rate T^(-1/3) (Theorem 6) | T^(1/10), rate T^(-2/5) |
 | bounds | Theorems 1 and 2 | the constants of Theorems 5 and 6 |
 | quadratics | the counterexample (Fig. 1) | rest points, and an AR(1) process |
+| hostile workers | named (Remarks) | exact shifts and votes, the best b against f |
 | systematic noise | - | all of it: exact laws, and no bias beyond a finite b |
 
 ```pycon
@@ -68,7 +69,13 @@ from jaxmedian.theory.bounds import (
     theorem5_bound,
     theorem6_bound,
 )
+from jaxmedian.theory.crossover import hostile_crossover
 from jaxmedian.theory.gradient import median_moments_gradient
+from jaxmedian.theory.hostile import (
+    hostile_median_error,
+    hostile_median_shift,
+    hostile_vote,
+)
 from jaxmedian.theory.median_distribution import median_cdf, median_density
 from jaxmedian.theory.median_law import median_bias, median_moments
 from jaxmedian.theory.quadratics import median_sgd_path, rest_point
@@ -97,6 +104,11 @@ __all__ = [
     "unbiased_scale",
     "unbiased_median",
     "unbiased_vote",
+    # hostile workers
+    "hostile_median_shift",
+    "hostile_median_error",
+    "hostile_vote",
+    "hostile_crossover",
     # choosing noise and step size
     "best_scale",
     "schedule_theorem5",

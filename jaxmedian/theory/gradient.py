@@ -183,7 +183,7 @@ def _upper_given_lower(law: Law, w: Array) -> Array:
     mean_a, _ = order_statistics.moments(law, columns, rank)
     above_upper, _ = order_statistics.moments(law, columns - upper, rank + 1)
     mean_b = float(above_upper[0] + upper)
-    grid = middle_pair.panel_grid(law, w, mean_b - float(mean_a[0]))
+    grid = middle_pair.panel_grid(law, w, mean_b - float(mean_a[0]), rank)
     pairs = middle_pair.ordered_pairs(law, w, grid)
     distance = pairs.nodes - columns
     below, above = law.cdf(distance), law.cdf(-distance)

@@ -89,8 +89,7 @@ def median_moments(
         ]
         mean, variance = np.array(columns).T
     else:
-        bias, variance = _independent(LAWS[noise.law], u, scale, ranks)
-        mean = _mean(u) + bias
+        mean, variance = independent_moments(LAWS[noise.law], u, scale, ranks)
     return shaped(mean, shape), shaped(variance, shape)
 
 
@@ -142,10 +141,10 @@ def median_bias(values: Any, noise: Noise, even: str = "midpoint") -> Result:
 # --- independent noise ----------------------------------------------------------------
 
 
-def _independent(
+def independent_moments(
     law: Law, u: Array, scale: float, ranks: tuple[int, ...]
 ) -> tuple[Array, Array]:
-    """Computes bias and variance [C] of values u [M, C]."""
+    """Computes mean and variance [C] of one rank, or of the midpoint of two."""
     if len(ranks) > 1 and len(u) > _MOST_EVEN_WORKERS:
         raise ValueError(
             f"`values` has {len(u)} workers; the variance of the midpoint is computed "
@@ -158,7 +157,7 @@ def _independent(
         for block in _blocks(_deviations(u))
     ]
     bias, variance = np.concatenate(blocks, axis=1)
-    return bias, variance
+    return _mean(u) + bias, variance
 
 
 def _blocks(deviations: Array) -> list[Array]:
@@ -195,7 +194,7 @@ def _independent_block(
         lower = np.sort(deviations, axis=0)[ranks[0] - 1]
         centred = standardised(deviations - lower, scale)
         covariances = [
-            middle_pair.covariance(law, column, gap)
+            middle_pair.covariance(law, column, gap, ranks[0])
             for column, gap in zip(centred.T, gaps, strict=True)
         ]
         variance = 0.5 * (variance + scale * scale * np.array(covariances))

@@ -1,14 +1,15 @@
-"""The two middle values A <= B of an even number of workers: their covariance.
+"""Two neighbouring order statistics A <= B, such as the two middle ones: covariance.
 
 Needed for the variance of the midpoint (A + B) / 2. Hoeffding's formula, Cov(A, B) =
 double integral of P(A <= x, B <= y) - F_A(x) F_B(y), turns into
 
     int int_{y < x} F_B(y) S_A(x) + int int_{x < y} (F_A(x) S_B(y) - P(A <= x, B > y)),
-    P(A <= x, B > y) = [z^m] prod_i (z H(x - w_i) + H(w_i - y)),   m = M / 2,
+    P(A <= x, B > y) = [z^k] prod_i (z H(x - w_i) + H(w_i - y)),
 
-where only the last term is truly two-dimensional, and it is negligible a few gaps away
-from the diagonal. Unlike E(B - A)^2 this stays accurate when A and B lie many noise
-scales apart. Lengths are in units of the noise scale. One coordinate at a time.
+for A of rank k (M / 2 for the middle of an even M). Only the last term is truly two-
+dimensional, and it is negligible a few gaps away from the diagonal. Unlike E(B - A)^2
+this stays accurate when A and B lie many noise scales apart. Lengths are in units of
+the noise scale. One coordinate at a time.
 """
 
 import itertools
@@ -35,8 +36,9 @@ _CHUNK = 2**18
 
 
 class Grid(NamedTuple):
-    """Panels over the ranges of A and B, and which of them each range meets."""
+    """The rank of A, panels over the ranges of A and B, and which each range meets."""
 
+    rank: int
     edges: Array
     order: int
     of_a: np.ndarray
@@ -52,19 +54,19 @@ class Pairs(NamedTuple):
     weight: Array
 
 
-def covariance(law: Law, w: Array, gap: float) -> float:
+def covariance(law: Law, w: Array, gap: float, rank: int) -> float:
     """Computes Cov(A, B) by the formula above.
 
     Args:
       law: of the noise.
-      w: [M] centres, M even, with the lower middle one at 0.
+      w: [M] centres, with that of A's rank at 0.
       gap: E(B - A), which says how finely to divide.
+      rank: of A, from 1; B has the next.
 
     Returns:
       The covariance in units of the squared noise scale.
     """
-    rank = len(w) // 2
-    grid = panel_grid(law, w, gap)
+    grid = panel_grid(law, w, gap, rank)
     nodes, _ = gauss_legendre(grid.edges[:-1], grid.edges[1:], grid.order)
     below_a, above_a = tails(law, w[:, None, None], nodes, rank)
     below_b, above_b = tails(law, w[:, None, None], nodes, rank + 1)
@@ -88,9 +90,8 @@ def covariance(law: Law, w: Array, gap: float) -> float:
     )
 
 
-def panel_grid(law: Law, w: Array, gap: float) -> Grid:
+def panel_grid(law: Law, w: Array, gap: float, rank: int) -> Grid:
     """Divides the ranges of A and B into panels on which all CDFs are smooth."""
-    rank = len(w) // 2
     upper = np.sort(w)[rank]
     a = [float(end[0]) for end in interval(law, w[:, None], rank)]
     b = [float(end[0] + upper) for end in interval(law, w[:, None] - upper, rank + 1)]
@@ -106,6 +107,7 @@ def panel_grid(law: Law, w: Array, gap: float) -> Grid:
     edges = np.unique(np.concatenate(pieces))
     middle = 0.5 * (edges[1:] + edges[:-1])
     return Grid(
+        rank,
         edges,
         _LOW_ORDER if many else _ORDER,
         (middle > a[0]) & (middle < a[2]),
@@ -124,7 +126,7 @@ def ordered_pairs(law: Law, w: Array, grid: Grid) -> Pairs:
     first, second = np.nonzero(np.triu(grid.of_a[:, None] & grid.of_b))
     below = law.cdf(right[first] - w[:, None])
     above = law.cdf(w[:, None] - left[second])
-    keep = count_coefficient(below, above, len(w) // 2) > NEGLIGIBLE
+    keep = count_coefficient(below, above, grid.rank) > NEGLIGIBLE
     first, second = first[keep], second[keep]
     weight = weights[first][:, :, None] * weights[second][:, None, :]
     same = first == second

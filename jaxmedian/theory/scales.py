@@ -5,7 +5,8 @@ of per-worker gradients the exact mean squared error, the exact chance that the 
 the sign of the mean, or the exact descent of the vote is computed as a function of b
 and optimised. Systematic noise
 lowers the variance and not the bias, so it wins where b can be chosen, and makes a
-wrong vote surer where it cannot. Nothing is measured here: `jaxmedian.diagnostics`
+wrong vote surer where it cannot. With f hostile workers, all of these are worst cases
+(`jaxmedian.theory.hostile`). Nothing is measured here: `jaxmedian.diagnostics`
 collects the sample.
 """
 
@@ -19,9 +20,13 @@ import scipy.optimize
 from jaxmedian.laws import LAWS
 from jaxmedian.noise import COUPLINGS, Noise
 from jaxmedian.theory.arguments import Array, choice, middle_ranks, worker_values
-from jaxmedian.theory.median_law import median_moments
+from jaxmedian.theory.hostile import (
+    check_hostile,
+    hostile_median_error,
+    hostile_vote,
+    split_moments,
+)
 from jaxmedian.theory.simulation import unit_noise
-from jaxmedian.theory.votes import vote_probability
 
 Objective = Callable[[float], float]
 
@@ -61,7 +66,12 @@ class BestScale(NamedTuple):
 
 
 def best_scale(
-    values: Any, law: str = "gaussian", rule: str = "median", even: str = "midpoint"
+    values: Any,
+    law: str = "gaussian",
+    rule: str = "median",
+    even: str = "midpoint",
+    *,
+    f: int = 0,
 ) -> BestScale:
     """Finds one noise scale b for all given coordinates, and the better coupling.
 
@@ -72,6 +82,8 @@ def best_scale(
     would: 1 at best, and below 0 the step goes uphill. It is the rule to train by: the
     vote's rule counts small coordinates like large ones, and ties of an even M as
     wrong. b = 0 is a candidate, and ties go to the smaller b and to independent noise.
+    With f hostile workers the values are those of the honest, the mean is theirs, and
+    all three are what the worst attack leaves (`hostile_median_error`, `hostile_vote`).
 
     Everything is exact but the systematic median of more than 5 workers, which is
     simulated with 65,536 draws in all, the same for every b (an error of half a
@@ -85,6 +97,7 @@ def best_scale(
       law: name of the noise law.
       rule: "median", "vote" or "descent".
       even: which median an even M has.
+      f: number of hostile workers beside those of the values, less than half of all M.
 
     Returns:
       A `BestScale`.
@@ -104,11 +117,18 @@ def best_scale(
     >>> best = best_scale([[-1, 0.1], [-1, 0.1], [9, 0.1]], "uniform", "descent")
     >>> print(f"{best.independent.value:.3f} {best.systematic.value:.3f}")
     0.368 0.534
+    >>> for f in (0, 1, 2):
+    ...     best = best_scale([1, 2, 10], "uniform", f=f).independent
+    ...     print(f"{best.scale:.2f} {best.value:.3f}")
+    1.47 5.109
+    0.00 8.028
+    0.00 32.111
     """
     u = worker_values(values)[0]
+    check_hostile(f, len(u))
     choice("law", law, tuple(LAWS))
     choice("rule", rule, RULES)
-    middle_ranks(len(u), even)
+    middle_ranks(len(u) + f, even)
     mean = u.mean(axis=0)
     if rule != "median":
         counted = np.asarray(mean != 0)
@@ -122,9 +142,9 @@ def best_scale(
     found = {}
     for coupling in COUPLINGS:
         if rule == "median":
-            least = _least(u, largest, *_errors(u, mean, law, even, coupling))
+            least = _least(u, largest, *_errors(u, mean, law, even, coupling, f))
         else:
-            least = _least(u, largest, _wrongness(u, mean, law, coupling, rule))
+            least = _least(u, largest, _wrongness(u, mean, law, coupling, rule, f))
         found[coupling] = ScaleChoice(least.scale, sign * least.value)
     better = min(COUPLINGS, key=lambda name: sign * found[name].value)
     return BestScale(
@@ -136,11 +156,13 @@ def best_scale(
     )
 
 
-def _wrongness(u: Array, mean: Array, law: str, coupling: str, rule: str) -> Objective:
+def _wrongness(
+    u: Array, mean: Array, law: str, coupling: str, rule: str, f: int
+) -> Objective:
     """Returns b -> minus the mean chance of the right sign, or minus the descent."""
 
     def wrongness(scale: float) -> float:
-        plus, minus, _ = vote_probability(u, Noise(law, scale, coupling))
+        plus, minus, _ = hostile_vote(u, Noise(law, scale, coupling), f)
         if rule == "descent":
             return -float(mean @ (plus - minus) / np.abs(mean).sum())
         return -float(np.mean(np.where(mean > 0, plus, minus)))
@@ -149,7 +171,7 @@ def _wrongness(u: Array, mean: Array, law: str, coupling: str, rule: str) -> Obj
 
 
 def _errors(
-    u: Array, mean: Array, law: str, even: str, coupling: str
+    u: Array, mean: Array, law: str, even: str, coupling: str, f: int
 ) -> tuple[Objective, Objective | None]:
     """Returns b -> mean squared error, and a cheaper lower bound where that is dear.
 
@@ -157,32 +179,44 @@ def _errors(
     covariance, which is not negative: they are increasing functions of independent
     numbers. So its variance is at least (Var A + Var B) / 4.
     """
-    if coupling == "systematic" and len(u) > _MOST_ENUMERATED:
-        return _simulated_error(u, mean, law, even), None
+    if coupling == "systematic" and len(u) + f > _MOST_ENUMERATED:
+        return _simulated_error(u, mean, law, even, f), None
 
     def squared_error(scale: float) -> float:
-        centre, variance = median_moments(u, Noise(law, scale, coupling), even)
-        return float(((centre - mean) ** 2 + variance).mean())
+        noise = Noise(law, scale, coupling)
+        return float(np.mean(hostile_median_error(u, noise, f, even)))
 
     def at_least(scale: float) -> float:
-        a, variance_a = median_moments(u, Noise(law, scale), "lower")
-        b, variance_b = median_moments(u, Noise(law, scale), "upper")
-        bias = 0.5 * (a + b) - mean
-        return float((bias**2 + 0.25 * (variance_a + variance_b)).mean())
+        worst = np.zeros_like(mean)
+        for low in range(f + 1):
+            (a, variance_a), (b, variance_b) = (
+                split_moments(u, Noise(law, scale), f, low, side, None)
+                for side in ("lower", "upper")
+            )
+            bias = 0.5 * (a + b) - mean
+            worst = np.maximum(worst, bias**2 + 0.25 * (variance_a + variance_b))
+        return float(worst.mean())
 
-    dear = coupling == "independent" and len(middle_ranks(len(u), even)) > 1
+    dear = coupling == "independent" and len(middle_ranks(len(u) + f, even)) > 1
     return squared_error, at_least if dear else None
 
 
-def _simulated_error(u: Array, mean: Array, law: str, even: str) -> Objective:
+def _simulated_error(u: Array, mean: Array, law: str, even: str, f: int) -> Objective:
     """Returns b -> mean squared error under systematic noise, from one set of draws."""
     draws = max(_FEWEST_DRAWS, _DRAWS // u.shape[1])
-    noise = unit_noise(Noise(law, 1.0, "systematic"), jax.random.key(0), draws, u)
-    rows = [rank - 1 for rank in middle_ranks(len(u), even)]
+    everybody = np.zeros((len(u) + f, u.shape[1]))
+    unit = Noise(law, 1.0, "systematic")
+    noise = unit_noise(unit, jax.random.key(0), draws, everybody)[:, : len(u)]
+    middle = np.array(middle_ranks(len(u) + f, even)) - 1
+    rows = [*range(middle[0] - f, middle[-1] + 1)]
 
     def squared_error(scale: float) -> float:
-        sorted_rows = np.partition(u + scale * noise, rows, axis=1)[:, rows]
-        return float(((sorted_rows.mean(axis=1) - mean) ** 2).mean())
+        sorted_rows = np.partition(u + scale * noise, rows, axis=1)
+        worst = np.zeros_like(mean)
+        for low in range(f + 1):
+            medians = sorted_rows[:, middle - low].mean(axis=1)
+            worst = np.maximum(worst, ((medians - mean) ** 2).mean(axis=0))
+        return float(worst.mean())
 
     return squared_error
 

@@ -71,16 +71,20 @@ def vote_probability(
     u, shape = worker_values(values)
     scale = scale_of(noise, u)
     systematic.check_permutation(permutation, noise, len(u))
+    laws = outcome_laws(u, noise, scale, permutation)
+    return VoteProbability(*(shaped(part, shape) for part in laws))
+
+
+def outcome_laws(u: Array, noise: Noise, scale: float, permutation: Any) -> list[Array]:
+    """Computes P(+1), P(-1), P(tie), [C] each; a worker at +-inf votes for certain."""
     if scale == 0:
         tally = np.sign(u).sum(axis=0)
-        laws = [tally > 0, tally < 0, tally == 0]
-    elif noise.coupling == "systematic":
+        return [tally > 0, tally < 0, tally == 0]
+    if noise.coupling == "systematic":
         down = LAWS[noise.law].cdf(-standardised(u, scale))
-        laws = list(np.transpose([_systematic(p, permutation) for p in down.T]))
-    else:
-        z = standardised(u, scale)
-        laws = _independent(LAWS[noise.law].cdf(z), LAWS[noise.law].cdf(-z))
-    return VoteProbability(*(shaped(part, shape) for part in laws))
+        return list(np.transpose([_systematic(p, permutation) for p in down.T]))
+    z = standardised(u, scale)
+    return _independent(LAWS[noise.law].cdf(z), LAWS[noise.law].cdf(-z))
 
 
 def _independent(up: Array, down: Array) -> list[Array]:
