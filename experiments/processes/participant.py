@@ -1,20 +1,26 @@
-"""One of the processes of `experiments.processes`: joins the others and trains.
+r"""One of the processes of `experiments.processes`: joins the others and trains.
 
-python -m experiments.processes.participant TASK OPTIONS_AS_JSON
+On a TPU pod, or under Slurm or Open MPI, JAX finds the processes itself; start on each
 
-The part of the data that this process's workers hold is all it ever looks at. The last
-line printed is what it found, as JSON.
+    python -m experiments.processes.participant train --cluster
+
+and anywhere else say where they are, the first included:
+
+    python -m experiments.processes.participant train --num-processes 2 --process 0 \
+        --coordinator 10.0.0.1:12345
+
+A process looks at no data but that of its own workers. The last line it prints is what
+it found, as JSON: the digest of the parameters is the same for any number of devices.
 """
 
+import argparse
 import hashlib
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -24,30 +30,25 @@ from experiments.common.models import Classifier, mnist_network
 from experiments.processes import Config
 
 WORKERS = "workers"
+_BATCH = 8  # images a worker on the link, where all hosts share one machine's cores
 
 
 class Place(NamedTuple):
-    """Where this process stands among the others.
-
-    Attributes:
-      process: its number.
-      num_processes: how many there are.
-      coordinator: address and port of the first.
-    """
+    """Where this process stands among the others."""
 
     process: int
     num_processes: int
-    coordinator: str
 
 
-def join(place: Place) -> None:
+def join(options: argparse.Namespace) -> Place:
     """Connects to the other processes; must come before any computation."""
-    if place.num_processes > 1:
+    if options.cluster:
+        jax.distributed.initialize()
+    elif options.num_processes > 1:
         jax.distributed.initialize(
-            coordinator_address=place.coordinator,
-            num_processes=place.num_processes,
-            process_id=place.process,
+            options.coordinator, options.num_processes, options.process
         )
+    return Place(jax.process_index(), jax.process_count())
 
 
 # --- the same bits --------------------------------------------------------------------
@@ -71,7 +72,7 @@ def simulate(config: Config) -> dict[str, Any]:
     optimizer = noisy_vote(config, axis_name=None)
     step = jm.make_step(model.loss, optimizer, worker_chunk=1)
     state = model.params, optimizer.init(model.params)
-    everybody = _digits(config, Place(0, 1, ""))
+    everybody = _digits(config, Place(0, 1))
     return _train(config, step, state, everybody)
 
 
@@ -125,8 +126,8 @@ def time_steps(config: Config, place: Place) -> dict[str, Any]:
     share = len(jax.local_devices())
     batch = jm.sharding.shard_workers(
         {
-            "images": rng.integers(0, 256, (share, 32, 784), dtype=np.uint8),
-            "labels": rng.integers(0, 10, (share, 32), dtype=np.int32),
+            "images": rng.integers(0, 256, (share, _BATCH, 784), dtype=np.uint8),
+            "labels": rng.integers(0, 10, (share, _BATCH), dtype=np.int32),
         },
         mesh,
     )
@@ -174,9 +175,18 @@ def _bytes_sent() -> int:
 TASKS = {"train": train, "time_steps": time_steps}
 
 
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="One of several processes.")
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--cluster", action="store_true", help="let JAX find the rest")
+    parser.add_argument("--coordinator", help="address:port of the first process")
+    parser.add_argument("--num-processes", type=int, default=1)
+    parser.add_argument("--process", type=int, default=0, help="number of this one")
+    parser.add_argument("--config", default="{}", help="fields of the Config, as JSON")
+    return parser.parse_args()
+
+
 if __name__ == "__main__":
-    options = json.loads(sys.argv[2])
-    here = Place(**options["place"])
-    join(here)
-    jnp.zeros(())  # all processes have their devices from here on
-    print(json.dumps(TASKS[sys.argv[1]](Config(**options["config"]), here)))
+    options = _options()
+    place = join(options)
+    print(json.dumps(TASKS[options.task](Config(**json.loads(options.config)), place)))
