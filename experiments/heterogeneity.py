@@ -82,7 +82,7 @@ PRESETS = {
         data="mnist5k", num_steps=2000, batch_size=64, hidden=128, chunk=200
     ),
     "tiny": Config(
-        rules=("vote", "noisy vote, systematic"),
+        rules=("noisy vote, systematic",),
         alphas=(0.1,),
         similarities=(1.0,),
         num_seeds=2,

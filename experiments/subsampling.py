@@ -53,6 +53,7 @@ class Config:
     """Settings of the comparison.
 
     Attributes:
+      rules: "vote" and "median", or one of them.
       data: "mnist5k", "digits8x8", "mnist" or "fashion_mnist".
       batch_sizes: samples a worker and step, drawn with replacement. Each is a program
         of its own, since it is a shape; seeds are vmapped in each.
@@ -68,6 +69,7 @@ class Config:
       chunk: steps between two measurements.
     """
 
+    rules: tuple[str, ...] = ("vote", "median")
     data: str = "mnist5k"
     batch_sizes: tuple[int, ...] = (1, 4, 16, 64, 128)
     num_workers: int = 10
@@ -85,8 +87,9 @@ class Config:
 PRESETS = {
     "quick": Config(batch_sizes=(1, 4, 32, 128), num_steps=500, hidden=16, draws=1000),
     "tiny": Config(
+        rules=("vote",),
         data="digits8x8",
-        batch_sizes=(1, 8),
+        batch_sizes=(2,),
         num_seeds=2,
         num_steps=2,
         hidden=4,
@@ -103,6 +106,9 @@ def run(config: Config) -> Result:
     """Measures the gap and trains both rules at every batch size."""
     if config.draws < 2 or config.draws % 2:
         raise ValueError(f"--draws must be even and positive; got {config.draws}.")
+    unknown = [rule for rule in config.rules if rule not in _RULES]
+    if unknown:
+        raise ValueError(f"--rules takes some of {list(_RULES)}; got {unknown}.")
     problem = load_problem(config.data, config.hidden, config.num_seeds)
     split = jm.splits.by_label(np.asarray(problem.train["labels"]), config.num_workers)
     params, full = _warm_up(config, problem, split)
@@ -111,7 +117,8 @@ def run(config: Config) -> Result:
     for size in config.batch_sizes:
         print(f"batch size {size}")
         gaps[size] = _gap(config, problem, split, params, full, size)
-        for rule, build in _RULES.items():
+        for rule in config.rules:
+            build = _RULES[rule]
             rate = config.vote_rate if rule == "vote" else config.median_rate
             train = build_trainer(
                 problem,
@@ -194,7 +201,7 @@ def _claims(
             gaps[sizes[0]] < gaps[sizes[-1]] if judged else None,
         )
     ]
-    for rule in _RULES:
+    for rule in config.rules:
         last = {size: runs[f"{rule}, batch {size}"].last(0) for size in sizes}
         best = sizes[int(np.argmax([last[size].mean() for size in sizes]))]
         ahead = last[best] - last[sizes[-1]]
@@ -216,7 +223,7 @@ def plot(result: Result) -> Figure:
     gaps = {int(size): gap for size, gap in result.extra["gap"].items()}
     left.plot(list(gaps), list(gaps.values()), marker="o")
     left.set_title("||E[median] - mean|| / ||mean||")
-    for rule in _RULES:
+    for rule in dict.fromkeys(name.split(",")[0] for name in result.curves):
         ends = [result.curves[f"{rule}, batch {size}"] for size in gaps]
         accuracy = [end["test_accuracy"][-1] for end in ends]
         error = [end["test_accuracy_error"][-1] for end in ends]
