@@ -240,7 +240,7 @@ def plot(result: Result) -> Figure:
             if own == number:
                 draw_band(ax, curve, "test_accuracy", rule)
         ax.set_ylim(0, 1)
-        ax.set_title(f"test accuracy, {number} local steps")
+        ax.set_title(f"test accuracy, K = {number}")
         ax.set_xlabel("aggregations")
-    axes[-1].legend(fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
     return figure

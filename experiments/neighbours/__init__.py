@@ -9,6 +9,13 @@ sends up.
     python -m experiments neighbours                   8x8 digits
     python -m experiments neighbours --preset quick    fewer steps and settings
     python -m experiments neighbours --preset mnist5k  28x28 digits
+
+Expect (default, 5 seeds, standard errors .001 to .007 where not given), test accuracy:
+mean .970; EF-signSGD .959, which remembers at each worker what a bit left out; median
+.375 +- .037, with noise .914, systematic .959; vote .247 +- .023, with noise .934,
+systematic .956; sto-sign .944; mean of noisy signs .924; Signum .148 and Distributed
+Lion .133 (+- .03): momentum does not help a vote that points elsewhere. Under 3 minutes
+of CPU, twice that on two busy cores.
 """
 
 import dataclasses
