@@ -14,11 +14,8 @@ from typing import TYPE_CHECKING
 from jaxmedian import attacks, checkpoint, diagnostics, noise, sharding, splits
 from jaxmedian.aggregators import coordinate_median, majority_vote, worker_mean
 from jaxmedian.arrays import median, perturbed_median, vote
-from jaxmedian.centers import centered_clipping, geometric_median
 from jaxmedian.lifting import per_worker
 from jaxmedian.local_steps import worker_updates
-from jaxmedian.mixing import bucketing, clip_workers, nearest_neighbor_mixing
-from jaxmedian.neighbors import krum, multi_krum
 from jaxmedian.optimizers import (
     apply_updates,
     median_sgd,
@@ -27,7 +24,10 @@ from jaxmedian.optimizers import (
     sign_sgd,
 )
 from jaxmedian.perturbation import add_worker_noise
-from jaxmedian.robust_means import mean_around_median, trimmed_mean
+from jaxmedian.robust.centers import centered_clipping, geometric_median
+from jaxmedian.robust.means import mean_around_median, trimmed_mean
+from jaxmedian.robust.mixing import bucketing, clip_workers, nearest_neighbor_mixing
+from jaxmedian.robust.neighbors import krum, multi_krum
 from jaxmedian.sampling import full_batch, mini_batches
 from jaxmedian.simulator import RunResult, run, run_pure
 from jaxmedian.training_step import make_step

@@ -15,20 +15,13 @@ from typing import Any
 import jax
 import optax
 
-from jaxmedian import (
-    _keys,
-    averaging,
-    ballots,
-    collectives,
-    perturbation,
-    selection,
-    weighting,
-)
+from jaxmedian import _keys, collectives, perturbation
 from jaxmedian import transport as transports
 from jaxmedian._workers import Population
 from jaxmedian.aggregation import Rule, aggregator
 from jaxmedian.collectives import AxisName
 from jaxmedian.draws import LeafDraws
+from jaxmedian.kernels import averaging, ballots, selection, weighting
 from jaxmedian.noise import Noise
 
 TRANSPORTS = ("tally", "packed")

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxmedian import _keys, perturbation, random_bits
+from jaxmedian import _keys, perturbation
 from jaxmedian._workers import Population
-from jaxmedian.leaf_noise import LeafNoise
+from jaxmedian.kernels import random_bits
+from jaxmedian.kernels.leaf_noise import LeafNoise
 from jaxmedian.noise import Noise
 
 

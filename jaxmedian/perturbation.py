@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmedian import _keys, collectives, random_bits
+from jaxmedian import _keys, collectives
 from jaxmedian._workers import Population, survey
 from jaxmedian.collectives import AxisName
+from jaxmedian.kernels import random_bits
+from jaxmedian.kernels.leaf_noise import LeafNoise, systematic_slots
+from jaxmedian.kernels.precision import working_dtype
 from jaxmedian.laws import LAWS
-from jaxmedian.leaf_noise import LeafNoise, systematic_slots
 from jaxmedian.noise import Noise, Relative
-from jaxmedian.precision import working_dtype
 from jaxmedian.worker_stream import materialise
 
 _MOST_SYSTEMATIC_WORKERS = 65_535  # slots are computed in 32-bit integers

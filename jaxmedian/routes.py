@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmedian import packing
 from jaxmedian.aggregation import joined_leaves
+from jaxmedian.kernels import packing
 
 TALLY_TYPES = (np.dtype(np.int8), np.dtype(np.int32))
 

@@ -17,7 +17,7 @@ import optax
 
 from jaxmedian import _keys, diagnostics
 from jaxmedian.checkpoint import Folder, Path
-from jaxmedian.resuming import Edge, Row, open_run
+from jaxmedian.checkpoint.runs import Edge, Row, open_run
 from jaxmedian.training_step import Proposal, build_proposal
 from jaxmedian.worker_gradients import LossFn, check_count
 

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmedian import ballots, collectives, packing, routes, voting
+from jaxmedian import collectives, routes
 from jaxmedian._workers import Population
 from jaxmedian.draws import LeafDraws
-from jaxmedian.row_sums import add_up
+from jaxmedian.kernels import ballots, packing, voting
+from jaxmedian.kernels.row_sums import add_up
 
 
 def count(

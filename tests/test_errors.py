@@ -197,7 +197,7 @@ def test_warnings_raised_from_jaxmedian_are_errors():
 
     with pytest.raises(UserWarning, match="careful"):
         warnings.warn_explicit(
-            "careful", UserWarning, "x.py", 1, module="jaxmedian.voting"
+            "careful", UserWarning, "x.py", 1, module="jaxmedian.kernels.voting"
         )
     with pytest.warns(UserWarning, match="somebody else's"):
         warnings.warn_explicit("somebody else's", UserWarning, "x.py", 1, module="opt")

@@ -12,8 +12,8 @@ import reference
 from harness import COUPLINGS, first_update, params_like
 
 import jaxmedian as jm
-from jaxmedian import random_bits
-from jaxmedian.leaf_noise import systematic_slots
+from jaxmedian.kernels import random_bits
+from jaxmedian.kernels.leaf_noise import systematic_slots
 
 pytestmark = pytest.mark.usefixtures("strict")
 

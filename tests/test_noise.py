@@ -95,7 +95,8 @@ def test_laws_have_mean_0_variance_1_and_one_mode(law):
 @pytest.mark.parametrize("law", LAWS)
 def test_fused_samples_are_exact_quantiles_to_a_few_units_in_the_last_place(law):
     """Over every word at the edges and in the middle, and many between."""
-    from jaxmedian import laws, random_bits
+    from jaxmedian import laws
+    from jaxmedian.kernels import random_bits
 
     step = np.arange(4000, dtype=np.uint32) << 9
     words = np.concatenate(
@@ -119,7 +120,7 @@ def test_fused_samples_are_exact_quantiles_to_a_few_units_in_the_last_place(law)
 
 
 def test_centred_uniforms_are_exact_odd_multiples_and_symmetric():
-    from jaxmedian import random_bits
+    from jaxmedian.kernels import random_bits
 
     words = np.array([0, 511, 512, 12345678, 2**31 - 1], np.uint32)
     words = np.concatenate([words, ~words])

@@ -164,7 +164,7 @@ def test_many_workers_take_other_paths_to_the_same_means(num_workers):
 
 
 def test_tiles_of_coordinates_change_nothing(monkeypatch):
-    from jaxmedian import selection
+    from jaxmedian.kernels import selection
 
     x = np.random.default_rng(3).normal(size=(120, 500)).astype(np.float32)
     only = ("trimmed_mean", "mean_around_median")
@@ -301,7 +301,7 @@ def test_bucketing_averages_the_documented_buckets():
 @pytest.mark.parametrize("hostile", [0.0, 1e10])
 def test_distances_survive_a_common_mean_and_hostile_rows(hostile):
     """Right to 1e-3 where the mean is 1,000 times the spread, over several tiles."""
-    from jaxmedian import distances
+    from jaxmedian.kernels import distances
 
     rng = np.random.default_rng(10)
     x = (1000 + rng.normal(size=(11, 10_000))).astype(np.float32)

@@ -10,8 +10,9 @@ from harness import enable_x64
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from jaxmedian import _keys, bisection, laws, networks, order_keys, selection
-from jaxmedian.leaf_noise import LeafNoise, systematic_slots
+from jaxmedian import _keys, laws
+from jaxmedian.kernels import bisection, networks, order_keys, selection
+from jaxmedian.kernels.leaf_noise import LeafNoise, systematic_slots
 
 SPECIAL = [0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, -3e38]
 

@@ -8,7 +8,8 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import jaxmedian as jm
-from jaxmedian import packing, sharding
+from jaxmedian import sharding
+from jaxmedian.kernels import packing
 
 M = 24  # 3 workers a device on 8 devices: bits; 12 on 2: tallies
 PARAMS = {"large": jnp.zeros((70, 1000)), "small": jnp.zeros(13), "dot": jnp.zeros(())}

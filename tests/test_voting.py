@@ -8,8 +8,9 @@ from harness import enable_x64
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from jaxmedian import _keys, ballots, laws, voting
-from jaxmedian.leaf_noise import LeafNoise, systematic_slots
+from jaxmedian import _keys, laws
+from jaxmedian.kernels import ballots, voting
+from jaxmedian.kernels.leaf_noise import LeafNoise, systematic_slots
 
 KEY = jax.random.key(3, impl="threefry2x32")
 

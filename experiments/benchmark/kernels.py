@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmedian as jm
-from jaxmedian import averaging
+from jaxmedian.kernels import averaging
 
 Run = Callable[[], object]
 SCALE = 0.3  # b, for gradients of standard deviation 1

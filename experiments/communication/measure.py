@@ -23,7 +23,8 @@ from jax.sharding import PartitionSpec as P
 import jaxmedian as jm
 from experiments.benchmark.timing import Timing, take_turns
 from experiments.communication import Config
-from jaxmedian import packing, transport
+from jaxmedian import transport
+from jaxmedian.kernels import packing
 
 WORKERS = "workers"
 TPU_TOPOLOGY = "v5e:2x4"

@@ -29,7 +29,7 @@ from jaxmedian.attacks.hostile import (
     constant,
 )
 from jaxmedian.collectives import AxisName
-from jaxmedian.precision import working_dtype
+from jaxmedian.kernels.precision import working_dtype
 
 
 def sign_flip(

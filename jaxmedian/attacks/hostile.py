@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmedian import _keys, averaging, collectives
+from jaxmedian import _keys, collectives
 from jaxmedian._workers import Population, survey
 from jaxmedian.collectives import AxisName
-from jaxmedian.precision import working_dtype
-from jaxmedian.row_sums import add_up
+from jaxmedian.kernels import averaging
+from jaxmedian.kernels.precision import working_dtype
+from jaxmedian.kernels.row_sums import add_up
 from jaxmedian.worker_stream import materialise
 
 Workers = int | Sequence[int]

@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmedian import _keys, ballots, collectives, perturbation
+from jaxmedian import _keys, collectives, perturbation
 from jaxmedian.attacks.hostile import Scene, Workers, attack, check_key, check_workers
 from jaxmedian.collectives import AxisName
 from jaxmedian.draws import LeafDraws, draw
+from jaxmedian.kernels import ballots
+from jaxmedian.kernels.row_sums import add_up
 from jaxmedian.noise import Noise
-from jaxmedian.row_sums import add_up
 
 
 def near_tie_collusion(

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from jaxmedian import averaging
 from jaxmedian._workers import survey
-from jaxmedian.precision import working_dtype
+from jaxmedian.diagnostics.mean import mean_over_workers
+from jaxmedian.kernels.precision import working_dtype
 from jaxmedian.worker_gradients import LossFn, worker_grads
 
 PyTree = Any
@@ -134,8 +134,8 @@ def squared_norms(
     """
     population = survey("squared_norms", grads, None, worker_mask=worker_mask)
     squares = jax.tree.map(_squared_norm_by_worker, grads)
-    mean = averaging.mean_over_workers(grads, population)
-    mean_square = averaging.mean_over_workers(squares, population)
+    mean = mean_over_workers(grads, population)
+    mean_square = mean_over_workers(squares, population)
     square_of_mean = jax.tree.map(lambda leaf: jnp.sum(jnp.square(leaf)), mean)
     return {
         "mean_squared_norm": jax.tree.reduce(jnp.add, mean_square),

@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmedian import averaging, selection
 from jaxmedian._workers import survey
-from jaxmedian.precision import working_dtype
+from jaxmedian.diagnostics.mean import mean_over_workers
+from jaxmedian.kernels import selection
+from jaxmedian.kernels.precision import working_dtype
 
 PyTree = Any
 
@@ -88,7 +89,7 @@ def mean_median_gap(
 
 def _mean(name: str, grads: PyTree, worker_mask: jax.Array | None) -> PyTree:
     population = survey(name, grads, None, worker_mask=worker_mask)
-    return averaging.mean_over_workers(grads, population)
+    return mean_over_workers(grads, population)
 
 
 def _median(name: str, grads: PyTree, worker_mask: jax.Array | None) -> PyTree:

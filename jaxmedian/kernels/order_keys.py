@@ -3,8 +3,8 @@
     -inf < ... < -0.0 < 0.0 < ... < inf = NaN
 
 Integers compare totally, the same on every device, and two to three times faster than
-floats, whose minimum has to look out for NaN. What selects (`jaxmedian.networks`,
-`jaxmedian.bisection`) sees only these keys.
+floats, whose minimum has to look out for NaN. What selects (`kernels.networks`,
+`kernels.bisection`) sees only these keys.
 """
 
 import jax

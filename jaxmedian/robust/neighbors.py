@@ -2,7 +2,7 @@
 
 A worker's score is the sum of its squared distances to its nearest neighbours. f
 hostile workers cannot be near enough others without being near the honest. Distances
-come from `jaxmedian.distances`: whoever is not finite is infinitely far from everybody,
+come from `kernels.distances`: whoever is not finite is infinitely far from everybody,
 and is never chosen while others are.
 """
 
@@ -13,9 +13,9 @@ import optax
 
 from jaxmedian._workers import Population
 from jaxmedian.collectives import AxisName
-from jaxmedian.distances import sound_rows, squared_distances
-from jaxmedian.minority import check_f, check_minority
-from jaxmedian.mixtures import Gradients, whole_gradient_rule
+from jaxmedian.kernels.distances import sound_rows, squared_distances
+from jaxmedian.robust.minority import check_f, check_minority
+from jaxmedian.robust.mixtures import Gradients, whole_gradient_rule
 
 
 def krum(

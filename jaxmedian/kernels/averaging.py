@@ -3,15 +3,12 @@
 Rows are added in float32 (float64 for float64) and rounded once, at the end.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmedian._workers import Population
-from jaxmedian.precision import working_dtype
-from jaxmedian.row_sums import add_up
+from jaxmedian.kernels.precision import working_dtype
+from jaxmedian.kernels.row_sums import add_up
 
 
 def sum_of_rows(
@@ -39,23 +36,3 @@ def sum_of_rows(
         return jnp.where(present[worker], row, np.asarray(0, dtype))
 
     return add_up(term, rows.shape[0])
-
-
-def mean_over_workers(tree: Any, population: Population) -> Any:
-    """Takes the mean of those present on this device, leaf by leaf.
-
-    Args:
-      tree: leaves ``[M, ...]``, floating point.
-      population: who is there, as `jaxmedian._workers.survey` counted them.
-
-    Returns:
-      Leaves ``[...]``, float32 (float64 for float64); 0 if nobody is present.
-    """
-    count = jnp.maximum(population.num_present(), 1)
-
-    def mean(leaf: jax.Array) -> jax.Array:
-        rows = leaf.reshape(leaf.shape[0], -1)
-        total = sum_of_rows(rows, present=population.present)
-        return (total / count.astype(total.dtype)).reshape(leaf.shape[1:])
-
-    return jax.tree.map(mean, tree)

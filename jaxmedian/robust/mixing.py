@@ -18,9 +18,9 @@ import optax
 from jaxmedian import _keys, collectives
 from jaxmedian._workers import refuse_weights
 from jaxmedian.collectives import AxisName
-from jaxmedian.distances import sound_rows, squared_distances
-from jaxmedian.minority import check_f, check_minority, check_radius
-from jaxmedian.mixtures import Gradients, survey_gradients, whole_gradient_rule
+from jaxmedian.kernels.distances import sound_rows, squared_distances
+from jaxmedian.robust.minority import check_f, check_minority, check_radius
+from jaxmedian.robust.mixtures import Gradients, survey_gradients, whole_gradient_rule
 
 _ORDER = np.uint32(2**31 + 1)  # folded into the key of a step
 

@@ -14,10 +14,10 @@ import optax
 
 from jaxmedian._workers import refuse_weights
 from jaxmedian.collectives import AxisName
-from jaxmedian.distances import sound_rows
-from jaxmedian.minority import check_radius
-from jaxmedian.mixtures import Gradients, survey_gradients, whole_gradient_rule
-from jaxmedian.precision import working_dtype
+from jaxmedian.kernels.distances import sound_rows
+from jaxmedian.kernels.precision import working_dtype
+from jaxmedian.robust.minority import check_radius
+from jaxmedian.robust.mixtures import Gradients, survey_gradients, whole_gradient_rule
 
 STARTS = ("mean", "zeros")
 

@@ -4,7 +4,7 @@
     mean around median   of the M - f values nearest to the median
 
 Neither sorts. Two ranks (or the median and one radius) are selected as a median is
-(`jaxmedian.selection`), and the rows are then added with their values cut to what was
+(`kernels.selection`), and the rows are then added with their values cut to what was
 selected. Since exactly f values are cut at each end,
 
     sum of the middle = sum_i cut(x_i) - f low - f high
@@ -21,11 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmedian import bisection, networks, selection
-from jaxmedian.order_keys import from_order_keys, to_order_keys
-from jaxmedian.precision import working_dtype
-from jaxmedian.row_sums import add_up
-from jaxmedian.tiles import map_tiles
+from jaxmedian.kernels import bisection, networks, selection
+from jaxmedian.kernels.order_keys import from_order_keys, to_order_keys
+from jaxmedian.kernels.precision import working_dtype
+from jaxmedian.kernels.row_sums import add_up
+from jaxmedian.kernels.tiles import map_tiles
 
 # One expression of two networks, the radius around the median that the first selects:
 # 25 rows compile in .7 s and run as fast as one network; 101 did not compile in 100 s.

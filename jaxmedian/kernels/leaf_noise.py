@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmedian import random_bits
+from jaxmedian.kernels import random_bits
 from jaxmedian.laws import UNIFORM, Law
 
 _LEAST_NORMAL = np.int32(1 << 23)  # bits of the least float32 that is not subnormal

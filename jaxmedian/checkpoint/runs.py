@@ -21,7 +21,7 @@ from jaxmedian.checkpoint import (
     read_state,
     write_state,
 )
-from jaxmedian.storage import Store
+from jaxmedian.checkpoint.storage import Store
 
 Row = dict[str, Any]  # the metrics of one edge: floats, and NumPy arrays
 

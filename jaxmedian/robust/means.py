@@ -1,7 +1,7 @@
 """Coordinate-wise rules that average the middle: ``[M, ...] -> [...]``.
 
 Between the median and the mean: each coordinate by itself, all but the values of f
-workers averaged. The arithmetic on rows is `jaxmedian.trimming`'s.
+workers averaged. The arithmetic on rows is `kernels.trimming`'s.
 """
 
 from collections.abc import Callable
@@ -9,12 +9,13 @@ from collections.abc import Callable
 import jax
 import optax
 
-from jaxmedian import collectives, trimming, weighting
+from jaxmedian import collectives
 from jaxmedian._workers import Population
 from jaxmedian.aggregation import Rule, aggregator
 from jaxmedian.collectives import AxisName
 from jaxmedian.draws import LeafDraws
-from jaxmedian.minority import check_f, check_minority
+from jaxmedian.kernels import trimming, weighting
+from jaxmedian.robust.minority import check_f, check_minority
 
 _MeanOfRows = Callable[[jax.Array, int, jax.Array | None], jax.Array]
 

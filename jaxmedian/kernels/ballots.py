@@ -1,6 +1,6 @@
 """One vote a worker and coordinate, and how a tally of them ends: the table of votes.
 
-The elementwise half of a majority vote. `jaxmedian.voting` counts votes without ever
+The elementwise half of a majority vote. `kernels.voting` counts votes without ever
 storing them; here they are arrays, for bits that travel and for leaves too small to be
 worth a kernel of their own.
 """
@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmedian import random_bits
-from jaxmedian.leaf_noise import LeafNoise
+from jaxmedian.kernels import random_bits
+from jaxmedian.kernels.leaf_noise import LeafNoise
 
 TIE_RULES = ("zero", "random", "positive")
 

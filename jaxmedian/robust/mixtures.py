@@ -18,9 +18,9 @@ from jaxmedian import collectives
 from jaxmedian._workers import Population, refuse_weights, survey
 from jaxmedian.aggregation import joined_leaves
 from jaxmedian.collectives import AxisName
-from jaxmedian.distances import gram_of_rows, squared_norms_of_rows
-from jaxmedian.precision import working_dtype
-from jaxmedian.row_sums import add_up
+from jaxmedian.kernels.distances import gram_of_rows, squared_norms_of_rows
+from jaxmedian.kernels.precision import working_dtype
+from jaxmedian.kernels.row_sums import add_up
 from jaxmedian.worker_stream import materialise
 
 

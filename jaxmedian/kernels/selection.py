@@ -3,12 +3,12 @@
     median_j = median_i(g_ij + b xi_ij)
 
 `jnp.median` sorts along the worker axis, one coordinate at a time. Here whole rows of
-order keys (`jaxmedian.order_keys`) are selected from: by a network of comparators for
-up to about a hundred workers (`jaxmedian.networks`), by bisection on the bits beyond
-(`jaxmedian.bisection`). The two agree bit for bit; `_plan` says which and why.
+order keys (`kernels.order_keys`) are selected from: by a network of comparators for
+up to about a hundred workers (`kernels.networks`), by bisection on the bits beyond
+(`kernels.bisection`). The two agree bit for bit; `_plan` says which and why.
 
 Only ranks are decided here; ties do not matter to a median. Noise is drawn by
-`jaxmedian.leaf_noise`, collectives are `jaxmedian.collectives`' alone.
+`kernels.leaf_noise`, collectives are `jaxmedian.collectives`' alone.
 """
 
 from collections.abc import Callable
@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmedian import bisection, networks, random_bits
-from jaxmedian.leaf_noise import LeafNoise
-from jaxmedian.order_keys import from_order_keys, to_order_keys
-from jaxmedian.precision import working_dtype
-from jaxmedian.tiles import map_tiles
+from jaxmedian.kernels import bisection, networks, random_bits
+from jaxmedian.kernels.leaf_noise import LeafNoise
+from jaxmedian.kernels.order_keys import from_order_keys, to_order_keys
+from jaxmedian.kernels.precision import working_dtype
+from jaxmedian.kernels.tiles import map_tiles
 
 EVEN_RULES = ("midpoint", "lower", "upper")
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmedian.storage import Arrays, Store, holds_checkpoints
+from jaxmedian.checkpoint.storage import Arrays, Store, holds_checkpoints
 from jaxmedian.worker_gradients import check_count
 
 __all__ = ["Folder", "save", "restore"]

@@ -2,7 +2,7 @@
 
 A worker of weight w counts as w workers of the same row; between whole numbers the
 formulas go on as they are. What is selected is the largest value below which lies no
-more than some weight: found bit by bit (as in `jaxmedian.bisection`), each bit for one
+more than some weight: found bit by bit (as in `kernels.bisection`), each bit for one
 sum of weights over the rows.
 """
 
@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmedian import selection
-from jaxmedian.order_keys import from_order_keys, to_order_keys
-from jaxmedian.precision import working_dtype
-from jaxmedian.row_sums import add_up
-from jaxmedian.tiles import map_tiles
+from jaxmedian.kernels import selection
+from jaxmedian.kernels.order_keys import from_order_keys, to_order_keys
+from jaxmedian.kernels.precision import working_dtype
+from jaxmedian.kernels.row_sums import add_up
+from jaxmedian.kernels.tiles import map_tiles
 
 Fits = Callable[[jax.Array], jax.Array]  # weight below a value -> whether it may be
 

@@ -4,17 +4,17 @@
 
 A sign needs no sampled noise (see `LeafNoise.signed_row`), a tally needs one integer a
 coordinate whatever the number of workers, and votes are added row by row
-(`jaxmedian.row_sums`). What a worker without a sign counts (0, -0.0 or
-NaN), and how a tally ends, is the table of votes of `jaxmedian.ballots`.
+(`kernels.row_sums`). What a worker without a sign counts (0, -0.0 or
+NaN), and how a tally ends, is the table of votes of `kernels.ballots`.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmedian import ballots, random_bits
-from jaxmedian.leaf_noise import LeafNoise
-from jaxmedian.row_sums import add_up
+from jaxmedian.kernels import ballots, random_bits
+from jaxmedian.kernels.leaf_noise import LeafNoise
+from jaxmedian.kernels.row_sums import add_up
 
 # A row that draws words for its noise and for its own ties too counts for two.
 _BLOCK_WITH_TIES = 4
