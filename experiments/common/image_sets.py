@@ -1,6 +1,6 @@
 """MNIST, Fashion-MNIST and CIFAR-10, in full, from their official mirrors.
 
-Downloaded once (12, 30 and 163 MB) into ``$JAXMEDIAN_CACHE`` or ``~/.cache/jaxmedian``
+Downloaded once (12, 31 and 170 MB) into ``$JAXMEDIAN_CACHE`` or ``~/.cache/jaxmedian``
 and read from the archives themselves: IDX files (MNIST and Fashion-MNIST), and the
 *binary* version of CIFAR-10, since the Python one is a pickle, which may run code when
 it is read. Pixels stay uint8; scaling is the model's.
