@@ -229,10 +229,10 @@ def _claims(config: Config, reached: dict[str, Chosen]) -> tuple[Claim, ...]:
                     holds if judged else None,
                 )
             )
-    for name, other in (
-        ("vote, independent", "vote"),
-        ("vote, systematic", "vote, independent"),
-        ("median, independent", "median"),
+    for name, other, least_steps in (
+        ("vote, independent", "vote", 300),
+        ("vote, systematic", "vote, independent", 1000),
+        ("median, independent", "median", 300),
     ):
         if {name, other} <= set(reached):
             ahead, error = _difference(reached[name], reached[other])
@@ -241,7 +241,7 @@ def _claims(config: Config, reached: dict[str, Chosen]) -> tuple[Claim, ...]:
                     f"{name} is ahead of {other} (two standard errors)",
                     "-",
                     f"by {100 * ahead:.2f} +- {100 * error:.2f} points",
-                    ahead > 2 * error if config.num_steps >= 300 else None,
+                    ahead > 2 * error if config.num_steps >= least_steps else None,
                 )
             )
     return tuple(claims)
