@@ -9,7 +9,7 @@ divergence and its gradient dissimilarity G (for B = 1) at the start of training
     python -m experiments heterogeneity --preset quick    4 splits, fewer steps
     python -m experiments heterogeneity --preset mnist5k  28x28 digits
 
-Expect (default, 5 seeds, each rule at its best setting on validation digits): .95 to .97
+Expect (default, 5 seeds, each rule at its best on validation digits): .95 to .97
 for every rule at alpha >= 1 and s >= 0.5. Below, in test accuracy:
 
     split         G     mean   vote, noisy, systematic   median, noisy, systematic
