@@ -55,45 +55,54 @@ FORMULAS = {
     ),
     "nan": (jm.attacks.nan(HOSTILE), lambda honest: np.full(honest.shape[1], np.nan)),
 }
-every_formula = pytest.mark.parametrize("name", FORMULAS)
+
+
+@jax.jit
+def send_all(grads, mask):
+    return {
+        name: attack.update(grads, attack.init(None), worker_mask=mask)[0]
+        for name, (attack, _) in FORMULAS.items()
+    }
 
 
 # --- formulas -------------------------------------------------------------------------
 
 
-@every_formula
-def test_the_hostile_send_the_formula_and_the_honest_their_own(name):
-    transform, formula = FORMULAS[name]
+def test_the_hostile_send_the_formula_and_the_honest_their_own():
     grads = gradients()
-    sent = first_update(transform, grads)
-    np.testing.assert_array_equal(sent[HONEST], grads[HONEST])
-    expected = formula(grads[HONEST].astype(np.float64))
-    for worker in HOSTILE:
-        np.testing.assert_allclose(sent[worker], expected, rtol=2e-6, atol=1e-6)
+    for name, sent in send_all(grads, np.ones(M, bool)).items():
+        sent = np.asarray(sent)
+        np.testing.assert_array_equal(sent[HONEST], grads[HONEST], err_msg=name)
+        expected = FORMULAS[name][1](grads[HONEST].astype(np.float64))
+        for worker in HOSTILE:
+            np.testing.assert_allclose(
+                sent[worker], expected, rtol=2e-6, atol=1e-6, err_msg=name
+            )
 
 
 def test_in_float64_the_formulas_hold_to_1e_12():
     with enable_x64(True):
         grads = gradients(dtype=np.float64)
-        for name, (transform, formula) in FORMULAS.items():
-            sent = first_update(transform, grads)
+        for name, sent in send_all(grads, np.ones(M, bool)).items():
             assert sent.dtype == np.float64
-            expected = formula(grads[HONEST])
+            expected = FORMULAS[name][1](grads[HONEST])
             np.testing.assert_allclose(
                 sent[HOSTILE[0]], expected, rtol=1e-12, atol=1e-12, err_msg=name
             )
 
 
-@every_formula
-def test_the_absent_are_neither_honest_nor_hostile(name):
-    transform, formula = FORMULAS[name]
+def test_the_absent_are_neither_honest_nor_hostile():
     grads = gradients()
     mask = np.array([True, True, False, True, False, True, True])
     grads[2] = np.nan  # an absent worker must not spoil the statistics
-    sent = first_update(transform, grads, worker_mask=mask)
-    expected = formula(grads[[0, 3, 5, 6]].astype(np.float64))
-    np.testing.assert_allclose(sent[1], expected, rtol=2e-6, atol=1e-6)
-    np.testing.assert_array_equal(sent[[0, 2, 3, 4, 5, 6]], grads[[0, 2, 3, 4, 5, 6]])
+    others = [0, 2, 3, 4, 5, 6]
+    for name, sent in send_all(grads, mask).items():
+        sent = np.asarray(sent)
+        expected = FORMULAS[name][1](grads[[0, 3, 5, 6]].astype(np.float64))
+        np.testing.assert_allclose(
+            sent[1], expected, rtol=2e-6, atol=1e-6, err_msg=name
+        )
+        np.testing.assert_array_equal(sent[others], grads[others], err_msg=name)
 
 
 def test_gaussian_numbers_are_the_documented_ones():
@@ -254,8 +263,6 @@ def test_near_tie_collusion_turns_every_vote_it_can():
     ("noise", "ties"),
     [
         (None, "zero"),
-        (None, "random"),
-        (jm.noise.gaussian(2.0), "zero"),
         (jm.noise.gaussian(2.0), "random"),
         (jm.noise.uniform(2.0, "systematic"), "positive"),
     ],
