@@ -395,7 +395,11 @@ def test_infinities_beyond_f_are_part_of_a_trimmed_mean():
 # --- meshes ---------------------------------------------------------------------------
 
 
-def test_a_mesh_gives_the_result_of_one_device():
+def test_a_mesh_gives_the_result_of_one_device(monkeypatch):
+    from jaxmedian import distances
+
+    monkeypatch.setattr(distances, "_CPU_TILE", 4)  # several tiles, and a rest
+    monkeypatch.setattr(distances, "_ROW_TILE", 8)
     num_devices = 4
     x = np.random.default_rng(15).normal(size=(8, 33)).astype(np.float32)
     x[5, 2], x[:, 7] = NAN, -0.0
