@@ -21,8 +21,6 @@ M - f - 2 (krum, Blanchard et al.). ByzFL's buckets get the order that ours have
 import dataclasses
 import importlib
 import importlib.util
-import sys
-import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -33,9 +31,14 @@ import optax
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
-from experiments.benchmark.kernels import compiled, installed_torch
+from experiments.benchmark.kernels import compiled
 from experiments.benchmark.timing import take_turns
 from experiments.common.claims import Claim
+from experiments.common.installed import (
+    installed_byzfl,
+    installed_krum,
+    installed_torch,
+)
 from experiments.common.plots import panels
 from experiments.common.results import Result
 
@@ -99,54 +102,12 @@ class Pair(NamedTuple):
 # --- the peers ------------------------------------------------------------------------
 
 
-def byzfl() -> Any | None:
-    """Returns ByzFL's aggregators and attacks in one namespace, None if not installed.
-
-    Its front page imports torchvision for its models; what is compared does not, and is
-    imported beside it.
-    """
-    found = importlib.util.find_spec("byzfl")
-    if found is None or installed_torch() is None:
-        return None
-    front_page = sys.modules.get("byzfl")
-    package = types.ModuleType("byzfl")
-    package.__path__ = list(found.submodule_search_locations or [])
-    sys.modules["byzfl"] = package
-    try:
-        names: dict[str, Any] = {}
-        for module in (
-            "aggregators.aggregators",
-            "aggregators.preaggregators",
-            "attacks.attacks",
-        ):
-            names |= vars(importlib.import_module(f"byzfl.{module}"))
-        return types.SimpleNamespace(**names)
-    finally:
-        sys.modules.pop("byzfl")
-        if front_page is not None:
-            sys.modules["byzfl"] = front_page
-
-
-def krum_package() -> Any | None:
-    """Returns krum's aggregators by name, None if it is not installed."""
-    if importlib.util.find_spec("krum") is None or installed_torch() is None:
-        return None
-    folder = "krum.primitives.aggregators"
-    return types.SimpleNamespace(
-        Krum=importlib.import_module(f"{folder}.krum").Krum,
-        TrimmedMean=importlib.import_module(f"{folder}.trimmed_mean").TrimmedMean,
-        GeometricMedian=importlib.import_module(
-            f"{folder}.geometric_median"
-        ).GeometricMedian,
-    )
-
-
 def pairs() -> list[Pair]:
     """Lists what we share with the peers that are installed."""
     shared = []
-    if (theirs := byzfl()) is not None:
+    if (theirs := installed_byzfl()) is not None:
         shared += _byzfl_rules(theirs) + _byzfl_attacks(theirs)
-    if (package := krum_package()) is not None:
+    if (package := installed_krum()) is not None:
         shared += _krum_rules(package)
     return shared
 
@@ -448,7 +409,7 @@ def _defects() -> list[Claim]:
         "median": np.asarray(jm.median(jnp.asarray(x))),
     }
     claims = []
-    if (peer := byzfl()) is not None:
+    if (peer := installed_byzfl()) is not None:
         selected = bool(np.isnan(peer.Krum(1)(x.copy())).any())
         claims.append(
             Claim(

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmedian as jm
+from experiments.common.installed import installed_byzfl, installed_torch
 from jaxmedian.kernels import averaging
 
 Run = Callable[[], object]
@@ -113,8 +114,8 @@ def _median_peers(x: np.ndarray) -> dict[str, Run]:
         peers["torch.median"] = lambda: torch.median(t, dim=0)
         peers["torch.sort"] = lambda: torch.sort(t, dim=0).values[middle]
         peers["torch.kthvalue"] = lambda: torch.kthvalue(t, middle + 1, dim=0)
-    if (byzfl := _byzfl()) is not None:
-        peers["ByzFL"] = lambda: byzfl(x)
+    if (byzfl := installed_byzfl()) is not None:
+        peers["ByzFL"] = lambda: byzfl.Median()(x)
     return peers
 
 
@@ -170,22 +171,3 @@ def _torch_vote(torch: Any, draw: Callable[[], Any]) -> Run:
 
 def _torch_median(torch: Any, draw: Callable[[], Any]) -> Run:
     return lambda: torch.median(draw(), dim=0)
-
-
-def installed_torch() -> Any:
-    """Returns torch if it is installed and works on the device at hand, the CPU."""
-    if jax.default_backend() != "cpu":
-        return None
-    try:
-        import torch
-    except ImportError:
-        return None
-    return torch
-
-
-def _byzfl() -> Any:
-    try:
-        from byzfl import Median
-    except ImportError:
-        return None
-    return Median()

@@ -13,7 +13,8 @@ import numpy as np
 import optax
 
 import jaxmedian as jm
-from experiments.benchmark.kernels import SCALE, Run, compiled, installed_torch
+from experiments.benchmark.kernels import SCALE, Run, compiled
+from experiments.common.installed import installed_torch
 from experiments.common.models import mnist_network
 
 
