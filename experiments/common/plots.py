@@ -24,6 +24,11 @@ def look() -> AbstractContextManager[None]:
     return matplotlib.rc_context(_LOOK)
 
 
+def use_look() -> None:
+    """Draws all later figures of this process in one look: for notebooks."""
+    matplotlib.rcParams.update(_LOOK)
+
+
 def panels(number: int) -> tuple[Figure, list[Axes]]:
     """Makes a figure of panels side by side, without any display."""
     figure = Figure(figsize=(4.2 * number, 3.2), layout="constrained")
