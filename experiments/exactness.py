@@ -8,8 +8,8 @@ quadrature in float64, the kernels are float32 arithmetic on random words.
     python -m experiments exactness                  10 million draws each
     python -m experiments exactness --preset quick   100,000 draws each
 
-Expect every estimate within 5 of its standard errors of the exact value; the worst of 96
-was 2.54 off.
+Expect every estimate within 5 of its standard errors of the exact value; the worst of
+96 was 2.54 off.
 """
 
 import dataclasses
