@@ -396,7 +396,7 @@ def test_infinities_beyond_f_are_part_of_a_trimmed_mean():
 
 
 def test_a_mesh_gives_the_result_of_one_device(monkeypatch):
-    from jaxmedian import distances
+    from jaxmedian.kernels import distances
 
     monkeypatch.setattr(distances, "_CPU_TILE", 4)  # several tiles, and a rest
     monkeypatch.setattr(distances, "_ROW_TILE", 8)
