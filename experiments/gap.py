@@ -27,6 +27,7 @@ from experiments.common.claims import Claim
 from experiments.common.plots import panels
 from experiments.common.power_laws import slope
 from experiments.common.results import Curves, Result
+from experiments.common.skewed_values import check_skewed
 
 LAWS = ("gaussian", "laplace", "logistic", "uniform")
 
@@ -58,13 +59,8 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, values, number in (("three", self.three, 3), ("five", self.five, 5)):
-            deviations = np.asarray(values) - np.mean(values)
-            if len(values) != number or np.mean(deviations**3) == 0:
-                raise ValueError(
-                    f"`{name}` must hold {number} values that are not symmetric about "
-                    f"their mean, where noise has nothing to cure; got {values}."
-                )
+        check_skewed("three", self.three, 3)
+        check_skewed("five", self.five, 5)
 
 
 PRESETS = {
