@@ -20,7 +20,8 @@ EXPERIMENTS = (
     *("exactness", "gap", "density", "coupling", "estimator"),  # the theory
     *("rates", "bounds"),  # convergence
     *("choose_noise", "subsampling", "heterogeneity"),  # data
-    *("neighbours", "local_steps", "peers"),  # other methods
+    *("neighbours", "local_steps"),  # other methods
+    *("robustness_price", "peers"),  # hostile workers
     *("benchmark", "communication", "processes", "resume"),  # speed, bytes, kills
 )
 
