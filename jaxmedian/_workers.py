@@ -211,6 +211,28 @@ def check_aggregated(caller: str, updates: PyTree, params: PyTree) -> None:
         )
 
 
+def check_state_kept(caller: str, before: PyTree, after: PyTree) -> None:
+    """Checks that no state of an optimizer grew a worker axis in its update.
+
+    Raises:
+      ValueError: if a leaf did, naming the missing `per_worker` as the cause.
+    """
+    old, new = jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after)
+    if len(old) != len(new):
+        return
+    grown = [
+        f"{_name(path)} from {jnp.shape(was)} to {jnp.shape(now)}"
+        for (path, was), now in zip(old, new, strict=True)
+        if jnp.ndim(now) > 0 and jnp.shape(now)[1:] == jnp.shape(was) != jnp.shape(now)
+    ]
+    if grown:
+        raise ValueError(
+            f"`{caller}`: the optimizer's state grew a worker axis: {'; '.join(grown)}."
+            " A transform with state stands before the aggregator: lift it with "
+            "`jaxmedian.per_worker(transform, num_workers)`, or put it behind."
+        )
+
+
 def _spread(
     updates: PyTree, params: PyTree | None, axis_name: AxisName | None
 ) -> frozenset[AxisName]:

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from jaxmedian import collectives
-from jaxmedian._workers import check_aggregated
+from jaxmedian._workers import check_aggregated, check_state_kept
 from jaxmedian.collectives import AxisName
 from jaxmedian.worker_gradients import (
     LossFn,
@@ -117,17 +117,18 @@ def build_proposal(
     def propose(params: Any, opt_state: Any, batch: Any, **extra_args: Any) -> Proposal:
         if worker_chunk is None:
             value, grads = value_and_grads(params, batch)
-            updates, opt_state = optimizer.update(
+            updates, new_state = optimizer.update(
                 grads, opt_state, params, **extra_args
             )
         else:
             stream = stream_of(params, batch)
-            updates, opt_state = optimizer.update(
+            updates, new_state = optimizer.update(
                 stream, opt_state, params, **extra_args
             )
             value, grads = stream.value, stream.stacked
         check_aggregated("make_step", updates, params)
-        return Proposal(value, grads, updates, opt_state)
+        check_state_kept("make_step", opt_state, new_state)
+        return Proposal(value, grads, updates, new_state)
 
     return propose
 

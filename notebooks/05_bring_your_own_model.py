@@ -311,7 +311,7 @@ with refused("updates that still have their worker axis"):
 # %% [markdown]
 # Then what keeps state before the vote, and options that contradict each other.
 # Momentum without `per_worker` starts with the state of one worker and returns that of
-# all: a compiled run refuses the change of shape, in JAX's own words.
+# all, by broadcasting: steps and runs refuse it.
 
 # %%
 with refused("momentum before the vote without per_worker"):

@@ -174,6 +174,23 @@ def test_a_second_aggregator_is_refused():
     assert "`['w']` has shape (2,), its parameter (2,)" in str(error.value)
 
 
+@jax.numpy_rank_promotion("allow")  # the trap: state is broadcast, silently
+def test_state_before_the_aggregator_must_be_lifted():
+    def loss(params, batch):
+        return jnp.sum(jnp.square(params - batch))
+
+    params, batch = jnp.zeros(2), jnp.ones((5, 2))
+    momentum, vote = optax.trace(0.9), jm.majority_vote(jm.noise.gaussian(0.1), 0)
+    bare = optax.chain(momentum, vote)
+    step = jm.make_step(loss, bare)
+    with pytest.raises(ValueError, match=r"from \(2,\) to \(5, 2\).*per_worker"):
+        step(params, bare.init(params), batch)
+    with pytest.raises(ValueError, match="per_worker"):
+        jm.run(loss, bare, params, jm.full_batch(batch), 2, 0)
+    lifted = optax.chain(jm.per_worker(momentum, 5), vote, momentum)
+    jm.make_step(loss, lifted)(params, lifted.init(params), batch)
+
+
 def test_a_worker_transform_behind_the_aggregator_is_refused():
     chain = optax.chain(jm.worker_mean(), jm.add_worker_noise(NOISE, 0))
     params = jnp.zeros(2)
