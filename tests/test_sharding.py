@@ -217,7 +217,7 @@ def test_a_foreign_aggregator_that_stays_at_home_is_found():
 
 
 def test_a_state_that_mixes_workers_is_found():
-    with pytest.raises(ValueError, match="lift it with `jaxmedian.per_worker"):
+    with pytest.raises(ValueError, match=r"lift it with `jaxmedian.per_worker"):
         step_once(optax.chain(optax.trace(0.9), VOTE))
 
 
