@@ -92,6 +92,8 @@ def test_a_kill_at_any_moment_leaves_a_run_that_resumes_to_the_bit(tmp_path, unb
     while process.poll() is None and len(copies) < 3:
         time.sleep(rng.uniform(0, 0.25))
         os.kill(process.pid, signal.SIGSTOP)
+        _, status = os.waitpid(process.pid, os.WUNTRACED)  # until all threads stand
+        assert os.WIFSTOPPED(status), "the run ended before it could be stopped"
         copies.append(tmp_path / f"kill {len(copies)}")
         shutil.copytree(tmp_path / "run", copies[-1])
         os.kill(process.pid, signal.SIGCONT)
