@@ -29,11 +29,11 @@ from numpy.typing import NDArray
 import jaxmedian as jm
 from experiments.common.claims import Claim
 from experiments.common.plots import panels
-from experiments.common.power_laws import slope
+from experiments.common.power_laws import slopes_claim
 from experiments.common.results import Curves, Result
 from experiments.common.skewed_values import check_skewed
 
-LAWS = ("gaussian", "laplace", "logistic", "uniform")
+LAWS = tuple(jm.noise.LAWS)
 _TAIL = 12.0  # noise scales beyond which less than 1e-7 of any of these laws is left
 _SHOWN = 161  # points of a drawn density
 _MISTAKE = 1e-9  # probability with which the band may be left
@@ -202,28 +202,18 @@ def expected_slope(law: str, num_workers: int) -> int:
 
 
 def _slope_claims(config: Config, masses: Curves) -> list[Claim]:
-    claims = []
-    for values in (config.three, config.five):
-        orders = {law: expected_slope(law, len(values)) for law in LAWS}
-        measured = {}
-        for law in LAWS:
-            curve = masses[f"M = {len(values)}, {law}"]
-            last = curve["b / spread"] >= 0.0999 * config.greatest_scale
-            measured[law] = slope(curve["b / spread"][last], curve["mass"][last])
-        expected = ", ".join(f"{order} {law}" for law, order in orders.items())
-        claims.append(
-            Claim(
-                f"M = {len(values)}: slope of the antisymmetric mass: {expected}",
-                "-2 (an upper bound)",
-                ", ".join(f"{value:.3f} {law}" for law, value in measured.items()),
-                all(
-                    abs(measured[law] - orders[law]) <= config.tolerance for law in LAWS
-                ),
-                f"for b from {config.greatest_scale / 10:g} to "
-                f"{config.greatest_scale:g} spreads",
-            )
+    return [
+        slopes_claim(
+            f"M = {len(values)}: slope of the antisymmetric mass",
+            "-2 (an upper bound)",
+            {law: masses[f"M = {len(values)}, {law}"] for law in LAWS},
+            "mass",
+            {law: expected_slope(law, len(values)) for law in LAWS},
+            greatest_scale=config.greatest_scale,
+            tolerance=config.tolerance,
         )
-    return claims
+        for values in (config.three, config.five)
+    ]
 
 
 def _draws_claim(config: Config, distances: list[float]) -> Claim:

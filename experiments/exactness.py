@@ -26,7 +26,7 @@ from experiments.common.claims import Claim
 from experiments.common.plots import panels
 from experiments.common.results import Result
 
-LAWS = ("gaussian", "laplace", "logistic", "uniform")
+LAWS = tuple(jm.noise.LAWS)
 ESTIMATES = ("mean", "variance", "P(+1)", "P(-1)")
 _BLOCK = 2**24  # noisy numbers drawn at once
 

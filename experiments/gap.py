@@ -25,11 +25,11 @@ from matplotlib.figure import Figure
 import jaxmedian as jm
 from experiments.common.claims import Claim
 from experiments.common.plots import panels
-from experiments.common.power_laws import slope
+from experiments.common.power_laws import slopes_claim
 from experiments.common.results import Curves, Result
 from experiments.common.skewed_values import check_skewed
 
-LAWS = ("gaussian", "laplace", "logistic", "uniform")
+LAWS = tuple(jm.noise.LAWS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,28 +140,18 @@ def expected_slope(law: str, num_workers: int) -> int:
 
 
 def _slope_claims(config: Config, curves: Curves) -> list[Claim]:
-    claims = []
-    for values in (config.three, config.five):
-        orders = {law: expected_slope(law, len(values)) for law in LAWS}
-        measured = {}
-        for law in LAWS:
-            curve = curves[_name(values, law)]
-            last = curve["b / spread"] >= 0.0999 * config.greatest_scale
-            measured[law] = slope(curve["b / spread"][last], curve["bias"][last])
-        expected = ", ".join(f"{order} {law}" for law, order in orders.items())
-        claims.append(
-            Claim(
-                f"M = {len(values)}: slope of the exact bias against b: {expected}",
-                "-1 (an upper bound)",
-                ", ".join(f"{value:.4f} {law}" for law, value in measured.items()),
-                all(
-                    abs(measured[law] - orders[law]) <= config.tolerance for law in LAWS
-                ),
-                f"for b from {config.greatest_scale / 10:g} to "
-                f"{config.greatest_scale:g} spreads",
-            )
+    return [
+        slopes_claim(
+            f"M = {len(values)}: slope of the exact bias against b",
+            "-1 (an upper bound)",
+            {law: curves[_name(values, law)] for law in LAWS},
+            "bias",
+            {law: expected_slope(law, len(values)) for law in LAWS},
+            greatest_scale=config.greatest_scale,
+            tolerance=config.tolerance,
         )
-    return claims
+        for values in (config.three, config.five)
+    ]
 
 
 def _coefficient_claim(config: Config, curves: Curves) -> Claim:

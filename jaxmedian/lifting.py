@@ -9,10 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxmedian._workers import survey
+from jaxmedian.worker_gradients import check_count
 from jaxmedian.worker_stream import materialise
 
 
@@ -48,10 +48,7 @@ def per_worker(
     >>> state[0].trace.shape
     (3, 2)
     """
-    if isinstance(num_workers, bool) or not isinstance(num_workers, int | np.integer):
-        raise TypeError(f"`num_workers` must be an int; got {num_workers!r}.")
-    if num_workers < 1:
-        raise ValueError(f"`num_workers` must be at least 1; got {num_workers}.")
+    check_count("num_workers", num_workers)
     if not isinstance(inner, optax.GradientTransformation):
         raise TypeError(
             f"`inner` must be an optax gradient transformation; got {inner!r}."

@@ -2,8 +2,10 @@
 
 import dataclasses
 
-COUPLINGS = ("independent", "systematic")
-LAWS = ("gaussian", "laplace", "logistic", "uniform")
+import jaxmedian as jm
+
+COUPLINGS = jm.noise.COUPLINGS
+LAWS = tuple(jm.noise.LAWS)
 
 
 @dataclasses.dataclass(frozen=True)

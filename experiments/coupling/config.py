@@ -4,8 +4,10 @@ import dataclasses
 
 import numpy as np
 
+import jaxmedian as jm
+
 LAWS = ("gaussian", "uniform")
-COUPLINGS = ("independent", "systematic")
+COUPLINGS = jm.noise.COUPLINGS
 
 # Where noise is best for the vote, and where too little noise sharpens a wrong one.
 TEN_OF_101 = (1.0,) * 10 + (-0.05,) * 91

@@ -9,7 +9,7 @@ import numpy as np
 import jaxmedian as jm
 from experiments.robustness_price.config import Config
 
-COUPLINGS = ("independent", "systematic")
+COUPLINGS = jm.noise.COUPLINGS
 Table = dict[str, np.ndarray]  # metric -> against b
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxmedian import _keys
 from jaxmedian.attacks.hostile import Chosen, Workers, check_key, check_workers, choose
+from jaxmedian.worker_gradients import check_count
 
 
 def label_flip(
@@ -54,10 +55,7 @@ def label_flip(
     """
     chosen = check_workers("label_flip", workers)
     rng_key = check_key("label_flip", key, needed=chosen.numbers is None)
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int | np.integer):
-        raise TypeError(f"`num_classes` must be an int; got {num_classes!r}.")
-    if num_classes < 1:
-        raise ValueError(f"`num_classes` must be at least 1; got {num_classes}.")
+    check_count("num_classes", num_classes)
     serve = functools.partial(_serve_flipped, chosen, int(num_classes), labels)
     if isinstance(next_batch, jax.tree_util.Partial):
         return jax.tree_util.Partial(serve, next_batch, rng_key)

@@ -18,6 +18,7 @@ from jaxmedian.kernels.distances import sound_rows
 from jaxmedian.kernels.precision import working_dtype
 from jaxmedian.robust.minority import check_radius
 from jaxmedian.robust.mixtures import Gradients, survey_gradients, whole_gradient_rule
+from jaxmedian.worker_gradients import check_count
 
 STARTS = ("mean", "zeros")
 
@@ -148,10 +149,7 @@ def _check_stop(tolerance: Any, max_steps: Any) -> None:
         raise TypeError(f"`tolerance` must be a number; got {tolerance!r}.")
     if not tolerance >= 0:
         raise ValueError(f"`tolerance` must be >= 0; got {tolerance!r}.")
-    if isinstance(max_steps, bool) or not isinstance(max_steps, int | np.integer):
-        raise TypeError(f"`max_steps` must be an int; got {max_steps!r}.")
-    if max_steps < 1:
-        raise ValueError(f"`max_steps` must be at least 1; got {max_steps}.")
+    check_count("max_steps", max_steps)
 
 
 class CenteredClippingState(NamedTuple):
@@ -202,10 +200,7 @@ def centered_clipping(
       2021. https://arxiv.org/abs/2012.10333
     """
     check_radius("radius", radius)
-    if isinstance(steps, bool) or not isinstance(steps, int | np.integer):
-        raise TypeError(f"`steps` must be an int; got {steps!r}.")
-    if steps < 1:
-        raise ValueError(f"`steps` must be at least 1; got {steps}.")
+    check_count("steps", steps)
 
     def init_fn(params: Any) -> CenteredClippingState:
         def zeros(leaf: Any) -> jax.Array:

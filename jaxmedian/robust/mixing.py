@@ -21,6 +21,7 @@ from jaxmedian.collectives import AxisName
 from jaxmedian.kernels.distances import sound_rows, squared_distances
 from jaxmedian.robust.minority import check_f, check_minority, check_radius
 from jaxmedian.robust.mixtures import Gradients, survey_gradients, whole_gradient_rule
+from jaxmedian.worker_gradients import check_count
 
 _ORDER = np.uint32(2**31 + 1)  # folded into the key of a step
 
@@ -177,10 +178,7 @@ def bucketing(
       Karimireddy et al., Byzantine-Robust Learning on Heterogeneous Datasets via
       Bucketing, ICLR 2022. https://arxiv.org/abs/2006.09365
     """
-    if isinstance(size, bool) or not isinstance(size, int | np.integer):
-        raise TypeError(f"`size` must be an int; got {size!r}.")
-    if size < 1:
-        raise ValueError(f"`size` must be at least 1; got {size}.")
+    check_count("size", size)
     rng_key = _keys.as_threefry_key(key)
 
     def init_fn(params: Any) -> _keys.KeyState:
