@@ -20,6 +20,7 @@ of CPU, twice that on two busy cores.
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -29,10 +30,12 @@ from matplotlib.figure import Figure
 
 import jaxmedian as jm
 from experiments.common.claims import Claim
+from experiments.common.finished import once
 from experiments.common.plots import draw_band, panels
 from experiments.common.results import Result
 from experiments.common.training import (
     Chosen,
+    Runs,
     Settings,
     build_trainer,
     grid,
@@ -85,7 +88,15 @@ PRESETS = {
         scales=(0.03, 0.3),
     ),
     "mnist5k": Config(
-        data="mnist5k", num_steps=3000, batch_size=64, hidden=128, chunk=100
+        data="mnist5k",
+        num_steps=3000,
+        batch_size=64,
+        hidden=128,
+        sign_rates=(0.001, 0.003, 0.01),
+        gradient_rates=(0.3, 1.0, 3.0),
+        count_rates=(0.1, 0.3, 1.0),
+        scales=(0.01, 0.03, 0.1),
+        chunk=100,
     ),
     "tiny": Config(
         methods=("EF-signSGD",),
@@ -163,8 +174,13 @@ METHODS = {
 }
 
 
-def run(config: Config) -> Result:
-    """Trains every method in every setting; keeps its best."""
+def run(config: Config, checkpoints: Path | None = None) -> Result:
+    """Trains every method in every setting; keeps its best.
+
+    Args:
+      config: what to train.
+      checkpoints: folder that keeps what each method reached, and gives it back.
+    """
     names = config.methods or tuple(METHODS)
     unknown = [name for name in names if name not in METHODS]
     if unknown:
@@ -174,15 +190,17 @@ def run(config: Config) -> Result:
     reached: dict[str, Chosen] = {}
     for name in names:
         print(f"{name} ({len(reached) + 1} of {len(names)})")
-        method = METHODS[name]
-        train = build_trainer(
-            problem,
-            _builder(config, method),
-            batch_size=config.batch_size,
-            num_steps=config.num_steps,
-            chunk=config.chunk,
-        )
-        reached[name] = train(_grid(config, method), split).chosen()
+
+        def train(method: Method = METHODS[name]) -> Runs:
+            return build_trainer(
+                problem,
+                _builder(config, method),
+                batch_size=config.batch_size,
+                num_steps=config.num_steps,
+                chunk=config.chunk,
+            )(_grid(config, method), split)
+
+        reached[name] = once(checkpoints, name, train).chosen()
     curves = {
         name: chosen.curve | {"bits": chosen.curve["step"] * METHODS[name].bits}
         for name, chosen in reached.items()
