@@ -19,7 +19,8 @@ EXPERIMENTS = (
     *("reproduce", "toy", "mnist", "cifar", "sweep"),  # the paper's figures
     *("exactness", "gap", "density", "coupling", "estimator"),  # the theory
     *("rates", "bounds"),  # convergence
-    *("choose_noise", "subsampling", "heterogeneity"),  # data
+    *("choose_noise", "gap_in_training", "coupling_in_training"),  # theory on data
+    *("subsampling", "heterogeneity"),  # data
     *("neighbours", "local_steps"),  # other methods
     *("robustness_price", "peers"),  # hostile workers
     *("benchmark", "communication", "processes", "resume"),  # speed, bytes, kills

@@ -19,6 +19,7 @@ of CPU, twice that on two busy cores.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +36,7 @@ from experiments.common.plots import draw_band, panels
 from experiments.common.results import Result
 from experiments.common.training import (
     Chosen,
+    Problem,
     Runs,
     Settings,
     build_trainer,
@@ -190,16 +192,7 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
     reached: dict[str, Chosen] = {}
     for name in names:
         print(f"{name} ({len(reached) + 1} of {len(names)})")
-
-        def train(method: Method = METHODS[name]) -> Runs:
-            return build_trainer(
-                problem,
-                _builder(config, method),
-                batch_size=config.batch_size,
-                num_steps=config.num_steps,
-                chunk=config.chunk,
-            )(_grid(config, method), split)
-
+        train = functools.partial(_train, config, problem, split, METHODS[name])
         reached[name] = once(checkpoints, name, train).chosen()
     curves = {
         name: chosen.curve | {"bits": chosen.curve["step"] * METHODS[name].bits}
@@ -207,6 +200,19 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
     }
     settings = {name: chosen.setting for name, chosen in reached.items()}
     return Result(curves, _claims(config, reached), {"chosen": settings})
+
+
+def _train(
+    config: Config, problem: Problem, split: jm.splits.Split, method: Method
+) -> Runs:
+    train = build_trainer(
+        problem,
+        _builder(config, method),
+        batch_size=config.batch_size,
+        num_steps=config.num_steps,
+        chunk=config.chunk,
+    )
+    return train(_grid(config, method), split)
 
 
 def _builder(config: Config, method: Method) -> Callable[..., Any]:
