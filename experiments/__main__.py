@@ -3,17 +3,13 @@
 python -m experiments                       what there is
 python -m experiments toy --help            every field of its Config
 python -m experiments mnist --preset quick  run it; results go to results/mnist
+python -m experiments toy --seeds 100       over so many seeds; results to --out FOLDER
 python -m experiments mnist --resume        go on where a killed or stopped run was
 """
 
-import argparse
-import dataclasses
-import difflib
 import importlib
 import sys
 from pathlib import Path
-from types import ModuleType
-from typing import Annotated, Any, Literal
 
 EXPERIMENTS = (
     *("reproduce", "toy", "mnist", "cifar", "sweep"),  # the paper's figures
@@ -25,37 +21,43 @@ EXPERIMENTS = (
     *("robustness_price", "peers"),  # hostile workers
     *("benchmark", "communication", "processes", "resume"),  # speed, bytes, kills
 )
+_STOPPED = 130  # what shells expect of a program that ends by SIGINT
 
 
 def main(arguments: list[str]) -> int:
     """Runs the command line.
 
     Returns:
-      The exit code: 0, or 1 if one of our own claims failed, 2 for misuse.
+      The exit code: 0, or 1 if one of our own claims failed, 2 for misuse, 130 if
+      stopped by Ctrl-C.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_listing())
         return 0
-    name, *options = arguments
-    if name not in EXPERIMENTS:
-        close = difflib.get_close_matches(name, EXPERIMENTS, n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        return _complain(f"there is no experiment {name!r}.{hint}\n\n{_listing()}")
     try:
-        return _run(importlib.import_module(f"experiments.{name}"), name, options)
-    except (ValueError, TypeError, ConnectionError) as error:
+        return _run(*arguments)
+    except (ValueError, TypeError, OSError) as error:
         return _complain(str(error))
     except ImportError as error:
         return _complain(f"{error}. Run `pip install 'jaxmedian[experiments]'`.")
+    except KeyboardInterrupt:
+        return _complain("stopped.", _STOPPED)
 
 
-def _run(experiment: ModuleType, name: str, options: list[str]) -> int:
+def _run(name: str, *options: str) -> int:
     from experiments.common.claims import all_hold, print_table
+    from experiments.common.options import did_you_mean, parse
     from experiments.common.plots import look
     from experiments.common.results import save
     from experiments.common.resuming import can_resume, open_checkpoints
 
-    config, out, resume = _parse(experiment, name, options)
+    if name not in EXPERIMENTS:
+        hint = did_you_mean(name, {known: known for known in EXPERIMENTS})
+        hint = hint or " `python -m experiments` lists them."
+        raise ValueError(f"there is no experiment {name!r}.{hint}")
+    experiment = importlib.import_module(f"experiments.{name}")
+    config, out, resume = parse(experiment, name, list(options))
+    out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the run
     if can_resume(experiment.run):
         result = experiment.run(config, open_checkpoints(out, config, resume))
     elif resume:
@@ -69,54 +71,12 @@ def _run(experiment: ModuleType, name: str, options: list[str]) -> int:
     return 0 if all_hold(result.claims) else 1
 
 
-def _parse(
-    experiment: ModuleType, name: str, options: list[str]
-) -> tuple[Any, Path, bool]:
-    """Reads the options into a Config that starts from the preset they name.
-
-    Returns:
-      The Config, the folder for the results, and whether to resume.
-    """
-    import tyro
-
-    presets = {"default": experiment.Config(), **experiment.PRESETS}
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default="default")
-    chosen = first.parse_known_args(options)[0].preset
-    if chosen not in presets:
-        raise ValueError(f"--preset takes one of {', '.join(presets)}; got {chosen!r}.")
-
-    @dataclasses.dataclass(frozen=True)
-    class Options:
-        config: Annotated[experiment.Config, tyro.conf.arg(name="")]  # type: ignore[name-defined]
-        preset: Annotated[
-            Literal[tuple(presets)],  # type: ignore[valid-type]
-            tyro.conf.arg(help="Settings that the other options then change."),
-        ] = chosen
-        out: Annotated[
-            Path, tyro.conf.arg(help="Folder for the results; made if need be.")
-        ] = Path("results") / name
-        resume: Annotated[
-            bool,
-            tyro.conf.arg(help="Go on from the checkpoints in the folder, if any."),
-            tyro.conf.FlagCreatePairsOff,
-        ] = False
-
-    parsed = tyro.cli(
-        Options,
-        args=options,
-        prog=f"python -m experiments {name}",
-        description=experiment.__doc__,
-        default=Options(config=presets[chosen]),
-    )
-    return parsed.config, parsed.out, parsed.resume
-
-
 def _listing() -> str:
     """Lists the experiments with the first line of their docstrings."""
+    width = max(map(len, EXPERIMENTS))
     lines = ["Experiments (python -m experiments NAME --help shows their settings):"]
     for name in EXPERIMENTS:
-        lines.append(f"  {name:13} {_first_line(name)}")
+        lines.append(f"  {name:{width}} {_first_line(name)}")
     return "\n".join(lines)
 
 
@@ -127,9 +87,9 @@ def _first_line(name: str) -> str:
     return source.read_text().removeprefix('"""').splitlines()[0]
 
 
-def _complain(message: str) -> int:
+def _complain(message: str, exit_code: int = 2) -> int:
     print(f"experiments: {message}", file=sys.stderr)
-    return 2
+    return exit_code
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ class Config:
 
 
 PRESETS = {"quick": Config()}
+_CHUNK = 100  # steps between two measurements
 
 
 def run(config: Config) -> Result:
@@ -108,6 +109,7 @@ def _train(
         jm.full_batch(centres),
         num_steps,
         key=0,
+        chunk=min(_CHUNK, config.num_steps),
         metrics=[measure],
     )
     return result.metrics

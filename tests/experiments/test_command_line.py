@@ -1,8 +1,11 @@
 """The command line lists, helps, runs and complains as people expect."""
 
 import csv
+import dataclasses
+import importlib
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -19,9 +22,6 @@ def test_without_arguments_it_lists_every_experiment(capsys):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_help_shows_every_field_of_the_config(name, capsys):
-    import dataclasses
-    import importlib
-
     with pytest.raises(SystemExit) as stop:
         main([name, "--help"])
     assert stop.value.code == 0
@@ -29,21 +29,71 @@ def test_help_shows_every_field_of_the_config(name, capsys):
     config = importlib.import_module(f"experiments.{name}").Config
     for field in dataclasses.fields(config):
         assert f"--{field.name.replace('_', '-')}" in printed or field.name in printed
+    assert ("--seeds" in printed) == hasattr(config, "num_seeds")
 
 
-def test_an_unknown_name_is_refused_with_a_suggestion(capsys):
-    assert main(["reprodce"]) == 2
-    assert "Did you mean reproduce?" in capsys.readouterr().err
+MISUSE = {
+    "reprodce": "Did you mean reproduce?",
+    "--list": "`python -m experiments` lists them",
+    "toy --preset huge": "--preset takes one of default, quick; got 'huge'",
+    "toy --preset quik": "Did you mean quick?",
+    "toy --preset": "--preset takes one of",
+    "toy --sede 3": "toy has no option --sede. Did you mean --seed?",
+    "toy --sedes=3": "Did you mean --seeds?",
+    "toy --reusme": "Did you mean --resume?",
+    "toy --prest quick": "Did you mean --preset?",
+    "reproduce --num-workers 5": "Did you mean --mnist.num-workers?",
+    "toy quick": "toy takes options, --NAME VALUE; got 'quick'",
+    "toy --num-steps many": "--num-steps: invalid literal for int()",
+    "toy --num-steps": "Missing value for argument '--num-steps'",
+    "toy --seeds 0": "--seeds takes 1 or more; got 0",
+    "toy --scale -1": "`scale` must be finite and >= 0",
+    "toy --resume": "toy saves no checkpoints",
+    "toy --out FILE": "File exists",
+}
 
 
-def test_an_unknown_preset_is_refused_in_one_line(capsys):
-    assert main(["toy", "--preset", "huge"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+@pytest.mark.parametrize("command", MISUSE)
+def test_misuse_is_refused_in_one_line(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").touch()
+    assert main(command.split()) == 2
+    complaint = capsys.readouterr().err
+    assert MISUSE[command] in complaint
+    assert complaint.startswith("experiments: ")
+    assert complaint.count("\n") == 1
 
 
-def test_a_bad_value_is_refused_in_one_line(capsys, tmp_path):
-    assert main(["toy", "--scale", "-1", "--out", str(tmp_path)]) == 2
-    assert "`scale` must be finite and >= 0" in capsys.readouterr().err
+@pytest.mark.parametrize("option", ["--seeds 3", "--seeds=3", "--num-seeds 3"])
+def test_seeds_are_the_number_of_runs(option):
+    from experiments import toy
+    from experiments.common.options import parse
+
+    config = parse(toy, "toy", ["--scale", "2", *option.split()]).config
+    assert config == toy.Config(scale=2.0, num_seeds=3)
+
+
+def test_options_change_the_preset_that_is_named():
+    from experiments import reproduce
+    from experiments.common.options import parse
+
+    options = ["--toy.num-seeds", "3", "--preset", "tiny", "--out", "here"]
+    parsed = parse(reproduce, "reproduce", options)
+    tiny = reproduce.PRESETS["tiny"]
+    assert parsed.config.toy == dataclasses.replace(tiny.toy, num_seeds=3)
+    assert parsed.config.mnist == tiny.mnist
+    assert parsed.out == Path("here")
+
+
+def test_stopping_by_hand_ends_without_a_traceback(monkeypatch, tmp_path, capsys):
+    from experiments import toy
+
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(toy, "run", interrupted)
+    assert main(["toy", "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "experiments: stopped.\n"
 
 
 def test_reproduce_at_toy_size_writes_its_four_files(tmp_path, capsys):
@@ -95,11 +145,6 @@ def test_a_fresh_start_leaves_no_old_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="holds no checkpoints of experiments"):
         open_checkpoints(tmp_path, Config(), resume=False)
     assert (folder / "theirs").exists()
-
-
-def test_resuming_what_saves_nothing_is_refused(tmp_path, capsys):
-    assert main(["toy", "--resume", "--out", str(tmp_path)]) == 2
-    assert "toy saves no checkpoints" in capsys.readouterr().err
 
 
 def test_tiny_mnist_wrote_its_files(tiny_mnist):
