@@ -212,7 +212,10 @@ def _check_number(name: str, value: Any) -> None:
         if not np.issubdtype(value.dtype, np.floating) and value.dtype.name not in (
             "bfloat16",
         ):
-            raise TypeError(f"`{name}` must be floating point; got {value.dtype}.")
+            raise TypeError(
+                f"`{name}` must be floating point; got {value.dtype}. Write 1.0 for 1, "
+                "or pass `hyperparam_dtype=jnp.float32` to `optax.inject_hyperparams`."
+            )
         return
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value.item()

@@ -8,28 +8,34 @@
 Assembly only: write your own chain for momentum, weight decay or a schedule of them.
 """
 
-from typing import Any
-
 import optax
 
 from jaxmedian._keys import Key
 from jaxmedian._workers import check_aggregated
 from jaxmedian.aggregators import coordinate_median, majority_vote
+from jaxmedian.collectives import AxisName
 from jaxmedian.noise import Noise
 
 
 def sign_sgd(
-    learning_rate: optax.ScalarOrSchedule, **options: Any
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    key: Key | None = None,
+    ties: str = "zero",
+    axis_name: AxisName | None = None,
+    transport: str = "tally",
 ) -> optax.GradientTransformationExtraArgs:
     """Builds signSGD with majority vote (Algorithm 1 of the paper).
 
     Args:
       learning_rate: delta, the length of every coordinate's step, or a schedule of it.
-      **options: of `jaxmedian.majority_vote`: ``key``, ``ties``, ``axis_name``,
-        ``transport``.
+      key: for ``ties="random"``; as below, see `jaxmedian.majority_vote`.
+      ties: "zero", "random" or "positive": what a tally of 0 becomes.
+      axis_name: mesh axis over which workers are spread inside `jax.shard_map`.
+      transport: "tally" or "packed": what crosses the mesh.
 
     Returns:
-      ``chain(majority_vote(**options), scale_by_learning_rate(learning_rate))``.
+      ``chain(majority_vote(...), scale_by_learning_rate(learning_rate))``.
 
     Raises:
       TypeError, ValueError: as `jaxmedian.majority_vote`.
@@ -42,11 +48,18 @@ def sign_sgd(
     >>> [round(float(u), 6) for u in updates]
     [-0.1, 0.1]
     """
-    return _then_step(majority_vote(**options), learning_rate)
+    vote = majority_vote(key=key, ties=ties, axis_name=axis_name, transport=transport)
+    return _then_step(vote, learning_rate)
 
 
 def noisy_sign_sgd(
-    learning_rate: optax.ScalarOrSchedule, noise: Noise, key: Key, **options: Any
+    learning_rate: optax.ScalarOrSchedule,
+    noise: Noise,
+    key: Key,
+    *,
+    ties: str = "zero",
+    axis_name: AxisName | None = None,
+    transport: str = "tally",
 ) -> optax.GradientTransformationExtraArgs:
     """Builds Noisy signSGD (Algorithm 3): the vote that follows the mean.
 
@@ -55,10 +68,12 @@ def noisy_sign_sgd(
       noise: law, scale and coupling; start with ``noise.gaussian(noise.relative(0.1))``
         or a scale about the spread of the workers' gradients.
       key: a typed key, a legacy key or an int.
-      **options: of `jaxmedian.majority_vote`: ``ties``, ``axis_name``, ``transport``.
+      ties: "zero", "random" or "positive": what a tally of 0 becomes.
+      axis_name: mesh axis over which workers are spread inside `jax.shard_map`.
+      transport: "tally" or "packed": what crosses the mesh.
 
     Returns:
-      ``chain(majority_vote(noise, key, **options), scale_by_learning_rate(...))``.
+      ``chain(majority_vote(noise, key, ...), scale_by_learning_rate(learning_rate))``.
 
     Raises:
       TypeError, ValueError: as `jaxmedian.majority_vote`.
@@ -66,20 +81,27 @@ def noisy_sign_sgd(
     >>> import jax, jaxmedian as jm
     >>> tx = jm.noisy_sign_sgd(1e-3, jm.noise.gaussian(0.01), jax.random.key(0))
     """
-    return _then_step(majority_vote(noise, key, **options), learning_rate)
+    vote = majority_vote(
+        noise, key, ties=ties, axis_name=axis_name, transport=transport
+    )
+    return _then_step(vote, learning_rate)
 
 
 def median_sgd(
-    learning_rate: optax.ScalarOrSchedule, **options: Any
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    even: str = "midpoint",
+    axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Builds medianSGD (Algorithm 2 of the paper).
 
     Args:
       learning_rate: delta, or a schedule of it.
-      **options: of `jaxmedian.coordinate_median`: ``even``, ``axis_name``.
+      even: "midpoint", "lower" or "upper": the median of an even number of workers.
+      axis_name: mesh axis over which workers are spread inside `jax.shard_map`.
 
     Returns:
-      ``chain(coordinate_median(**options), scale_by_learning_rate(learning_rate))``.
+      ``chain(coordinate_median(...), scale_by_learning_rate(learning_rate))``.
 
     Raises:
       TypeError, ValueError: as `jaxmedian.coordinate_median`.
@@ -92,11 +114,17 @@ def median_sgd(
     >>> updates.tolist()
     [-0.5, 0.5]
     """
-    return _then_step(coordinate_median(**options), learning_rate)
+    median = coordinate_median(even=even, axis_name=axis_name)
+    return _then_step(median, learning_rate)
 
 
 def noisy_median_sgd(
-    learning_rate: optax.ScalarOrSchedule, noise: Noise, key: Key, **options: Any
+    learning_rate: optax.ScalarOrSchedule,
+    noise: Noise,
+    key: Key,
+    *,
+    even: str = "midpoint",
+    axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Builds Noisy medianSGD (Algorithm 4): the median that follows the mean.
 
@@ -105,10 +133,11 @@ def noisy_median_sgd(
       noise: law, scale and coupling; its variance enters every step, about
         b^2 pi / (2 M) a coordinate for independent Gaussian noise.
       key: a typed key, a legacy key or an int.
-      **options: of `jaxmedian.coordinate_median`: ``even``, ``axis_name``.
+      even: "midpoint", "lower" or "upper": the median of an even number of workers.
+      axis_name: mesh axis over which workers are spread inside `jax.shard_map`.
 
     Returns:
-      ``chain(coordinate_median(noise, key, **options), scale_by_learning_rate(...))``.
+      ``chain(coordinate_median(noise, key, ...), scale_by_learning_rate(...))``.
 
     Raises:
       TypeError, ValueError: as `jaxmedian.coordinate_median`.
@@ -116,7 +145,8 @@ def noisy_median_sgd(
     >>> import jax, jaxmedian as jm
     >>> tx = jm.noisy_median_sgd(1e-2, jm.noise.gaussian(0.1), jax.random.key(0))
     """
-    return _then_step(coordinate_median(noise, key, **options), learning_rate)
+    median = coordinate_median(noise, key, even=even, axis_name=axis_name)
+    return _then_step(median, learning_rate)
 
 
 def _then_step(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmedian import collectives
+from jaxmedian._static import static_hint
 from jaxmedian.collectives import AxisName
 from jaxmedian.worker_stream import WorkerStream
 
@@ -172,6 +173,7 @@ def count_in_batch(batch: Any) -> int:
 def check_count(name: str, value: Any, least: int = 1) -> None:
     """Raises unless ``value`` is an int >= ``least``."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"`{name}` must be an int; got {value!r}.")
+        hint = static_hint(name, value)
+        raise TypeError(f"`{name}` must be an int; got {value!r}.{hint}")
     if value < least:
         raise ValueError(f"`{name}` must be at least {least}; got {value}.")

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxmedian._static import static_hint
 from jaxmedian._workers import refuse_weights
 from jaxmedian.collectives import AxisName
 from jaxmedian.kernels.distances import sound_rows
@@ -146,7 +147,8 @@ def _check_stop(tolerance: Any, max_steps: Any) -> None:
     if isinstance(tolerance, bool) or not isinstance(
         tolerance, int | float | np.number
     ):
-        raise TypeError(f"`tolerance` must be a number; got {tolerance!r}.")
+        hint = static_hint("tolerance", tolerance)
+        raise TypeError(f"`tolerance` must be a number; got {tolerance!r}.{hint}")
     if not tolerance >= 0:
         raise ValueError(f"`tolerance` must be >= 0; got {tolerance!r}.")
     check_count("max_steps", max_steps)

@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxmedian._static import static_hint
+
 
 def check_f(rule: str, f: Any) -> int:
     """Returns f as an int.
@@ -14,7 +16,7 @@ def check_f(rule: str, f: Any) -> int:
     if isinstance(f, bool) or not isinstance(f, int | np.integer):
         raise TypeError(
             f"`{rule}` expects `f`, the number of hostile workers to withstand, as an "
-            f"int; got {f!r}."
+            f"int; got {f!r}.{static_hint('f', f)}"
         )
     if f < 0:
         raise ValueError(f"`{rule}`: `f` must be >= 0; got {f}.")

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxmedian._static import static_hint
 from jaxmedian._workers import Population
 from jaxmedian.collectives import AxisName
 from jaxmedian.kernels.distances import sound_rows, squared_distances
@@ -174,7 +175,10 @@ def _check_neighbors(rule: str, neighbors: int | None) -> None:
     if neighbors is None:
         return
     if isinstance(neighbors, bool) or not isinstance(neighbors, int | np.integer):
-        raise TypeError(f"`{rule}`: `neighbors` must be an int; got {neighbors!r}.")
+        hint = static_hint("neighbors", neighbors)
+        raise TypeError(
+            f"`{rule}`: `neighbors` must be an int; got {neighbors!r}.{hint}"
+        )
     if neighbors < 1:
         raise ValueError(f"`{rule}`: `neighbors` must be >= 1; got {neighbors}.")
 

@@ -336,6 +336,75 @@ def test_inject_hyperparams_reaches_the_scale_of_the_noise():
     np.testing.assert_allclose(results[0.1], expected, rtol=1e-6)
 
 
+NOISE = jm.noise.uniform(0.5)
+
+
+@pytest.mark.parametrize(
+    ("build", "options"),
+    [
+        (jm.sign_sgd, {"learning_rate": 0.5, "ties": "random", "key": KEY}),
+        (jm.median_sgd, {"learning_rate": 0.5, "even": "lower"}),
+        (jm.noisy_sign_sgd, {"learning_rate": 0.5, "noise": NOISE, "key": KEY}),
+        (
+            jm.noisy_median_sgd,
+            {"learning_rate": 0.5, "noise": NOISE, "key": jax.random.key(KEY)},
+        ),
+        (jm.majority_vote, {"noise": NOISE, "key": jax.random.PRNGKey(KEY)}),
+    ],
+)
+def test_inject_hyperparams_takes_factories_as_they_are(build, options):
+    """It hands defaults and keys over as arrays; the updates stay the same."""
+    grads = np.random.default_rng(0).normal(size=(M, 40)).astype(np.float32)
+    params = jnp.zeros(40)
+    with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic
+        injected = optax.inject_hyperparams(build)(**options)
+        state = injected.init(params)
+        updates, _ = jax.jit(injected.update)(grads, state, params)
+        if "learning_rate" in options:
+            state.hyperparams["learning_rate"] *= 2
+            doubled, _ = jax.jit(injected.update)(grads, state, params)
+            np.testing.assert_allclose(doubled, 2 * updates, rtol=1e-6)
+    plain = build(**options)
+    expected, _ = jax.jit(plain.update)(grads, plain.init(params), params)
+    np.testing.assert_allclose(updates, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "names"),
+    [
+        (jm.trimmed_mean, {"f": 1}, ["f"]),
+        (jm.multi_krum, {"f": 1, "neighbors": 1}, ["f", "neighbors"]),
+        (jm.bucketing, {"size": 2, "key": KEY}, ["size"]),
+        (jm.per_worker, {"inner": optax.trace(0.9), "num_workers": M}, ["num_workers"]),
+        (jm.geometric_median, {}, ["tolerance", "max_steps"]),
+    ],
+)
+def test_what_inject_hyperparams_cannot_change_is_refused_by_name(
+    build, options, names
+):
+    params = jnp.zeros(4)
+    static = []
+    for name in names:  # each is named in turn, and naming it is the remedy
+        inject = optax.inject_hyperparams(
+            build, static_args=static, hyperparam_dtype=jnp.float32
+        )
+        with pytest.raises(TypeError, match=rf'static_args=\("{name}",\)'):
+            inject(**options).init(params)
+        static.append(name)
+    inject = optax.inject_hyperparams(
+        build, static_args=static, hyperparam_dtype=jnp.float32
+    )
+    inject(**options).init(params)
+
+
+def test_a_scale_injected_as_an_integer_names_the_remedy():
+    build = optax.inject_hyperparams(
+        lambda scale: jm.majority_vote(jm.noise.gaussian(scale), KEY)
+    )
+    with pytest.raises(TypeError, match=r"Write 1\.0 for 1, or .*hyperparam_dtype"):
+        build(1).init(jnp.zeros(4))
+
+
 def test_a_learning_rate_may_be_a_schedule():
     grads = np.float32([[1.0], [2.0], [-1.0]])
     optimizer = jm.sign_sgd(optax.piecewise_constant_schedule(0.5, {1: 0.5}))
