@@ -19,7 +19,7 @@ EXPERIMENTS = (
     *("subsampling", "heterogeneity"),  # data
     *("neighbours", "local_steps"),  # other methods
     *("robustness_price", "peers"),  # hostile workers
-    *("benchmark", "communication", "processes", "resume"),  # speed, bytes, kills
+    *("benchmark", "communication", "tpu", "processes", "resume"),  # systems
 )
 _STOPPED = 130  # what shells expect of a program that ends by SIGINT
 

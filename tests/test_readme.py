@@ -1,26 +1,39 @@
-"""Every Python block of the README runs, in order, in one namespace."""
+"""Every Python block of README and GUIDE runs, in order, in one namespace for each."""
 
 import re
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "GUIDE.md", "CONTRIBUTING.md", "experiments/README.md")
 README = (ROOT / "README.md").read_text()
 
 
-def test_every_python_block_runs():
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) >= 3
+def blocks_of(text):
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def anchors_of(text):
+    """The names that headings have as targets of links."""
+    headings = re.findall(r"(?m)^#+ (.*)$", text)
+    return {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("page", ["README.md", "GUIDE.md"])
+def test_every_python_block_runs(page):
+    blocks = blocks_of((ROOT / page).read_text())
+    assert len(blocks) >= 2
     namespace = {}
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), namespace)
+        exec(compile(block, page, "exec"), namespace)
 
 
 def test_the_loop_of_the_readme_hovers_at_the_mean():
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     namespace = {}
-    for block in blocks[:2]:
+    for block in blocks_of(README)[:2]:
         exec(block, namespace)
     result = namespace["result"]
     hovering = (
@@ -30,7 +43,31 @@ def test_the_loop_of_the_readme_hovers_at_the_mean():
     assert result.metrics["mean_median_gap"][-1] == pytest.approx(7 / 3, rel=1e-5)
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\(([^)#]+)\)", README))
-def test_every_link_inside_the_repository_leads_somewhere(target):
-    if not target.startswith("https://"):
-        assert (ROOT / target).exists()
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_inside_the_repository_leads_somewhere(page):
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        file, _, anchor = target.partition("#")
+        path = (ROOT / page).parent / file if file else ROOT / page
+        assert path.exists(), target
+        if anchor:
+            assert anchor in anchors_of(path.read_text()), target
+
+
+def test_the_skeleton_of_an_aggregator_is_one():
+    """The block of CONTRIBUTING.md, pasted into the module it is for."""
+    from jaxmedian import aggregators
+
+    namespace = dict(vars(aggregators))
+    (block,) = blocks_of((ROOT / "CONTRIBUTING.md").read_text())
+    exec(compile(block, "CONTRIBUTING.md", "exec"), namespace)
+    least = namespace["worker_minimum"]()
+    grads = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
+    for mask in ([True] * 5, [False, True, True, False, True], [False] * 5):
+        updates, _ = least.update(
+            grads, least.init(None), jnp.zeros(8), worker_mask=jnp.asarray(mask)
+        )
+        expected = grads[mask].min(axis=0) if any(mask) else np.zeros(8)
+        np.testing.assert_array_equal(updates, expected)

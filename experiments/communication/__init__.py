@@ -2,18 +2,17 @@
 
 Claim: with one worker on each of 8 devices, the packed vote sends less than 2 bits a
 coordinate and worker, up and down together, where a float32 mean sends 56. The bytes
-are read from the compiled programs. With libtpu installed the packed vote is also
-compiled for 8 TPU cores: nothing it keeps on the side is larger than the packed votes.
+are read from the compiled programs; for those of a TPU see `experiments.tpu`.
 
     python -m experiments communication                    a minute on two cores
-    python -m experiments communication --preset quick     without the TPU
+    python -m experiments communication --preset quick     8 devices alone
 
 Expect on 8 devices 56 bits for mean and median, 14 for tallies of one byte and 1.76
-packed; packing, counting and unpacking 11 rows about 1.3 times as slow as their vote;
-49,152 bytes on the side on TPU v5e cores, beside 125,000 packed. Where there are fewer
-devices the CPU is split into virtual ones, whose step time is that of one machine doing
-the work of all, with memory for a wire (the packed vote then takes 2 to 3 times as long
-as the mean): for times over a real link see `experiments.processes`.
+packed; packing, counting and unpacking 11 rows about 1.3 times as slow as their vote.
+Where there are fewer devices the CPU is split into virtual ones, whose step time is
+that of one machine doing the work of all, with memory for a wire (the packed vote then
+takes 2 to 3 times as long as the mean): for times over a real link see
+`experiments.processes`.
 """
 
 import dataclasses
@@ -42,7 +41,6 @@ class Config:
       num_coordinates: d.
       packing_workers: rows packed and unpacked against their unpacked vote.
       turns: the most turns each rule is timed.
-      tpu: whether to compile for TPUs too, if libtpu is installed.
       seed: of the gradients.
     """
 
@@ -51,13 +49,12 @@ class Config:
     num_coordinates: int = 1_000_000
     packing_workers: int = 11
     turns: int = 15
-    tpu: bool = True
     seed: int = 0
 
 
 PRESETS = {
-    "quick": Config(tpu=False),
-    "tiny": Config(devices=(2,), num_coordinates=1000, turns=1, tpu=False),
+    "quick": Config(devices=(8,)),
+    "tiny": Config(devices=(2,), num_coordinates=1000, turns=1),
 }
 
 
@@ -68,24 +65,20 @@ def run(config: Config) -> Result:
 
         measured = measure.on_devices(config)
     else:
-        measured = _in_process("devices", config)
+        measured = _in_process(config)
     _print_rows(measured["rows"])
     claims = [*_byte_claims(measured["rows"]), *_packing_claims(config, measured)]
-    if config.tpu:
-        claims += _tpu_claims(_in_process("tpu", config))
     return Result({}, tuple(claims), measured)
 
 
-def _in_process(task: str, config: Config) -> dict[str, Any]:
-    """Runs one task of `experiments.communication.measure` in a fresh process."""
+def _in_process(config: Config) -> dict[str, Any]:
+    """Runs `experiments.communication.measure` in a process with enough devices."""
     flag = f"--xla_force_host_platform_device_count={max(config.devices)}"
     environment = os.environ | {
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip(),
         "JAX_PLATFORMS": "cpu",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nothing is run on a TPU
-        "TPU_SKIP_MDS_QUERY": "1",
     }
-    command = [sys.executable, "-m", "experiments.communication.measure", task]
+    command = [sys.executable, "-m", "experiments.communication.measure"]
     done = subprocess.run(
         [*command, json.dumps(dataclasses.asdict(config))],
         env=environment,
@@ -94,7 +87,7 @@ def _in_process(task: str, config: Config) -> dict[str, Any]:
         timeout=1800,
     )
     if done.returncode:
-        raise ValueError(f"The process that measures {task} failed:\n{done.stderr}")
+        raise ValueError(f"The process that measures failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -148,20 +141,6 @@ def _packing_claims(config: Config, measured: dict[str, Any]) -> list[Claim]:
             f"{ms['vote']:.2f}: {ratio:.2f} times",
             ratio <= 2 if judged else None,
         )
-    ]
-
-
-def _tpu_claims(found: dict[str, Any]) -> list[Claim]:
-    statement = "On 8 TPU cores the packed vote keeps nothing larger than packed votes"
-    if "skipped" in found:
-        return [Claim(statement, "-", "not compiled", None, found["skipped"])]
-    here = (
-        f"{found['temporary_bytes']:,} bytes beside {found['packed_bytes']:,} packed; "
-        f"{found['bits_per_coordinate']:.2f} bits on the wire, "
-        f"{found['device_kind']}, compiled in {found['compile_s']:.0f} s"
-    )
-    return [
-        Claim(statement, "-", here, found["temporary_bytes"] <= found["packed_bytes"])
     ]
 
 

@@ -1,15 +1,12 @@
 """Measure updates on a mesh; run as a process of its own where devices are lacking.
 
-python -m experiments.communication.measure devices CONFIG_AS_JSON
-python -m experiments.communication.measure tpu CONFIG_AS_JSON
+python -m experiments.communication.measure CONFIG_AS_JSON
 
 The last line printed is the result, as JSON.
 """
 
-import importlib.util
 import json
 import sys
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 import jaxmedian as jm
@@ -27,7 +24,6 @@ from jaxmedian import transport
 from jaxmedian.kernels import packing
 
 WORKERS = "workers"
-TPU_TOPOLOGY = "v5e:2x4"
 _SECONDS = 6.0  # after which a rule takes no further turn
 
 
@@ -156,42 +152,7 @@ def _timed(programs: Mapping[str, Any], config: Config) -> dict[str, Timing]:
     return take_turns(runners, config.turns, _SECONDS)
 
 
-def on_tpu(config: Config) -> dict[str, Any]:
-    """Compiles the packed vote for 8 TPU cores that need not be there."""
-    if importlib.util.find_spec("libtpu") is None:
-        return {"skipped": "libtpu is not installed: pip install libtpu"}
-    from jax.experimental import topologies
-
-    try:
-        topology = topologies.get_topology_desc(
-            platform="tpu", topology_name=TPU_TOPOLOGY
-        )
-    except (RuntimeError, ValueError) as error:
-        return {"skipped": f"libtpu does not start: {error}"}
-    devices: Any = np.asarray(topology.devices)
-    mesh = Mesh(devices, (WORKERS,), axis_types=(AxisType.Auto,))
-    grads = jax.ShapeDtypeStruct(
-        (len(devices), config.num_coordinates),
-        jnp.float32,
-        sharding=NamedSharding(mesh, P(WORKERS)),
-    )
-    start = time.perf_counter()
-    program = compiled_update(rules(WORKERS)["packed vote"], mesh, grads)
-    seconds = time.perf_counter() - start
-    wire = jm.diagnostics.wire_bytes(program)
-    memory: Any = program.memory_analysis()
-    return {
-        "device_kind": devices.flat[0].device_kind,
-        "compile_s": seconds,
-        "packed_bytes": packing.padded_size(config.num_coordinates) // packing.BITS,
-        "temporary_bytes": memory.temp_size_in_bytes,
-        "bits_per_coordinate": wire.bits_per_coordinate,
-        "by_collective": wire.by_collective,
-    }
-
-
 if __name__ == "__main__":
-    task, fields = sys.argv[1], json.loads(sys.argv[2])
+    fields = json.loads(sys.argv[1])
     fields["devices"] = tuple(fields["devices"])
-    measure = {"devices": on_devices, "tpu": on_tpu}[task]
-    print(json.dumps(measure(Config(**fields))))
+    print(json.dumps(on_devices(Config(**fields))))
