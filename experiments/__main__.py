@@ -57,7 +57,8 @@ def _run(name: str, *options: str) -> int:
         raise ValueError(f"there is no experiment {name!r}.{hint}")
     experiment = importlib.import_module(f"experiments.{name}")
     config, out, resume = parse(experiment, name, list(options))
-    out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the run
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out takes a folder; {out} is a file.")
     if can_resume(experiment.run):
         result = experiment.run(config, open_checkpoints(out, config, resume))
     elif resume:

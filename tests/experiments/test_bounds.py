@@ -7,6 +7,7 @@ pytest.importorskip("matplotlib")
 
 import jaxmedian as jm
 from experiments import bounds
+from experiments.common.results import save
 
 CONFIG = bounds.PRESETS["tiny"]
 
@@ -99,3 +100,8 @@ def test_without_the_gap_term_long_runs_would_break_the_theorems():
         left = slow_left_sides(quadratics, theorem, rate, 1000)
         right, gap = bounds.right_side(quadratics, plain, theorem, 1000, rate)
         assert right - gap < left <= right
+
+
+def test_a_run_is_saved_with_its_figure(result, tmp_path):
+    save(tmp_path, CONFIG, result, bounds.plot(result))
+    assert (tmp_path / "figure.png").exists()

@@ -8,6 +8,7 @@ pytest.importorskip("matplotlib")
 import jaxmedian as jm
 from experiments import rates
 from experiments.common import quadratics
+from experiments.common.results import save
 
 CENTRES = (1.0, 2.0, 10.0)
 MEAN = 13 / 3
@@ -87,8 +88,11 @@ def test_the_unbiased_vote_keeps_the_promise_of_its_proof():
     assert 0.3 * bound < rates.exact(config, setting, 5000) < bound
 
 
-def test_runs_of_the_library_agree_with_the_exact_values():
-    result = rates.run(rates.PRESETS["tiny"])
+def test_runs_of_the_library_agree_with_the_exact_values(tmp_path):
+    config = rates.PRESETS["tiny"]
+    result = rates.run(config)
+    save(tmp_path, config, result, rates.plot(result))
+    assert (tmp_path / "figure.png").exists()
     *others, agreement = result.claims
     assert agreement.holds is True
     assert [claim.holds for claim in others] == [None] * len(others)
