@@ -301,7 +301,7 @@ def test_a_relative_factor_may_be_traced():
 
 
 def test_inject_hyperparams_reaches_the_scale_of_the_noise():
-    """The form of the README; the scale can be changed without compiling again."""
+    """The form of the guide; the scale can be changed without compiling again."""
     grads = np.random.default_rng(0).normal(size=(M, 400)).astype(np.float32)
     params, key = jnp.zeros(400), jax.random.key(KEY)
     optimizer = optax.inject_hyperparams(
