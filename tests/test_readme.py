@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "GUIDE.md", "CONTRIBUTING.md", "experiments/README.md")
+PAGES = (
+    "README.md",
+    "notebooks/GUIDE.md",
+    ".github/CONTRIBUTING.md",
+    "experiments/README.md",
+)
 README = (ROOT / "README.md").read_text()
 
 
@@ -22,7 +27,7 @@ def anchors_of(text):
     return {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
 
 
-@pytest.mark.parametrize("page", ["README.md", "GUIDE.md"])
+@pytest.mark.parametrize("page", ["README.md", "notebooks/GUIDE.md"])
 def test_every_python_block_runs(page):
     blocks = blocks_of((ROOT / page).read_text())
     assert len(blocks) >= 2
@@ -61,7 +66,7 @@ def test_the_skeleton_of_an_aggregator_is_one():
     from jaxmedian import aggregators
 
     namespace = dict(vars(aggregators))
-    (block,) = blocks_of((ROOT / "CONTRIBUTING.md").read_text())
+    (block,) = blocks_of((ROOT / ".github/CONTRIBUTING.md").read_text())
     exec(compile(block, "CONTRIBUTING.md", "exec"), namespace)
     least = namespace["worker_minimum"]()
     grads = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
