@@ -25,9 +25,11 @@ from jaxmedian.optimizers import (
 )
 from jaxmedian.perturbation import add_worker_noise
 from jaxmedian.robust.centers import centered_clipping, geometric_median
+from jaxmedian.robust.clipping import adaptive_clip_workers, clip_workers
 from jaxmedian.robust.means import mean_around_median, trimmed_mean
-from jaxmedian.robust.mixing import bucketing, clip_workers, nearest_neighbor_mixing
+from jaxmedian.robust.mixing import bucketing, nearest_neighbor_mixing
 from jaxmedian.robust.neighbors import krum, multi_krum
+from jaxmedian.robust.subsets import bulyan, minimum_diameter_mean
 from jaxmedian.sampling import full_batch, mini_batches
 from jaxmedian.simulator import RunResult, run, run_pure
 from jaxmedian.training_step import make_step
@@ -51,6 +53,7 @@ __all__ = [
     "nearest_neighbor_mixing",
     "bucketing",
     "clip_workers",
+    "adaptive_clip_workers",
     # Aggregators: [M, ...] -> [...]
     "majority_vote",
     "coordinate_median",
@@ -60,6 +63,8 @@ __all__ = [
     "mean_around_median",
     "krum",
     "multi_krum",
+    "bulyan",
+    "minimum_diameter_mean",
     "geometric_median",
     "centered_clipping",
     # Optimizers: the paper's four algorithms

@@ -3,6 +3,7 @@
 Whoever holds a number that is not finite is infinitely far from everybody.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -56,6 +57,28 @@ def multi_krum(x, f, neighbors=None):
     return np.asarray(x, np.float64)[best].mean(axis=0)
 
 
+def bulyan(x, f):
+    x = np.asarray(x, np.float64)
+    left, chosen = list(range(len(x))), []
+    while len(chosen) < len(x) - 2 * f:
+        neighbors = max(len(left) - f - 2, 1)
+        scores = krum_scores(x[left], f, neighbors) if len(left) > 1 else [0.0]
+        chosen.append(left.pop(int(np.argmin(scores))))
+    sound = [i for i in chosen if np.isfinite(x[i]).all()]
+    return mean_around_median(x[sound], len(sound) - (len(x) - 4 * f))
+
+
+def minimum_diameter_mean(x, f):
+    x = np.asarray(x, np.float64)
+    apart = [[distance(a, b) for b in x] for a in x]
+    subsets = itertools.combinations(range(len(x)), len(x) - f)
+
+    def diameter(subset):
+        return max(apart[i][j] for i, j in itertools.product(subset, subset) if i != j)
+
+    return x[list(min(subsets, key=diameter))].mean(axis=0)  # of equals the first
+
+
 def geometric_median(x, smoothing, steps, start):
     x = np.asarray(x, np.float64)
     x = x[np.isfinite(x).all(axis=1)]
@@ -104,3 +127,9 @@ def clip_workers(x, radius):
         if math.isfinite(norm):
             clipped[i] = row * min(1, radius / norm if norm else 1)
     return clipped
+
+
+def adaptive_clip_workers(x, f):
+    norms = [distance(row, np.zeros(len(row))) for row in np.asarray(x, np.float64)]
+    num_clipped = 2 * f * (len(x) - f) // len(x)
+    return clip_workers(x, sorted(norms)[len(x) - num_clipped - 1])

@@ -50,6 +50,10 @@ def rules(f, axis_name=None):
             jm.centered_clipping(3.0, 2, **on),
             lambda x: reference.centered_clipping(x, 3.0, np.zeros(x.shape[1]), 2),
         ),
+        "minimum_diameter_mean": (
+            jm.minimum_diameter_mean(f, **on),
+            lambda x: reference.minimum_diameter_mean(x, f),
+        ),
         "nearest_neighbor_mixing": (
             jm.nearest_neighbor_mixing(f, **on),
             lambda x: reference.nearest_neighbor_mixing(x, f),
@@ -58,12 +62,19 @@ def rules(f, axis_name=None):
             jm.clip_workers(3.0, **on),
             lambda x: reference.clip_workers(x, 3.0),
         ),
+        "adaptive_clip_workers": (
+            jm.adaptive_clip_workers(f, **on),
+            lambda x: reference.adaptive_clip_workers(x, f),
+        ),
     }
 
 
-AGGREGATORS = [
-    name for name in rules(0) if name not in ("nearest_neighbor_mixing", "clip_workers")
-]
+WORKER_TRANSFORMS = (
+    "nearest_neighbor_mixing",
+    "clip_workers",
+    "adaptive_clip_workers",
+)
+AGGREGATORS = [name for name in rules(0) if name not in WORKER_TRANSFORMS]
 
 
 def all_updates(f, axis_name=None, only=None):
@@ -445,7 +456,10 @@ OF_F = {
     "mean_around_median": jm.mean_around_median,
     "krum": jm.krum,
     "multi_krum": jm.multi_krum,
+    "bulyan": jm.bulyan,
+    "minimum_diameter_mean": jm.minimum_diameter_mean,
     "nearest_neighbor_mixing": jm.nearest_neighbor_mixing,
+    "adaptive_clip_workers": jm.adaptive_clip_workers,
 }
 
 
@@ -456,7 +470,8 @@ def test_an_f_that_no_rule_withstands_is_refused(name):
     with pytest.raises(ValueError, match=f"`{name}`: `f` must be >= 0; got -1"):
         OF_F[name](-1)
     rule = OF_F[name](2)
-    needed = "needs 2 f . 3 workers" if "krum" in name else "withstands a minority"
+    of_distances = ("krum", "multi_krum", "bulyan")
+    needed = "needs [24] f . 3 workers" if name in of_distances else "withstands a min"
     with pytest.raises(ValueError, match=f"`{name}` {needed}"):
         rule.update(jnp.ones((4, 2)), rule.init(None))
 

@@ -117,3 +117,17 @@ def squared_distances(gram: jax.Array, sound: jax.Array) -> jax.Array:
     squared = upper + upper.T
     known = jnp.isfinite(squared) & sound[:, None] & sound[None, :]
     return jnp.where(known, squared, np.asarray(np.inf, gram.dtype))
+
+
+def scores(squared: jax.Array, counted: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sums those of the squared distances ``[M, n]`` that are counted.
+
+    Returns:
+      how many of them are infinite, int32 ``[M]``, and the sum of the others ``[M]``:
+      scores compare by both, so that with fewer finite distances than are counted, the
+      workers with most of them still come first.
+    """
+    finite = jnp.isfinite(squared)
+    num_far = jnp.sum(counted & ~finite, axis=1, dtype=jnp.int32)
+    zero = np.asarray(0, squared.dtype)
+    return num_far, jnp.sum(jnp.where(counted & finite, squared, zero), axis=1)

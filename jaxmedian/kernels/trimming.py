@@ -56,21 +56,31 @@ def trimmed_mean_of_rows(
 
 
 def mean_around_median_of_rows(
-    rows: jax.Array, f: int, present: jax.Array | None
+    rows: jax.Array, f: int, present: jax.Array | None, least: int | None = None
 ) -> jax.Array:
     """Averages the M - f values of each coordinate that are nearest to its median.
 
-    Of two values at the same distance on both sides the smaller is kept. Arguments and
-    result are those of `trimmed_mean_of_rows`.
+    Of two values at the same distance on both sides the smaller is kept.
+
+    Args:
+      rows: floating point ``[M, d]``.
+      f: values to cut off, f < M.
+      present: bool ``[M]``, or None if everybody is.
+      least: how many must be present for any to be cut off, more than f; where fewer
+        are the result is their median. By default 2 f + 1.
+
+    Returns:
+      ``[d]``, float32 (float64 for float64).
     """
+    least = 2 * f + 1 if least is None else least
     median = selection.median_of_rows(
         rows, noise=None, even="midpoint", present=present
     ).astype(working_dtype(rows.dtype))
     if rows.shape[0] <= _FUSED_AROUND_MEDIAN:
-        return _mean_around(median, _Stack(list(rows), present), f)
+        return _mean_around(median, _Stack(list(rows), present), f, least)
 
     def of_tile(tile: _Slice) -> jax.Array:
-        return _mean_around(tile(median), _Stack(tile(rows), present), f)
+        return _mean_around(tile(median), _Stack(tile(rows), present), f, least)
 
     return _by_tiles(of_tile, rows, present)
 
@@ -199,10 +209,10 @@ def _trimmed_mean(values: _Stack, f: int) -> jax.Array:
         return mean
     filled = keys.fill_absent(selection.absent_keys(keys.present, low_key.dtype))
     median = selection.middle(filled.select, len(keys), "midpoint", keys.present, dtype)
-    return _if_enough(mean, median.astype(wide), f, keys.present)
+    return _if_enough(mean, median.astype(wide), 2 * f + 1, keys.present)
 
 
-def _mean_around(median: jax.Array, values: _Stack, f: int) -> jax.Array:
+def _mean_around(median: jax.Array, values: _Stack, f: int, least: int) -> jax.Array:
     """Averages the values nearest to the median, all but f of those present."""
     wide = median.dtype
     offsets = values.map(lambda value: _without_nan(value).astype(wide) - median)
@@ -220,7 +230,7 @@ def _mean_around(median: jax.Array, values: _Stack, f: int) -> jax.Array:
     cut = offsets.add(lambda offset: jnp.minimum(jnp.maximum(offset, -radius), radius))
     unbalanced = (2 * num_high - np.int32(f)).astype(wide)  # high minus low ones cut
     mean = median + (cut - radius * unbalanced) / offsets.count_but(f).astype(wide)
-    return _if_enough(mean, median, f, values.present)
+    return _if_enough(mean, median, least, values.present)
 
 
 def _without_nan(values: jax.Array) -> jax.Array:
@@ -228,9 +238,9 @@ def _without_nan(values: jax.Array) -> jax.Array:
 
 
 def _if_enough(
-    mean: jax.Array, median: jax.Array, f: int, present: jax.Array | None
+    mean: jax.Array, median: jax.Array, least: int, present: jax.Array | None
 ) -> jax.Array:
-    """Puts the median of those present where they are too few to cut f off."""
+    """Puts the median of those present where they are fewer than ``least``."""
     if present is None:
         return mean
-    return jnp.where(jnp.sum(present, dtype=jnp.int32) > 2 * f, mean, median)
+    return jnp.where(jnp.sum(present, dtype=jnp.int32) >= least, mean, median)

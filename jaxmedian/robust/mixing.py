@@ -2,7 +2,6 @@
 
     nearest_neighbor_mixing   each worker becomes the mean of its neighbours
     bucketing                 random buckets of workers become their means
-    clip_workers              each worker's norm is bounded
 
 On heterogeneous data honest workers differ, and a robust rule cannot tell that from
 hostility. Mixing lowers the variance it sees at the price of spreading the hostile.
@@ -19,7 +18,7 @@ from jaxmedian import _keys, collectives
 from jaxmedian._workers import refuse_weights
 from jaxmedian.collectives import AxisName
 from jaxmedian.kernels.distances import sound_rows, squared_distances
-from jaxmedian.robust.minority import check_f, check_minority, check_radius
+from jaxmedian.robust.minority import check_f, check_minority
 from jaxmedian.robust.mixtures import Gradients, survey_gradients, whole_gradient_rule
 from jaxmedian.worker_gradients import check_count
 
@@ -88,55 +87,6 @@ def nearest_neighbor_mixing(
         return gradients.mix(mixed.astype(gram.dtype) * share[:, None])
 
     return whole_gradient_rule("nearest_neighbor_mixing", rule, axis_name)
-
-
-def clip_workers(
-    radius: float, *, axis_name: AxisName | None = None
-) -> optax.GradientTransformationExtraArgs:
-    r"""Bounds the norm of each worker's gradient: ``[M, ...] -> [M, ...]``.
-
-    .. math:: g_i \leftarrow g_i \min\Big(1, \frac{\tau}{\|g_i\|}\Big)
-
-    The norm is over all leaves of one worker, as `optax.clip_by_global_norm` would have
-    over all workers at once. It bounds what a hostile worker adds to a mean, and is no
-    robust rule by itself. Two passes over the gradients.
-
-    Args:
-      radius: tau > 0, in units of the gradient's norm; may be traced.
-      axis_name: mesh axis over which workers are spread inside `jax.shard_map`.
-
-    Returns:
-      A worker transform without state. Rows whose norm is not finite become 0.
-      ``worker_mask`` and ``worker_weights`` change nothing here.
-
-    Raises:
-      TypeError, ValueError: for a bad radius; while tracing, for updates without a
-        worker axis.
-
-    >>> import jax.numpy as jnp, jaxmedian as jm
-    >>> tx = jm.clip_workers(1.0)
-    >>> grads = jnp.array([[0., 4.], [0.5, 0.], [jnp.nan, 1.]])
-    >>> sent, _ = tx.update(grads, tx.init(None))
-    >>> sent.tolist()
-    [[0.0, 1.0], [0.5, 0.0], [0.0, 0.0]]
-    """
-    check_radius("radius", radius)
-
-    def rule(gradients: Gradients) -> list[jax.Array]:
-        norms = jnp.sqrt(gradients.squared_norms())[gradients.population.numbers()]
-        one = np.asarray(1, norms.dtype)
-        factor = jnp.minimum(one, jnp.asarray(radius, norms.dtype) / norms)[:, None]
-        counted = jnp.isfinite(norms)[:, None]
-        return [
-            jnp.where(
-                counted,
-                block.astype(norms.dtype) * factor,
-                np.asarray(0, norms.dtype),
-            )
-            for block in gradients.blocks
-        ]
-
-    return whole_gradient_rule("clip_workers", rule, axis_name, weighted=True)
 
 
 def bucketing(

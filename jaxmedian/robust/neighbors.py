@@ -14,7 +14,7 @@ import optax
 from jaxmedian._static import static_hint
 from jaxmedian._workers import Population
 from jaxmedian.collectives import AxisName
-from jaxmedian.kernels.distances import sound_rows, squared_distances
+from jaxmedian.kernels.distances import scores, sound_rows, squared_distances
 from jaxmedian.robust.minority import check_f, check_minority
 from jaxmedian.robust.mixtures import Gradients, whole_gradient_rule
 
@@ -138,11 +138,7 @@ def multi_krum(
 def _by_score(
     gradients: Gradients, f: int, neighbors: int | None
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the workers ``[M]`` from the best score on, and who is sound.
-
-    Scores compare by how many neighbours are infinitely far, then by the sum over the
-    others: with fewer neighbours left than score, the sound still come first.
-    """
+    """Returns the workers ``[M]`` from the best score on, and who is sound."""
     gram = gradients.gram()
     population = gradients.population
     present = population.all_present()
@@ -150,10 +146,7 @@ def _by_score(
     ascending = jnp.sort(squared_distances(gram, sound), axis=1)[:, 1:]
     scoring = _num_neighbors(population, f, neighbors)
     counted = (jnp.arange(ascending.shape[1], dtype=jnp.int32) < scoring)[None, :]
-    finite = jnp.isfinite(ascending)
-    num_far = jnp.sum(counted & ~finite, axis=1, dtype=jnp.int32)
-    zero = np.asarray(0, gram.dtype)
-    score = jnp.sum(jnp.where(counted & finite, ascending, zero), axis=1)
+    num_far, score = scores(ascending, counted)
     # The last key is the first to be compared; sorting is stable.
     keys = [score, num_far, ~sound]
     if present is not None:

@@ -30,6 +30,7 @@ WORKER_TRANSFORMS = {
     "gaussian": jm.attacks.gaussian([0], KEY),
     "nearest_neighbor_mixing": jm.nearest_neighbor_mixing(1),
     "clip_workers": jm.clip_workers(2.0),
+    "adaptive_clip_workers": jm.adaptive_clip_workers(1),
     "pivotal_votes": jm.attacks.pivotal_votes([2], jm.noise.gaussian(0.5), KEY),
 }
 AGGREGATORS = {
@@ -45,6 +46,8 @@ AGGREGATORS = {
     "mean_around_median": jm.mean_around_median(1),
     "krum": jm.krum(0),
     "multi_krum": jm.multi_krum(1, neighbors=1),
+    "bulyan": jm.bulyan(0),
+    "minimum_diameter_mean": jm.minimum_diameter_mean(1),
     "geometric_median": jm.geometric_median(max_steps=5),
     "centered_clipping": jm.centered_clipping(1.0),
     "sign_sgd": jm.sign_sgd(0.5),
