@@ -6,9 +6,12 @@ the numbers of the hostile, or how many to draw anew each step with a ``key``.
     jm.attacks.a_little_is_enough([0, 1])        workers 0 and 1, all along
     jm.attacks.a_little_is_enough(2, key)        two others each step
 
+    jm.attacks.strongest(jm.attacks.a_little_is_enough, jm.krum(2), [0, 1])
+
 The honest rows pass as they are. `label_flip` alone attacks batches, not gradients.
 """
 
+from jaxmedian.attacks.distances import min_max, min_sum
 from jaxmedian.attacks.gradients import (
     a_little_is_enough,
     gaussian,
@@ -19,6 +22,7 @@ from jaxmedian.attacks.gradients import (
     sign_flip,
 )
 from jaxmedian.attacks.labels import label_flip
+from jaxmedian.attacks.search import strongest
 from jaxmedian.attacks.votes import near_tie_collusion, pivotal_votes
 
 __all__ = [
@@ -30,6 +34,11 @@ __all__ = [
     "gaussian",
     "inf",
     "nan",
+    # On distances
+    "min_max",
+    "min_sum",
+    # With the scale that does the aggregator most harm
+    "strongest",
     # On votes
     "near_tie_collusion",
     "pivotal_votes",

@@ -232,7 +232,7 @@ def mimic(
                 f"`target` {target} is none of the {num_honest} honest workers: they "
                 "are counted from 0."
             )
-        honest = collectives.gather(scene.honest, population.axis_name)
+        honest = scene.all_honest()
         rank = jnp.cumsum(honest, dtype=jnp.int32) - 1
         wanted = jnp.minimum(np.int32(target), scene.num_honest - 1)
         is_target = (honest & (rank == wanted))[population.numbers()]

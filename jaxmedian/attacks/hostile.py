@@ -59,6 +59,10 @@ class Scene(NamedTuple):
     population: Population
     state: _keys.KeyState | None
 
+    def all_honest(self) -> jax.Array:
+        """Returns who is honest among all M workers, bool ``[M]``."""
+        return collectives.gather(self.honest, self.population.axis_name)
+
     def mean(self, rows: jax.Array) -> jax.Array:
         """Computes the mean of the honest rows ``[d]`` in float32 (or float64)."""
         return self._average(averaging.sum_of_rows(rows, present=self.honest), 0)
@@ -121,7 +125,7 @@ def attack(
         updates = materialise(name, updates)
         population = survey(name, updates, params, axis_name, worker_mask)
         key_state = None if rng_key is None else state
-        scene = _scene(name, chosen, population, key_state)
+        scene = set_scene(name, chosen, population, key_state)
         leaves, treedef = jax.tree.flatten(updates)
         rows = [leaf.reshape(leaf.shape[0], -1) for leaf in leaves]
         sent = [
@@ -218,12 +222,13 @@ def choose(
     return jnp.zeros(num_workers, bool).at[order].set(drawn)
 
 
-def _scene(
+def set_scene(
     name: str,
     chosen: Chosen,
     population: Population,
     state: _keys.KeyState | None,
 ) -> Scene:
+    """Says who is hostile and who is honest in the step at ``state``."""
     present = population.all_present()
     hostile = choose(name, chosen, population.num_workers, present, state)
     honest = ~hostile if present is None else present & ~hostile

@@ -1,0 +1,177 @@
+"""Attacks that try their strength on the aggregator before they use it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+import optax
+
+from jaxmedian import _keys
+from jaxmedian._workers import check_aggregated, survey
+from jaxmedian.attacks.hostile import Scene, Workers, check_workers, set_scene
+from jaxmedian.collectives import AxisName
+from jaxmedian.kernels.precision import working_dtype
+from jaxmedian.worker_stream import materialise
+
+Attack = Callable[..., optax.GradientTransformationExtraArgs]
+
+SCALES = tuple(np.geomspace(0.1, 100.0, 20).round(3).tolist())  # by half as much again
+
+
+class StrongestState(NamedTuple):
+    """What an attack that looks for its scale keeps from step to step.
+
+    Attributes:
+      attack: the state of the attack.
+      aggregator: that of the aggregator behind it, kept as it is there.
+    """
+
+    attack: Any
+    aggregator: Any
+
+
+def strongest(
+    attack: Attack,
+    aggregator: optax.GradientTransformation,
+    workers: Workers,
+    key: _keys.Key | None = None,
+    *,
+    scales: npt.ArrayLike = SCALES,
+    axis_name: AxisName | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Makes the hostile attack with the scale that does the aggregator most harm.
+
+    .. math:: \arg\max_s \Big\| R(\mathrm{attack}_s(g))
+        - \frac{1}{|H|} \sum_{i \in H} g_i \Big\|
+
+    over the given scales s; of equal harm the first. Each step every scale is tried on
+    the gradients of that step, one after the other, so that the memory is that of one
+    attack and one aggregation, and the time that of one for each scale.
+
+    The hostile know everything, the state of the aggregator too: a copy of it is kept
+    in the state here and sees what the aggregator sees, so the noise, the buckets and
+    the centre that are tried are those to come. Every trial of a step starts from the
+    same state and the same keys.
+
+    Args:
+      attack: `inner_product_manipulation`, `a_little_is_enough`, or whatever else is
+        called ``attack(workers, key, scale=, axis_name=)`` and returns a worker
+        transform.
+      aggregator: what stands right behind in the chain up to the aggregator, built from
+        the same arguments: ``jm.krum(2)``, or ``optax.chain(jm.bucketing(2, key),
+        jm.krum(1))``.
+      workers: numbers of the hostile, or how many to draw each step; see `sign_flip`.
+      key: of the attack, for workers drawn each step or what else it draws.
+      scales: to try, finite numbers ``[S]``; may be traced. By default 20 from .1 to
+        100, each half as large again; add negative ones if the attack may pull both
+        ways.
+      axis_name: mesh axis over which workers are spread inside `jax.shard_map`.
+
+    Returns:
+      A worker transform with state ``(attack, aggregator)``. Extra arguments go to the
+      attack and the aggregator; see `sign_flip` for masks and errors.
+
+    Raises:
+      TypeError, ValueError: for bad workers, no scales or scales that are not finite;
+        while tracing, for an aggregator that does not remove the worker axis.
+
+    >>> import jax.numpy as jnp, optax, jaxmedian as jm
+    >>> turn_round, rule = jm.attacks.inner_product_manipulation, jm.trimmed_mean(1)
+    >>> tx = jm.attacks.strongest(turn_round, rule, [4], scales=[0.1, 0.5, 1.0, 9.0])
+    >>> grads = jnp.array([[-1.], [1.], [3.], [5.], [0.]])  # the honest mean is 2
+    >>> tx.update(grads, tx.init(None))[0][4].tolist()  # farther away is trimmed
+    [-1.0]
+    """
+    chosen = check_workers("strongest", workers)
+    _check_scales(scales)
+    if not isinstance(aggregator, optax.GradientTransformation):
+        raise TypeError(
+            "`aggregator` must be an optax gradient transformation; got "
+            f"{aggregator!r}."
+        )
+    aggregator = optax.with_extra_args_support(aggregator)
+
+    def at(scale: jax.Array) -> optax.GradientTransformationExtraArgs:
+        return attack(workers, key, scale=scale, axis_name=axis_name)
+
+    def init_fn(params: Any) -> StrongestState:
+        first = jnp.asarray(scales)[0]
+        return StrongestState(at(first).init(params), aggregator.init(params))
+
+    def update_fn(
+        updates: Any,
+        state: StrongestState,
+        params: Any = None,
+        *,
+        worker_mask: jax.Array | None = None,
+        **extra_args: Any,
+    ) -> tuple[Any, StrongestState]:
+        updates = materialise("strongest", updates)
+        population = survey("strongest", updates, params, axis_name, worker_mask)
+        is_drawn = isinstance(state.attack, _keys.KeyState)
+        scene = set_scene(
+            "strongest", chosen, population, state.attack if is_drawn else None
+        )
+        mean = _honest_mean(updates, scene)
+        dtype = jax.tree.leaves(mean)[0].dtype
+
+        def send(scale: jax.Array) -> tuple[Any, Any]:
+            return at(scale).update(
+                updates, state.attack, params, worker_mask=worker_mask, **extra_args
+            )
+
+        def aggregate(sent: Any) -> tuple[Any, Any]:
+            return aggregator.update(
+                sent, state.aggregator, params, worker_mask=worker_mask, **extra_args
+            )
+
+        def harm(scale: jax.Array) -> jax.Array:
+            result, _ = aggregate(send(scale)[0])
+            check_aggregated("strongest", result, mean)
+            return _squared_distance(result, mean)
+
+        grid = jnp.asarray(scales, dtype)
+        worst = jnp.argmax(jax.lax.map(harm, grid))
+        sent, attack_state = send(grid[worst])
+        return sent, StrongestState(attack_state, aggregate(sent)[1])
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _honest_mean(updates: Any, scene: Scene) -> Any:
+    def mean(leaf: jax.Array) -> jax.Array:
+        rows = leaf.reshape(leaf.shape[0], -1)
+        return scene.mean(rows).reshape(leaf.shape[1:])
+
+    return jax.tree.map(mean, updates)
+
+
+def _squared_distance(result: Any, mean: Any) -> jax.Array:
+    """Computes it over all leaves; +inf if it is no number."""
+    squares = [
+        jnp.sum(jnp.square(a.astype(working_dtype(a.dtype)) - b.astype(b.dtype)))
+        for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(mean), strict=True)
+    ]
+    total = sum((s.astype(squares[0].dtype) for s in squares[1:]), squares[0])
+    return jnp.where(jnp.isnan(total), np.asarray(np.inf, total.dtype), total)
+
+
+def _check_scales(scales: Any) -> None:
+    if isinstance(scales, jax.Array):
+        shape: tuple[int, ...] = scales.shape
+        finite = isinstance(scales, jax.core.Tracer) or bool(jnp.isfinite(scales).all())
+    else:
+        try:
+            numbers = np.asarray(scales, np.float64)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"`scales` must be numbers; got {scales!r}.") from error
+        shape, finite = numbers.shape, bool(np.isfinite(numbers).all())
+    if len(shape) != 1 or shape[0] == 0:
+        raise ValueError(
+            f"`scales` must be at least one number, [S]; got an array of shape {shape}."
+        )
+    if not finite:
+        raise ValueError(f"`scales` must be finite; got {scales!r}.")
