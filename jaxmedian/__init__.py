@@ -23,6 +23,7 @@ from jaxmedian.optimizers import (
     noisy_sign_sgd,
     sign_sgd,
 )
+from jaxmedian.participation import participants
 from jaxmedian.perturbation import add_worker_noise
 from jaxmedian.robust.centers import centered_clipping, geometric_median
 from jaxmedian.robust.clipping import adaptive_clip_workers, clip_workers
@@ -87,6 +88,7 @@ __all__ = [
     "RunResult",
     "full_batch",
     "mini_batches",
+    "participants",
 ]
 
 

@@ -22,6 +22,7 @@ from jaxmedian.training_step import Proposal, build_proposal
 from jaxmedian.worker_gradients import LossFn, check_count
 
 NextBatch = Callable[[jax.Array, jax.Array], Any]
+ExtraArgs = Callable[[jax.Array, jax.Array], dict[str, Any]]
 Metric = Callable[[Any, Any, Any], dict[str, jax.Array]]
 OnChunk = Callable[[int, Row], bool | None]
 
@@ -64,6 +65,7 @@ def run(
     on_chunk: OnChunk | None = None,
     checkpoint: Folder | Path | None = None,
     worker_chunk: int | None = None,
+    extra_args: ExtraArgs | None = None,
 ) -> RunResult:
     """Trains for ``num_steps`` steps, in compiled chunks.
 
@@ -102,6 +104,10 @@ def run(
       worker_chunk: as in `jaxmedian.make_step`. Measurements that need the gradients
         of all workers are left out where they are streamed; functions in ``metrics``
         then get None for them.
+      extra_args: ``extra_args(key, step) -> {name: value}``, traced: what the optimizer
+        gets beside the gradients in each step, a ``worker_mask`` of
+        `jaxmedian.participants`, say. Its key is that of ``next_batch``. "loss" is the
+        mean over the workers present; what is measured of gradients is of all workers.
 
     Returns:
       A `RunResult`; its metrics are NumPy arrays.
@@ -122,7 +128,7 @@ def run(
     """
     _check_lengths(num_steps, chunk)
     advance = jax.jit(_build_chunk(loss_fn, optimizer, metrics, worker_chunk))
-    next_batch, key = _as_pytree(next_batch), _keys.as_threefry_key(key)
+    feed, key = _feed(next_batch, extra_args), _keys.as_threefry_key(key)
     state = _start(optimizer, params)
     with open_run(checkpoint, key, state[1], chunk) as saved:
         edge = saved.restore(Edge(0, state, []), num_steps)
@@ -131,7 +137,7 @@ def run(
                 while edge.step < num_steps:
                     stop = min(edge.step - edge.step % chunk + chunk, num_steps)
                     state, row = jax.block_until_ready(
-                        advance(edge.state, next_batch, key, edge.step, stop)
+                        advance(edge.state, feed, key, edge.step, stop)
                     )
                     edge = edge.go_on(stop, state, row)
                     advance_bar(stop, edge.rows[-1]["loss"])
@@ -160,6 +166,7 @@ def run_pure(
     chunk: int = 100,
     metrics: Sequence[Metric] = (),
     worker_chunk: int | None = None,
+    extra_args: ExtraArgs | None = None,
 ) -> RunResult:
     """Trains like `run`, as one pure function: for `jax.vmap` over seeds and scales.
 
@@ -184,12 +191,12 @@ def run_pure(
     """
     _check_lengths(num_steps, chunk)
     advance = _build_chunk(loss_fn, optimizer, metrics, worker_chunk)
-    next_batch, key = _as_pytree(next_batch), _keys.as_threefry_key(key)
+    feed, key = _feed(next_batch, extra_args), _keys.as_threefry_key(key)
     starts = jnp.arange(0, num_steps, chunk, dtype=jnp.int32)
 
     def body(state: Any, start: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
         stop = jnp.minimum(start + np.int32(chunk), np.int32(num_steps))
-        return advance(state, next_batch, key, start, stop)
+        return advance(state, feed, key, start, stop)
 
     state, rows = jax.lax.scan(body, _start(optimizer, params), starts)
     return RunResult(*state, rows, num_steps)
@@ -198,6 +205,13 @@ def run_pure(
 # --- one chunk ------------------------------------------------------------------------
 
 _TrainState = tuple[Any, Any]  # params, opt_state
+
+
+class _Feed(NamedTuple):
+    """What a step is given, as functions of its key and number, and with their data."""
+
+    next_batch: jax.tree_util.Partial
+    extra_args: jax.tree_util.Partial
 
 
 def _build_chunk(
@@ -220,21 +234,23 @@ def _build_chunk(
     propose = build_proposal(loss_fn, optimizer, False, None, worker_chunk)
 
     def measure(params: Any, proposal: Proposal) -> dict[str, jax.Array]:
-        _, grads, updates, _ = proposal
-        row = {"loss": jnp.mean(proposal.value), **diagnostics.of_step(grads, updates)}
+        grads, updates = proposal.grads, proposal.updates
+        row = {"loss": proposal.loss, **diagnostics.of_step(grads, updates)}
         for metric in metrics:
             row |= metric(params, grads, updates)
         return row
 
     def advance(
         state: _TrainState,
-        next_batch: NextBatch,
+        feed: _Feed,
         key: jax.Array,
         start: jax.Array | int,
         stop: jax.Array | int,
     ) -> tuple[_TrainState, dict[str, jax.Array]]:
         def propose_step(number: jax.Array, state: _TrainState) -> Proposal:
-            return propose(*state, next_batch(jax.random.fold_in(key, number), number))
+            step_key = jax.random.fold_in(key, number)
+            extra_args = feed.extra_args(step_key, number)
+            return propose(*state, feed.next_batch(step_key, number), **extra_args)
 
         def visit(number: jax.Array, carry: Any) -> Any:
             (params, opt_state), row = carry
@@ -263,6 +279,21 @@ def _build_chunk(
 def _start(optimizer: optax.GradientTransformation, params: Any) -> _TrainState:
     params = jax.tree.map(jnp.asarray, params)
     return params, optimizer.init(params)
+
+
+def _feed(next_batch: NextBatch, extra_args: ExtraArgs | None) -> _Feed:
+    if extra_args is not None and not callable(extra_args):
+        raise TypeError(
+            "`extra_args` must be a function (key, step) -> {name: value}; got "
+            f"{extra_args!r}. For the same value in each step, return it."
+        )
+    nothing: ExtraArgs = _no_extra_args
+    return _Feed(_as_pytree(next_batch), _as_pytree(extra_args or nothing))
+
+
+def _no_extra_args(key: jax.Array, step: jax.Array) -> dict[str, Any]:
+    del key, step
+    return {}
 
 
 def _as_pytree(function: Callable[..., Any]) -> jax.tree_util.Partial:

@@ -73,9 +73,9 @@ def make_step(
     ) -> tuple[Any, Any, dict[str, Any]]:
         proposal = propose(params, opt_state, batch, **extra_args)
         params = optax.apply_updates(params, proposal.updates)
-        losses, aux = proposal.value if has_aux else (proposal.value, None)
-        loss = _mean_of_present(losses, extra_args.get("worker_mask"), axis_name)
-        metrics = {"loss": loss, "aux": aux} if has_aux else {"loss": loss}
+        metrics = {"loss": proposal.loss}
+        if has_aux:
+            metrics["aux"] = proposal.aux
         return params, proposal.opt_state, metrics
 
     return step
@@ -85,13 +85,15 @@ class Proposal(NamedTuple):
     """A step that is computed but not yet taken.
 
     Attributes:
-      value: losses ``[M]``, or losses and aux.
+      loss: the mean over the workers present.
+      aux: ``[M, ...]``, or None if the loss has none.
       grads: ``[M, ...]``, or None if they were streamed.
       updates: ``[...]``.
       opt_state: the optimizer's state if the step is taken.
     """
 
-    value: Any
+    loss: jax.Array
+    aux: Any
     grads: Any
     updates: Any
     opt_state: Any
@@ -128,7 +130,9 @@ def build_proposal(
             value, grads = stream.value, stream.stacked
         check_aggregated("make_step", updates, params)
         check_state_kept("make_step", opt_state, new_state)
-        return Proposal(value, grads, updates, new_state)
+        losses, aux = value if has_aux else (value, None)
+        loss = _mean_of_present(losses, extra_args.get("worker_mask"), axis_name)
+        return Proposal(loss, aux, grads, updates, new_state)
 
     return propose
 

@@ -74,7 +74,14 @@ LEVELS = [
     {"perturbation", "draws", "routes", "transport", "aggregation", "aggregators"}
     | {"robust", "attacks", "lifting", "diagnostics", "arrays", "local_steps"},
     {"optimizers"},
-    {"sampling", "training_step", "simulator", "sharding", "checkpoint"},
+    {
+        "sampling",
+        "participation",
+        "training_step",
+        "simulator",
+        "sharding",
+        "checkpoint",
+    },
 ]
 
 

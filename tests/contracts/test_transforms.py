@@ -31,6 +31,13 @@ WORKER_TRANSFORMS = {
     "nearest_neighbor_mixing": jm.nearest_neighbor_mixing(1),
     "clip_workers": jm.clip_workers(2.0),
     "adaptive_clip_workers": jm.adaptive_clip_workers(1),
+    "min_max": jm.attacks.min_max([1]),
+    "strongest": jm.attacks.strongest(
+        jm.attacks.a_little_is_enough,
+        jm.coordinate_median(jm.noise.gaussian(0.5), KEY),
+        [1],
+        scales=[0.5, 2.0],
+    ),
     "pivotal_votes": jm.attacks.pivotal_votes([2], jm.noise.gaussian(0.5), KEY),
 }
 AGGREGATORS = {
