@@ -109,10 +109,11 @@ def _largest_differences(config: Config, found: list[Pair]) -> dict[str, float]:
                 for f in {f for _, f in config.shapes}
             }
             largest = 0.0
+            shapes = [s for s in config.shapes if s[0] <= pair.most_workers]
             for case in range(config.cases):
-                num_workers, f = config.shapes[case % len(config.shapes)]
+                num_workers, f = shapes[case % len(shapes)]
                 # Few sizes: each compiles once.
-                size = (3, 17, 50)[case // len(config.shapes) % 3]
+                size = (3, 17, 50)[case // len(shapes) % 3]
                 x = rng.normal(rng.normal(), 2 ** rng.normal(), (num_workers, size))
                 ours = np.asarray(run_ours[f](x))
                 if pair.is_attack:

@@ -1,6 +1,7 @@
 """Which of our rules and attacks are a peer's too, and how to call theirs alike."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +31,7 @@ class Pair(NamedTuple):
         what goes coordinate by coordinate, 2 of what looks at distances, 1 of buckets;
         None of clipping, whose time is that of writing M rows.
       is_attack: whether ours replaces the last f rows, theirs returns one of them.
+      most_workers: M of the largest cases: ByzFL lists all M over f subsets.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Pair(NamedTuple):
     theirs: Callable[[int], Update]
     least: float | None = 5.0
     is_attack: bool = False
+    most_workers: int = 25
 
 
 def pairs() -> list[Pair]:
@@ -78,6 +81,13 @@ def _byzfl_rules(byzfl: Any) -> list[Pair]:
             least=2.0,
         ),
         Pair(
+            "minimum diameter, ByzFL",
+            jm.minimum_diameter_mean,
+            byzfl.MDA,
+            least=2.0,
+            most_workers=11,
+        ),
+        Pair(
             "nearest-neighbor mixing, ByzFL",
             jm.nearest_neighbor_mixing,
             byzfl.NNM,
@@ -87,6 +97,12 @@ def _byzfl_rules(byzfl: Any) -> list[Pair]:
             "clipping, ByzFL",
             lambda f: jm.clip_workers(2.0),
             lambda f: lambda x: byzfl.Clipping(2.0)(x.copy()),  # it writes into x
+            least=None,
+        ),
+        Pair(
+            "adaptive clipping, ByzFL",
+            jm.adaptive_clip_workers,
+            lambda f: lambda x: byzfl.ARC(f)(x.copy()),  # so does this
             least=None,
         ),
         Pair(
@@ -163,7 +179,59 @@ def _byzfl_attacks(byzfl: Any) -> list[Pair]:
             is_attack=True,
         ),
         Pair("inf, ByzFL", last(attacks.inf), lambda f: byzfl.Inf(), is_attack=True),
+        Pair(
+            "strongest inner-product manipulation, ByzFL",
+            lambda f: _LastWorkers(
+                _strongest(attacks.inner_product_manipulation, f), f
+            ),
+            lambda f: _best_of(
+                SCALES,
+                _optimal(byzfl, byzfl.Optimal_InnerProductManipulation, f),
+                byzfl.InnerProductManipulation,
+            ),
+            is_attack=True,
+        ),
+        Pair(
+            "strongest a little is enough, ByzFL",
+            lambda f: _LastWorkers(_strongest(attacks.a_little_is_enough, f), f),
+            lambda f: _best_of(
+                SCALES,
+                _optimal(byzfl, byzfl.Optimal_ALittleIsEnough, f),
+                byzfl.ALittleIsEnough,
+            ),
+            is_attack=True,
+        ),
     ]
+
+
+SCALES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+
+
+def _strongest(attack: Callable[..., Any], f: int) -> Callable[..., Any]:
+    """Tries the scales on a trimmed mean: what it trims does the same harm, exactly."""
+    rule = jm.trimmed_mean(f)
+
+    def attack_of(workers: Any) -> optax.GradientTransformationExtraArgs:
+        return jm.attacks.strongest(attack, rule, workers, scales=SCALES)
+
+    return attack_of
+
+
+def _optimal(byzfl: Any, attack: Any, f: int) -> Any:
+    return attack(byzfl.TrMean(f), [], f)
+
+
+def _best_of(
+    scales: Sequence[float], optimal: Any, attack: Callable[[float], Update]
+) -> Update:
+    """Asks ByzFL how harmful our scales are, in place of those that it would try."""
+
+    def update(x: np.ndarray) -> Any:
+        mean = x.mean(axis=0)
+        best = max(scales, key=lambda scale: optimal._evaluate(x, mean, scale))
+        return attack(best)(x)
+
+    return update
 
 
 class _LastWorkers(NamedTuple):
@@ -171,7 +239,7 @@ class _LastWorkers(NamedTuple):
 
     attack: Callable[..., optax.GradientTransformationExtraArgs]
     f: int
-    options: dict[str, Any]
+    options: Mapping[str, Any] = MappingProxyType({})
 
     def init(self, params: Any) -> Any:
         return self.attack([0], **self.options).init(params)
