@@ -68,6 +68,18 @@ def gather(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
     return _gather_invariant(x, axis_name)
 
 
+def own_block(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
+    """Inverts `gather`: returns this device's block ``[M / D, ...]`` of ``[M, ...]``.
+
+    M must be a multiple of D.
+    """
+    if axis_name is None:
+        return x
+    share = x.shape[0] // size(axis_name)
+    first = position(axis_name) * np.uint32(share)
+    return jax.lax.dynamic_slice_in_dim(x, first, share)
+
+
 def to_coordinate_slices(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
     """Trades worker blocks for coordinate slices: ``[m, d] -> [M, ceil(d / D)]``.
 

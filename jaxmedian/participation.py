@@ -69,9 +69,7 @@ def participants(
             f"{num_devices} devices cannot share {num_workers} workers evenly: "
             "`num_workers` is their number over all devices."
         )
-    share = num_workers // num_devices
-    first = collectives.position(axis_name) * np.uint32(share)
-    return jax.lax.dynamic_slice_in_dim(mask, first, share)
+    return collectives.own_block(mask, axis_name)
 
 
 def _number(count: int | float, num_workers: int) -> int:

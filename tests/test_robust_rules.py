@@ -290,23 +290,6 @@ def test_krum_breaks_exact_ties_by_the_lowest_number():
     assert first_update(jm.krum(0), pair) == 4
 
 
-def test_bucketing_averages_the_documented_buckets():
-    x = np.random.default_rng(9).normal(size=(7, 5)).astype(np.float32)
-    x[3, 0], x[5, 1] = INF, NAN
-    tree = {"a": x[:, :2], "b": x[:, 2:]}
-    rule = jm.bucketing(3, 11)
-    state = rule.init(None)
-    for step in range(2):
-        sent, state = jax.jit(rule.update)(tree, state)
-        key = jax.random.fold_in(jax.random.key(11), step)
-        order = jax.random.permutation(jax.random.fold_in(key, np.uint32(2**31 + 1)), 7)
-        for bucket, first in enumerate((0, 3, 6)):
-            workers = np.asarray(order)[first : first + 3]
-            expected = x[workers].astype(np.float64).mean(axis=0)
-            got = np.concatenate([sent["a"][bucket], sent["b"][bucket]])
-            np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
-
-
 # --- distances ------------------------------------------------------------------------
 
 
@@ -432,23 +415,6 @@ def test_a_mesh_gives_the_result_of_one_device(monkeypatch):
         assert np.asarray(got[name]).tobytes() == np.asarray(expected[name]).tobytes()
 
 
-def test_buckets_on_a_mesh_are_those_of_one_device():
-    x = np.random.default_rng(16).normal(size=(8, 33)).astype(np.float32)
-    mesh = jax.make_mesh(
-        (4,), ("w",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4]
-    )
-
-    def send(axis_name, size=2):
-        rule = jm.bucketing(size, 3, axis_name=axis_name)
-        return lambda x: rule.update(x, rule.init(None))[0]
-
-    on_mesh = jax.shard_map(send("w"), mesh=mesh, in_specs=P("w"), out_specs=P("w"))
-    np.testing.assert_allclose(jax.jit(on_mesh)(x), send(None)(x), rtol=1e-6)
-    uneven = jax.shard_map(send("w", 3), mesh=mesh, in_specs=P("w"), out_specs=P("w"))
-    with pytest.raises(ValueError, match="3 buckets of 8 workers, which 4 devices"):
-        uneven(x)
-
-
 # --- errors ---------------------------------------------------------------------------
 
 OF_F = {
@@ -504,8 +470,3 @@ def test_bad_numbers_are_refused():
             rule("1")
     with pytest.raises(ValueError, match="`steps` must be at least 1"):
         jm.centered_clipping(1.0, 0)
-    with pytest.raises(ValueError, match="`size` must be at least 1; got 0"):
-        jm.bucketing(0, 1)
-    rule = jm.bucketing(2, 1)
-    with pytest.raises(ValueError, match="`bucketing` takes no `worker_mask`"):
-        rule.update(jnp.ones((4, 2)), rule.init(None), worker_mask=jnp.ones(4, bool))

@@ -18,7 +18,7 @@ from jaxmedian.worker_stream import materialise
 
 Attack = Callable[..., optax.GradientTransformationExtraArgs]
 
-SCALES = tuple(np.geomspace(0.1, 100.0, 20).round(3).tolist())  # by half as much again
+SCALES = (0.0, *np.geomspace(0.01, 1000.0, 21).round(4).tolist())
 
 
 class StrongestState(NamedTuple):
@@ -65,9 +65,9 @@ def strongest(
         jm.krum(1))``.
       workers: numbers of the hostile, or how many to draw each step; see `sign_flip`.
       key: of the attack, for workers drawn each step or what else it draws.
-      scales: to try, finite numbers ``[S]``; may be traced. By default 20 from .1 to
-        100, each half as large again; add negative ones if the attack may pull both
-        ways.
+      scales: to try, finite numbers ``[S]``; may be traced. By default 0 and
+        21 from .01 to 1,000, each 1.8 times the last; add negative ones if the attack
+        may pull both ways.
       axis_name: mesh axis over which workers are spread inside `jax.shard_map`.
 
     Returns:

@@ -7,7 +7,7 @@ On heterogeneous data honest workers differ, and a robust rule cannot tell that 
 hostility. Mixing lowers the variance it sees at the price of spreading the hostile.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from jaxmedian import _keys, collectives
-from jaxmedian._workers import refuse_weights
+from jaxmedian._workers import Population, refuse_weights
 from jaxmedian.collectives import AxisName
 from jaxmedian.kernels.distances import sound_rows, squared_distances
 from jaxmedian.robust.minority import check_f, check_minority
@@ -89,8 +89,24 @@ def nearest_neighbor_mixing(
     return whole_gradient_rule("nearest_neighbor_mixing", rule, axis_name)
 
 
+class BucketingState(NamedTuple):
+    """State of buckets that know what stands behind them.
+
+    Attributes:
+      buckets: the step they are at, and their key.
+      aggregator: the state of what stands behind.
+    """
+
+    buckets: _keys.KeyState
+    aggregator: Any
+
+
 def bucketing(
-    size: int, key: _keys.Key, *, axis_name: AxisName | None = None
+    size: int,
+    key: _keys.Key,
+    aggregator: optax.GradientTransformation | None = None,
+    *,
+    axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Averages random buckets of workers: ``[M, ...] -> [ceil(M / size), ...]``.
 
@@ -100,22 +116,30 @@ def bucketing(
     by f hostile ones: tell the rule behind it f of ceil(M / size). NaN and infinities
     spoil their bucket.
 
+    Where workers may be absent, pass the aggregator: a bucket is then the mean of those
+    of its workers who are present, and one without anybody is absent to the aggregator.
+    In a chain it would be given a mask of workers, and see buckets.
+
     One pass over the gradients.
 
     Args:
       size: workers a bucket, at least 1.
       key: a typed key, a legacy key or an int. The order of a step is
         ``random.permutation(fold_in(fold_in(key, step), 2**31 + 1), M)``.
+      aggregator: what stands behind, with any worker transforms before it; None in a
+        chain, which then takes no ``worker_mask``.
       axis_name: mesh axis over which workers are spread inside `jax.shard_map`; the
         number of devices must divide the number of buckets.
 
     Returns:
-      A worker transform with state ``(count, rng_key)``.
+      A worker transform with state ``(count, rng_key)``. With an aggregator, that
+      aggregator over buckets, with state ``(buckets, aggregator)``: ``update`` takes
+      ``worker_mask``, bool ``[M]``, and hands other extra arguments on.
 
     Raises:
-      TypeError, ValueError: for a bad size or key; while tracing, for a ``worker_mask``
-        (what stands behind would be given one of a wrong size) and for updates without
-        a worker axis.
+      TypeError, ValueError: for a bad size, key or aggregator; while tracing, for a
+        ``worker_mask`` without an aggregator to tell of it, and for updates without a
+        worker axis.
 
     >>> import jax.numpy as jnp, jaxmedian as jm
     >>> tx = jm.bucketing(2, key=0)
@@ -123,6 +147,10 @@ def bucketing(
     >>> sent, _ = tx.update(grads, tx.init(None))
     >>> sent.shape
     (3, 1)
+    >>> tx = jm.bucketing(2, 0, jm.coordinate_median())
+    >>> mask = jnp.arange(5) == 3  # one bucket of one worker
+    >>> tx.update(grads, tx.init(None), worker_mask=mask)[0].tolist()
+    [3.0]
 
     References:
       Karimireddy et al., Byzantine-Robust Learning on Heterogeneous Datasets via
@@ -130,59 +158,102 @@ def bucketing(
     """
     check_count("size", size)
     rng_key = _keys.as_threefry_key(key)
+    if aggregator is not None:
+        if not isinstance(aggregator, optax.GradientTransformation):
+            raise TypeError(
+                "`aggregator` must be an optax gradient transformation; got "
+                f"{aggregator!r}."
+            )
+        aggregator = optax.with_extra_args_support(aggregator)
 
-    def init_fn(params: Any) -> _keys.KeyState:
-        del params
-        return _keys.init_state(rng_key)
+    def init_fn(params: Any) -> Any:
+        buckets = _keys.init_state(rng_key)
+        if aggregator is None:
+            return buckets
+        return BucketingState(buckets, aggregator.init(params))
 
     def update_fn(
         updates: Any,
-        state: _keys.KeyState,
+        state: Any,
         params: Any = None,
         *,
         worker_mask: jax.Array | None = None,
         worker_weights: jax.Array | None = None,
         **extra_args: Any,
-    ) -> tuple[Any, _keys.KeyState]:
-        del extra_args
+    ) -> tuple[Any, Any]:
         refuse_weights("bucketing", worker_weights)
-        if worker_mask is not None:
+        if worker_mask is not None and aggregator is None:
             raise ValueError(
-                "`bucketing` takes no `worker_mask`: what stands behind it sees "
-                "buckets, and would be given a mask of workers. Leave absent workers "
-                "out of the batch, or leave `bucketing` out."
+                "`bucketing` in a chain takes no `worker_mask`: what stands behind it "
+                "sees buckets, and would be given a mask of workers. Pass what stands "
+                "behind: `bucketing(size, key, aggregator)`."
             )
-        gradients = survey_gradients("bucketing", updates, params, axis_name, None)
-        num_workers = gradients.population.num_workers
-        order_key = jax.random.fold_in(_keys.step_key(state), _ORDER)
-        order = jax.random.permutation(order_key, num_workers)
-        return gradients.leaves(_buckets(gradients, order, size)), _keys.next_state(
-            state
+        gradients = survey_gradients(
+            "bucketing", updates, params, axis_name, worker_mask
         )
+        own = state if aggregator is None else state.buckets
+        buckets = _deal(gradients.population, _keys.step_key(own), size)
+        means = gradients.leaves(_means(gradients, buckets))
+        own = _keys.next_state(own)
+        if aggregator is None:
+            return means, own
+        bucket_mask = None
+        if worker_mask is not None:
+            somebody = jnp.any(buckets.counted, axis=1)
+            bucket_mask = collectives.own_block(somebody, axis_name)
+        result, inner = aggregator.update(
+            means, state.aggregator, params, worker_mask=bucket_mask, **extra_args
+        )
+        return result, BucketingState(own, inner)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _buckets(gradients: Gradients, order: jax.Array, size: int) -> list[jax.Array]:
-    """Averages the buckets of the order: blocks ``[K, n]``, on a mesh the local K."""
-    num_workers = gradients.population.num_workers
-    axis_name = gradients.population.axis_name
-    num_buckets, num_devices = -(-num_workers // size), collectives.size(axis_name)
+class _Buckets(NamedTuple):
+    """Who is in which of K buckets: numbers of workers ``[K, size]``, and who counts.
+
+    The last bucket is filled up with workers who do not count.
+    """
+
+    workers: jax.Array
+    counted: jax.Array
+
+
+def _deal(population: Population, key: jax.Array, size: int) -> _Buckets:
+    """Deals the workers of a step to the buckets."""
+    num_workers = population.num_workers
+    num_buckets = -(-num_workers // size)
+    num_devices = collectives.size(population.axis_name)
     if num_buckets % num_devices:
         raise ValueError(
             f"`bucketing` makes {num_buckets} buckets of {num_workers} workers, which "
             f"{num_devices} devices cannot share evenly: choose another `size`."
         )
-    num_full = num_workers // size
+    order = jax.random.permutation(jax.random.fold_in(key, _ORDER), num_workers)
+    present = population.all_present()
+    counted = jnp.ones(num_workers, bool) if present is None else present[order]
+    padding = (0, num_buckets * size - num_workers)
+    return _Buckets(
+        jnp.pad(order, padding).reshape(num_buckets, size),
+        jnp.pad(counted, padding).reshape(num_buckets, size),
+    )
+
+
+def _means(gradients: Gradients, buckets: _Buckets) -> list[jax.Array]:
+    """Averages the buckets: blocks ``[K, n]``, on a mesh the local K / D."""
+    axis_name = gradients.population.axis_name
+    number = jnp.maximum(jnp.sum(buckets.counted, axis=1, dtype=jnp.int32), 1)
     means = []
     for block in gradients.blocks:
         rows = collectives.to_coordinate_slices(block, axis_name)
         rows = rows.astype(gradients.dtype)
-        full = order[: num_full * size].reshape(num_full, size)
-        mean = sum((rows[full[:, i]] for i in range(1, size)), rows[full[:, 0]])
-        mean = mean / np.asarray(size, mean.dtype)
-        if num_full < num_buckets:
-            rest = rows[order[num_full * size :]]
-            mean = jnp.concatenate([mean, jnp.mean(rest, axis=0, keepdims=True)])
+        zero = np.asarray(0, rows.dtype)
+        members = [
+            jnp.where(counted[:, None], rows[workers], zero)
+            for workers, counted in zip(
+                buckets.workers.T, buckets.counted.T, strict=True
+            )
+        ]
+        mean = sum(members[1:], members[0]) / number.astype(rows.dtype)[:, None]
         means.append(collectives.to_worker_blocks(mean, block.shape[1], axis_name))
     return means

@@ -54,6 +54,7 @@ AGGREGATORS = {
     "krum": jm.krum(0),
     "multi_krum": jm.multi_krum(1, neighbors=1),
     "bulyan": jm.bulyan(0),
+    "bucketing, median": jm.bucketing(2, KEY, jm.coordinate_median()),
     "minimum_diameter_mean": jm.minimum_diameter_mean(1),
     "geometric_median": jm.geometric_median(max_steps=5),
     "centered_clipping": jm.centered_clipping(1.0),
