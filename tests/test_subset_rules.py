@@ -104,6 +104,17 @@ def test_bulyan_stops_the_lie_in_one_coordinate_that_krum_lets_through():
     assert np.abs(first_update(jm.bulyan(f), x)[7]) < np.abs(x[f:, 7]).max()
 
 
+def test_some_of_many_rows_are_read_tile_by_tile(monkeypatch):
+    from jaxmedian.kernels import selection, trimming
+
+    monkeypatch.setattr(selection, "CPU_TILE", 40 * 64)
+    x = np.random.default_rng(11).normal(size=(40, 150)).astype(np.float32)
+    some = np.arange(3, 36)
+    around = jax.jit(trimming.mean_around_median_of_some, static_argnums=2)
+    expected = reference.mean_around_median(x[some], 20)
+    np.testing.assert_allclose(around(x, some, 20), expected, rtol=3e-6, atol=3e-6)
+
+
 def test_more_may_be_cut_than_a_minority():
     """Bulyan cuts 2 f of 2 f + 3; beside the threshold of one expression."""
     from jaxmedian.kernels import trimming

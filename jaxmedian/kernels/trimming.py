@@ -85,6 +85,23 @@ def mean_around_median_of_rows(
     return _by_tiles(of_tile, rows, present)
 
 
+def mean_around_median_of_some(rows: jax.Array, some: jax.Array, f: int) -> jax.Array:
+    """Averages some of the rows by `mean_around_median_of_rows`, and copies none.
+
+    Args:
+      rows: floating point ``[M, d]``.
+      some: numbers of rows ``[n]``.
+      f: values to cut off, f < n.
+    """
+    if len(some) <= _FUSED_AROUND_MEDIAN:
+        return mean_around_median_of_rows(rows[some], f, None)
+
+    def of_tile(tile: _Slice) -> jax.Array:
+        return mean_around_median_of_rows(tile(rows)[some], f, None)
+
+    return _by_tiles(of_tile, rows, None)
+
+
 _Slice = Callable[[jax.Array], jax.Array]  # [..., d] -> the columns of a tile
 
 

@@ -99,7 +99,7 @@ def _middle(
     first = jnp.argsort(~chosen, stable=True)[:most]
 
     def of_all(rows: jax.Array) -> jax.Array:
-        return trimming.mean_around_median_of_rows(rows[first], cut, None)
+        return trimming.mean_around_median_of_some(rows, first, cut)
 
     def of_fewer(rows: jax.Array) -> jax.Array:
         return trimming.mean_around_median_of_rows(rows, cut, chosen, least=cut + 1)
