@@ -103,13 +103,17 @@ def test_in_float32_the_distances_hold_beside_a_common_mean():
 
 
 def test_where_there_is_no_way_to_go_the_mean_is_sent():
-    same = np.ones((M, 3), np.float32)
-    for attack in MINIMAX.values():
-        np.testing.assert_array_equal(first_update(attack(HOSTILE), same), same)
-    opposite = np.float32([[1], [9], [-1], [0], [9], [2], [-2]])
-    for attack in MINIMAX.values():
-        sent = first_update(attack(HOSTILE, direction="mean"), opposite)
-        np.testing.assert_allclose(sent[HOSTILE], np.zeros((2, 1)), atol=1e-6)
+    everybody = np.ones(M, bool)
+    with enable_x64(True):  # the program of the test above
+        same = np.ones((M, 6))
+        for sent in send_all(same, everybody).values():
+            np.testing.assert_array_equal(sent, same)
+        opposite = np.array([1.0, 9, -1, 0, 9, 2, -2])[:, None] * np.arange(6.0)
+        for name, sent in send_all(opposite, everybody).items():
+            if name.endswith(("mean", "sign")):
+                np.testing.assert_allclose(
+                    np.asarray(sent)[HOSTILE], np.zeros((2, 6)), atol=1e-12
+                )
 
 
 # --- the strongest of several scales --------------------------------------------------
