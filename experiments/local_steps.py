@@ -32,7 +32,7 @@ import jaxmedian as jm
 from experiments.common.claims import Claim
 from experiments.common.plots import draw_band, panels
 from experiments.common.results import Result
-from experiments.common.rules import build_rule, chosen_rules, rule_grid
+from experiments.common.rules import PAPER_RULES, build_rule, chosen_rules, rule_grid
 from experiments.common.training import (
     Build,
     Chosen,
@@ -52,10 +52,11 @@ class Config:
     """Settings of the comparison; every rule is tuned at every K.
 
     Attributes:
-      rules: names of the rules to compare; all by default.
+      rules: names of the rules to compare; those of the paper by default.
       local_steps: K, each a program of its own.
       data: "digits8x8", "mnist5k", "mnist" or "fashion_mnist".
       num_workers: M; workers hold exclusive classes.
+      f: hostile workers that robust rules are told to withstand; there are none.
       num_seeds: runs of each setting.
       num_steps: aggregations; the server's rate falls to 0 by a cosine.
       local_rate: of a worker's own steps of SGD.
@@ -65,13 +66,15 @@ class Config:
       mean_rates: server's rates that mean and medians choose from, in units of the
         pseudo-gradient: K * local_rate is federated averaging.
       scales: b that noisy rules choose from.
+      radii: that centered clipping chooses from, in norms of a pseudo-gradient.
       chunk: aggregations between two measurements.
     """
 
-    rules: tuple[str, ...] = ()
+    rules: tuple[str, ...] = PAPER_RULES
     local_steps: tuple[int, ...] = (1, 5, 20)
     data: str = "digits8x8"
     num_workers: int = 10
+    f: int = 2
     num_seeds: int = 5
     num_steps: int = 200
     local_rate: float = 0.1
@@ -80,6 +83,7 @@ class Config:
     vote_rates: tuple[float, ...] = (0.003, 0.01, 0.03)
     mean_rates: tuple[float, ...] = (0.3, 1.0, 3.0)
     scales: tuple[float, ...] = (0.03, 0.1)
+    radii: tuple[float, ...] = (0.3, 3.0)
     chunk: int = 20
 
 
@@ -116,8 +120,10 @@ def run(config: Config) -> Result:
     reached: dict[str, dict[int, Chosen]] = {}
     for name, rule in rules.items():
         print(f"{name} ({len(reached) + 1} of {len(rules)})")
-        settings = rule_grid(rule, config.vote_rates, config.mean_rates, config.scales)
-        build = build_rule(rule, config.num_steps)
+        settings = rule_grid(
+            rule, config.vote_rates, config.mean_rates, config.scales, config.radii
+        )
+        build = build_rule(rule, config.num_steps, config.num_workers, config.f)
         reached[name] = {
             number: _train(config, problem, split, build, settings, number).chosen()
             for number in config.local_steps

@@ -5,7 +5,7 @@
 and in `experiments.common.models_convolutional` a small CNN and ResNet-20. Batches hold
 "images" and "labels"; uint8 pixels are scaled here, so that data stay small. A batch
 may hold "weights" [n] too (``split.mask``, where workers hold unequal numbers of
-samples): the loss is then the weighted mean.
+samples): loss and accuracy are then weighted means.
 """
 
 from collections.abc import Callable, Mapping
@@ -51,14 +51,20 @@ def classifier(
         losses = optax.softmax_cross_entropy_with_integer_labels(
             logits(params, batch), batch["labels"]
         )
-        if "weights" not in batch:
-            return jnp.mean(losses)
-        return jnp.average(losses, weights=jnp.asarray(batch["weights"], losses.dtype))
+        return _average(losses, batch)
 
     def accuracy(params: Any, batch: Batch) -> jax.Array:
-        return jnp.mean(jnp.argmax(logits(params, batch), axis=1) == batch["labels"])
+        right = jnp.argmax(logits(params, batch), axis=1) == batch["labels"]
+        return _average(right.astype(jnp.float32), batch)
 
     return Classifier(params, loss, accuracy)
+
+
+def _average(values: jax.Array, batch: Batch) -> jax.Array:
+    """Averages one number a sample, by the batch's weights if it has any."""
+    if "weights" not in batch:
+        return jnp.mean(values)
+    return jnp.average(values, weights=jnp.asarray(batch["weights"], values.dtype))
 
 
 class TwoLayers(nnx.Module):

@@ -1,6 +1,6 @@
 """One look for all figures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -68,3 +68,28 @@ def draw_band(
         linewidth=0,
     )
     axes.set_xlabel(against)
+
+
+def heatmaps(
+    down: int, across: int, num_rows: int, num_columns: int
+) -> tuple[Figure, list[Axes]]:
+    """Makes a figure of panels that have room for tables of numbers."""
+    size = ((2.2 + 0.36 * num_columns) * across, (1.9 + 0.18 * num_rows) * down)
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, list(figure.subplots(down, across, squeeze=False).ravel())
+
+
+def draw_heatmap(
+    axes: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[str]
+) -> None:
+    """Draws numbers from 0 to 1, ``[rows, columns]``, as colours; NaN stays empty."""
+    axes.imshow(values, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            text = f"{value:.2f}".removeprefix("0")
+            colour = "white" if value < 0.6 else "black"
+            axes.text(
+                column, row, text, ha="center", va="center", color=colour, fontsize=6
+            )
+    axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
+    axes.set_yticks(range(len(rows)), rows, fontsize=7)

@@ -192,16 +192,22 @@ def build_trainer(
     num_steps: int,
     chunk: int,
     measure: Callable[[Any], dict[str, jax.Array]] | None = None,
-) -> Callable[[Settings, jm.splits.Split], Runs]:
-    """Builds ``(settings, split) -> Runs`` of one rule, compiled once a shape.
+    spoil: Callable[..., Callable[..., Any]] | None = None,
+) -> Callable[..., Runs]:
+    """Builds ``(settings, split, **common) -> Runs`` of a rule, compiled once a shape.
+
+    ``common`` are scalars that all settings share: not vmapped, they can choose between
+    branches (`jax.lax.switch`) of which only one is computed.
 
     Args:
       problem: data, networks and seeds.
-      build: ``build(key=key, **setting)`` -> optimizer; everything may be traced.
+      build: ``build(key=key, **setting, **common)`` -> optimizer; everything may be
+        traced.
       batch_size: samples a worker and step, drawn with replacement.
       num_steps: steps of every run.
       chunk: steps between two measurements.
       measure: parameters -> scalars; by default the `accuracies`.
+      spoil: ``spoil(next_batch, **common)`` -> what serves the workers instead.
     """
 
     def metric(params: Any, grads: Any, updates: Any) -> dict[str, jax.Array]:
@@ -209,14 +215,18 @@ def build_trainer(
         return accuracies(problem, params) if measure is None else measure(params)
 
     @jax.jit
-    def train_all(settings: Any, params: Any, keys: Any, held: Any) -> Any:
+    def train_all(settings: Any, params: Any, keys: Any, held: Any, common: Any) -> Any:
         indices, sizes = held
-        next_batch = serve(problem.train, indices, sizes, batch_size)
+        next_batch: Callable[..., Any] = serve(
+            problem.train, indices, sizes, batch_size
+        )
+        if spoil is not None:
+            next_batch = spoil(next_batch, **common)
 
         def train_one(setting: Any, params: Any, key: jax.Array) -> Any:
             return jm.run_pure(
                 problem.model.loss,
-                build(key=key, **setting),
+                build(key=key, **setting, **common),
                 params,
                 next_batch,
                 num_steps,
@@ -228,10 +238,11 @@ def build_trainer(
         over_seeds = jax.vmap(train_one, in_axes=(None, 0, 0))
         return jax.vmap(over_seeds, in_axes=(0, None, None))(settings, params, keys)
 
-    def train(settings: Settings, split: jm.splits.Split) -> Runs:
+    def train(settings: Settings, split: jm.splits.Split, **common: Any) -> Runs:
         traced = {name: jnp.asarray(v, jnp.float32) for name, v in settings.items()}
         held = padded(split, len(problem.train["labels"]))
-        metrics = train_all(traced, problem.params, problem.keys, held)
+        shared = {name: jnp.asarray(value) for name, value in common.items()}
+        metrics = train_all(traced, problem.params, problem.keys, held, shared)
         return Runs(settings, jax.tree.map(np.asarray, metrics))
 
     return train

@@ -69,6 +69,20 @@ def test_the_weighted_loss_leaves_padding_out():
         np.testing.assert_allclose(got, expected, atol=1e-7)
 
 
+def test_the_weighted_accuracy_leaves_padding_out():
+    model = mnist_network(0, hidden=4)
+    batch = batch_of(5, 784)
+    accuracy = jax.jit(model.accuracy)
+    alone = [
+        accuracy(model.params, batch | {"weights": np.arange(5) == i}) for i in range(5)
+    ]
+    assert set(map(float, alone)) <= {0.0, 1.0}
+    assert accuracy(model.params, batch) == pytest.approx(np.mean(alone))
+    weights = np.array([3.0, 0.0, 1.0, 0.0, 0.0])
+    weighted = accuracy(model.params, batch | {"weights": weights})
+    assert weighted == pytest.approx(0.75 * alone[0] + 0.25 * alone[2])
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 2)])
 def test_convolution_as_matrices_is_convolution(size, stride):
