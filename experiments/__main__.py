@@ -16,9 +16,9 @@ EXPERIMENTS = (
     *("exactness", "gap", "density", "coupling", "estimator"),  # the theory
     *("rates", "bounds"),  # convergence
     *("choose_noise", "gap_in_training", "coupling_in_training"),  # theory on data
-    *("subsampling", "heterogeneity"),  # data
+    *("subsampling", "heterogeneity", "bucketing_reference"),  # data
     *("neighbours", "local_steps"),  # other methods
-    *("robustness_price", "peers"),  # hostile workers
+    *("robustness_price", "byzantine", "peers"),  # hostile workers
     *("benchmark", "communication", "tpu", "processes", "resume"),  # systems
 )
 _STOPPED = 130  # what shells expect of a program that ends by SIGINT
