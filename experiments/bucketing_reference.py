@@ -79,7 +79,7 @@ class Config:
     batch_size: int = 32
     hidden: int = 32
     vote_rates: tuple[float, ...] = (0.003, 0.01)
-    mean_rates: tuple[float, ...] = (0.1, 0.3)
+    mean_rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
     scales: tuple[float, ...] = (0.03, 0.1)
     chunk: int = 100
 
@@ -92,6 +92,7 @@ PRESETS = {
     "quick": Config(
         rules=("mean", "median", "median after bucketing", "noisy median"),
         num_steps=300,
+        mean_rates=(0.1, 0.3),
     ),
     "mnist5k": Config(data="mnist5k", num_steps=1000),
     "tiny": Config(

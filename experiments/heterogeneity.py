@@ -2,7 +2,8 @@
 
 Claim: with iid workers every rule trains; as the workers' label mixtures part
 (Dirichlet alpha down, similarity s down), the plain vote and median fall and the mean
-does not; noise keeps the vote and the median up. The figure gives each split's gradient
+does not; noise keeps the vote and the median up. Robust rules fall too, less after
+bucketing, and centered clipping not at all. The figure gives each split's gradient
 dissimilarity G (for B = 1) at the start of training, summary.json its label divergence.
 
     python -m experiments heterogeneity                   8x8 digits, 8 splits, 25 rules
@@ -19,7 +20,16 @@ for every rule of the paper at alpha >= 1 and s >= 0.5. Below, in test accuracy:
     s = 0         2.49  .966   .354  .935   .954         .442    .906   .907
 
 with standard errors up to .009 for the noisy votes, .014 for the noisy medians and .034
-for the plain rules. Ten minutes of CPU, a quarter of it for the rules of the paper.
+for the plain rules. Robust rules, told f = 2, in the quick preset, each as it is and
+after bucketing (standard errors up to .035):
+
+    split         trimmed mean  around median  geom. median  Krum        multi-Krum
+    alpha = 0.01  .669  .691    .363  .515     .783  .939    .354  .662  .800  .778
+    s = 0         .705  .788    .373  .699     .927  .957    .224  .683  .810  .828
+
+and centered clipping .963 or more, at the larger radius, where it is all but the mean.
+At alpha = 100 and s = 1 all of them reach .946 or more. The default takes ten
+minutes of CPU, a quarter of it for the rules of the paper.
 """
 
 import dataclasses

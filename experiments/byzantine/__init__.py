@@ -11,23 +11,30 @@ are the same for all rules of a kind unless several are given.
     python -m experiments byzantine --preset quick     ten rules, one split, f = 2
     python -m experiments byzantine --preset mnist5k   28x28 digits, one split, f = 2
 
-Expect, f = 2 of 11, worst test accuracy where labels are skewed (alpha = .1; where they
-are not, alpha = 1, all but the mean reach .80 to .95):
+Expect (default, f = 2 of 11), worst test accuracy on skewed labels, alpha = .1:
 
-    rule               as it is   noise   systematic   after bucketing
-    mean               .100
-    vote               .347       .388    .448         .337
-    median             .228       .276    .269         .365
-    trimmed mean       .488       .481    .492         .363
-    geometric median   .641                            .694
-    multi-Krum         .783                            .794
+    rule                 as it is   noise   systematic   after bucketing
+    mean                 .100
+    vote                 .347       .388    .448         .337
+    median               .228       .276    .269         .365
+    trimmed mean         .488       .481    .492         .363
+    mean around median   .120       .482    .502         .390
+    geometric median     .641                            .694
+    Krum                 .173                            .194
+    multi-Krum           .783                            .794
+    centered clipping    .711                            .664
 
-with standard errors of .007 to .038. With the b that is best where nobody attacks, .1
-in place of .01, noisy medians and noisy trimmed means end at .10 to .11: noise that
-closes the gap opens the door. The worst attack is -1e6 times the honest mean on most
-rules by coordinates, lies of `pivotal_votes` on votes, sign flips or mimicry on what
-looks at distances: no attack here searches its strength against the rule at hand. Six
-buckets of which two are spoilt leave a trimmed mean of f = 2 nothing but the median.
+with standard errors of .007 to .053; without attack all but Krum, vote, median and mean
+around median (.82 to .86) reach .90 to .95. At alpha = 1 the mean ends at .10, Krum at
+.53 +- .15, the others at .80 to .95. Noise of b = .01 raises the worst case of vote and
+median a little, b = .1 that of the mean around the median a lot. Where nobody attacks,
+b = .1 is best for median and trimmed mean too, and leaves them at .10 to .11 in the
+worst case: what closes the gap opens the door.
+
+The worst attack is -1e6 times the honest mean on most rules by coordinates, lies on
+votes, sign flips, mimicry or a little on what looks at distances; no attack here fits
+its strength to the rule at hand. Two spoilt buckets of six leave a trimmed mean nothing
+but the median. Seven minutes of CPU for each f; f = 4 and mnist5k were not measured.
 """
 
 import numpy as np
