@@ -13,6 +13,7 @@ from pathlib import Path
 
 EXPERIMENTS = (
     *("reproduce", "toy", "mnist", "cifar", "sweep"),  # the paper's figures
+    *("stall", "paper_size"),  # Figure 2: every step, and at its full size
     *("exactness", "gap", "density", "coupling", "estimator"),  # the theory
     *("rates", "bounds"),  # convergence
     *("choose_noise", "gap_in_training", "coupling_in_training"),  # theory on data

@@ -14,6 +14,9 @@ downloaded, the run stops and says so.
 
 Expect (quick preset, 60 steps): after them a loss of 2.31 on iid workers, 2.35 by label
 without noise, where it rises, and 2.32 with it; 8 steps a second on two busy cores.
+The gradients of one step of one seed at full size take 4.1 seconds of a CPU core
+(random images; 2 steps timed): all 140,000 steps of the default would keep two cores
+busy for 80 hours.
 
 Differs from the paper in: 10 workers and batches of 32, which it does not state; biases
 and smaller residual branches at the start, which take the place of BatchNorm; no tuning

@@ -135,6 +135,10 @@ class Runs(NamedTuple):
     settings: Settings
     metrics: Mapping[str, np.ndarray]
 
+    def num_steps(self) -> int:
+        """Returns how many steps were taken."""
+        return int(self.metrics["step"][0, 0, -1])
+
     def best(self) -> int:
         """Returns the setting with the best last validation accuracy over seeds."""
         return int(self.metrics["validation_accuracy"][:, :, -1].mean(axis=1).argmax())
@@ -149,11 +153,12 @@ class Runs(NamedTuple):
         return ", ".join(f"{k} {v[setting]:.3g}" for k, v in self.settings.items())
 
     def curve(self, setting: int) -> dict[str, np.ndarray]:
-        """Returns means over seeds, and standard errors of loss and accuracies."""
+        """Returns means over seeds, and standard errors of what figures show."""
         curve = {
             name: rows[setting].mean(axis=0) for name, rows in self.metrics.items()
         }
-        for name in {"loss", "validation_accuracy", "test_accuracy"} & set(curve):
+        shown = {"loss", "gradient_norm", "validation_accuracy", "test_accuracy"}
+        for name in shown & set(curve):
             curve[f"{name}_error"] = standard_error(self.metrics[name][setting])
         return curve
 
@@ -170,7 +175,9 @@ def standard_error(samples: np.ndarray) -> np.ndarray:
 
 
 def report(samples: np.ndarray) -> str:
-    """Writes "mean +- standard error" of one number a seed."""
+    """Writes "mean +- standard error" of one number a seed, the number if it is one."""
+    if len(samples) == 1:
+        return f"{samples[0]:.3f}"
     return f"{samples.mean():.3f} +- {standard_error(samples):.3f}"
 
 

@@ -118,12 +118,12 @@ def tiny_mnist(tmp_path_factory):
 
 
 def test_a_killed_experiment_resumes_to_the_same_results(tiny_mnist, tmp_path, capsys):
-    """As if it had been killed before the last of four curves."""
+    """As if it had been killed before the last of three families of curves."""
     shutil.copytree(tiny_mnist / "checkpoints", tmp_path / "checkpoints")
     shutil.rmtree(tmp_path / "checkpoints" / "mean")
     command = ["mnist", "--preset", "tiny", "--out", str(tmp_path), "--resume"]
     assert main(command) == 0
-    assert capsys.readouterr().err.count("Resuming at step 4") == 3
+    assert capsys.readouterr().err.count("Resuming at step 4") == 2
     metrics = (tmp_path / "metrics.csv").read_text()
     assert metrics == (tiny_mnist / "metrics.csv").read_text()
     assert main([*command, "--vote-rate", "0.01"]) == 2
@@ -138,7 +138,7 @@ def test_a_fresh_start_leaves_no_old_checkpoint(tmp_path):
     (folder / "mean").mkdir()
     assert open_checkpoints(tmp_path, Config(), resume=True) == folder
     assert (folder / "mean").exists()
-    open_checkpoints(tmp_path, Config(seed=1), resume=False)
+    open_checkpoints(tmp_path, Config(num_seeds=1), resume=False)
     assert not (folder / "mean").exists()
     (folder / "settings.json").unlink()
     (folder / "theirs").write_text("kept")
