@@ -47,6 +47,7 @@ class Attack(NamedTuple):
     meets: Callable[[Rule], bool] = lambda rule: True
 
 
+SCALES = (0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1e4, 1e6)  # that the strongest try
 NO_ATTACK = "none"
 ATTACKS = {
     NO_ATTACK: Attack(),
@@ -59,6 +60,17 @@ ATTACKS = {
     ),
     "a little is enough, 1.5": Attack(
         lambda s: jm.attacks.a_little_is_enough(s.workers, scale=1.5)
+    ),
+    "min-max": Attack(lambda s: jm.attacks.min_max(s.workers)),
+    "strongest inner product": Attack(
+        lambda s: jm.attacks.strongest(
+            jm.attacks.inner_product_manipulation, s.rule, s.workers, scales=SCALES
+        )
+    ),
+    "strongest little": Attack(
+        lambda s: jm.attacks.strongest(
+            jm.attacks.a_little_is_enough, s.rule, s.workers, scales=SCALES
+        )
     ),
     "mimic": Attack(lambda s: jm.attacks.mimic(s.workers)),
     "Gaussian": Attack(lambda s: jm.attacks.gaussian(s.workers, s.key, scale=10.0)),

@@ -127,6 +127,12 @@ RULES = {
         by_distance=True,
     ),
     **_family(
+        "Bulyan",
+        _behind_noise(lambda t: jm.bulyan(t.f)),
+        by_distance=True,
+        most=lambda rows: max((rows - 3) // 4, 0),
+    ),
+    **_family(
         "centered clipping",
         _behind_noise(lambda t: jm.centered_clipping(t.radius)),
         by_distance=True,
