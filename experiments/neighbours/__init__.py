@@ -63,7 +63,9 @@ class Config:
       sign_rates: learning rates that votes choose from.
       gradient_rates: learning rates that what approximates a gradient chooses from.
       count_rates: learning rates that the mean of signs chooses from.
-      scales: b that noisy methods choose from.
+      scales: b that noisy votes and signs choose from.
+      median_rates: learning rates that noisy medians choose from.
+      median_scales: b that noisy medians choose from.
       chunk: steps between two measurements.
     """
 
@@ -78,6 +80,8 @@ class Config:
     gradient_rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
     count_rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
     scales: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
+    median_rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
+    median_scales: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
     chunk: int = 50
 
 
@@ -88,6 +92,8 @@ PRESETS = {
         gradient_rates=(0.3, 1.0),
         count_rates=(0.1, 0.3),
         scales=(0.03, 0.3),
+        median_rates=(0.3, 1.0),
+        median_scales=(0.03, 0.3),
     ),
     "mnist5k": Config(
         data="mnist5k",
@@ -98,6 +104,8 @@ PRESETS = {
         gradient_rates=(0.3, 1.0, 3.0),
         count_rates=(0.1, 0.3, 1.0),
         scales=(0.01, 0.03, 0.1),
+        median_rates=(0.1, 0.3, 1.0),
+        median_scales=(0.03, 0.1, 0.3, 1.0),
         chunk=100,
     ),
     "tiny": Config(
@@ -120,13 +128,13 @@ class Method(NamedTuple):
       build: ``(config, rate, noise_scale, key)`` -> optimizer.
       bits: that a worker sends up, a coordinate and step.
       rates: the field of the config with its learning rates.
-      noisy: whether it has a noise scale to choose.
+      scales: the field with its noise scales; "" for a method without noise.
     """
 
     build: Callable[..., optax.GradientTransformation]
     bits: int
     rates: str
-    noisy: bool = False
+    scales: str = ""
 
 
 def _noisy(rule: Any, law: str, coupling: str) -> Callable[..., Any]:
@@ -147,7 +155,7 @@ METHODS = {
         _noisy(methods.mean_of_noisy_signs, "gaussian", "independent"),
         1,
         "count_rates",
-        True,
+        "scales",
     ),
     "sto-sign, B = max|g|": Method(
         lambda c, r, b, k: methods.sto_sign(r, k), 1, "sign_rates"
@@ -159,19 +167,22 @@ METHODS = {
         lambda c, r, b, k: methods.distributed_lion(r, c.num_workers), 1, "sign_rates"
     ),
     "vote, independent": Method(
-        _noisy(jm.noisy_sign_sgd, "uniform", "independent"), 1, "sign_rates", True
+        _noisy(jm.noisy_sign_sgd, "uniform", "independent"), 1, "sign_rates", "scales"
     ),
     "vote, systematic": Method(
-        _noisy(jm.noisy_sign_sgd, "uniform", "systematic"), 1, "sign_rates", True
+        _noisy(jm.noisy_sign_sgd, "uniform", "systematic"), 1, "sign_rates", "scales"
     ),
     "median, independent": Method(
         _noisy(jm.noisy_median_sgd, "uniform", "independent"),
         32,
-        "gradient_rates",
-        True,
+        "median_rates",
+        "median_scales",
     ),
     "median, systematic": Method(
-        _noisy(jm.noisy_median_sgd, "uniform", "systematic"), 32, "gradient_rates", True
+        _noisy(jm.noisy_median_sgd, "uniform", "systematic"),
+        32,
+        "median_rates",
+        "median_scales",
     ),
 }
 
@@ -224,8 +235,10 @@ def _builder(config: Config, method: Method) -> Callable[..., Any]:
 
 
 def _grid(config: Config, method: Method) -> Settings:
-    rates = getattr(config, method.rates)
-    return grid(rate=rates, scale=config.scales) if method.noisy else grid(rate=rates)
+    tuned = {"rate": getattr(config, method.rates)}
+    if method.scales:
+        tuned["scale"] = getattr(config, method.scales)
+    return grid(**tuned)
 
 
 def _claims(config: Config, reached: dict[str, Chosen]) -> tuple[Claim, ...]:
@@ -238,21 +251,7 @@ def _claims(config: Config, reached: dict[str, Chosen]) -> tuple[Claim, ...]:
         )
         for name, chosen in reached.items()
     ]
-    for name, points in (("vote, systematic", 1), ("vote, independent", 3)):
-        if {"mean", name} <= set(reached):
-            behind, error = _difference(reached["mean"], reached[name])
-            holds = behind <= points / 100 + 2 * error
-            judged = config.data == "mnist5k" and config.num_steps >= 3000
-            claims.append(
-                Claim(
-                    f"{name}: within {points} points of the mean on 5,000 digits in "
-                    "3,000 steps (two standard errors)",
-                    "-",
-                    f"{100 * behind:.2f} +- {100 * error:.2f} points behind on "
-                    f"{config.data} in {config.num_steps:,}",
-                    holds if judged else None,
-                )
-            )
+    claims += _behind_the_mean(config, reached)
     for name, other, least_steps in (
         ("vote, independent", "vote", 300),
         ("vote, systematic", "vote, independent", 1000),
@@ -269,6 +268,34 @@ def _claims(config: Config, reached: dict[str, Chosen]) -> tuple[Claim, ...]:
                 )
             )
     return tuple(claims)
+
+
+def _behind_the_mean(config: Config, reached: dict[str, Chosen]) -> list[Claim]:
+    """States how far votes and medians are behind the mean.
+
+    Medians are held to nothing: the goals were the votes', and they miss them.
+    """
+    claims = []
+    judged = config.data == "mnist5k" and config.num_steps >= 3000
+    for rule in ("vote", "median"):
+        for coupling, points in (("systematic", 1), ("independent", 3)):
+            name = f"{rule}, {coupling}"
+            if not {"mean", name} <= set(reached):
+                continue
+            behind, error = _difference(reached["mean"], reached[name])
+            close = behind <= points / 100 + 2 * error
+            goal = f"{name}: within {points} points of the mean"
+            claims.append(
+                Claim(
+                    f"{goal} on 5,000 digits in 3,000 steps (two standard errors)",
+                    "-",
+                    f"{100 * behind:.2f} +- {100 * error:.2f} points behind on "
+                    f"{config.data} in {config.num_steps:,}",
+                    close if judged and rule == "vote" else None,
+                    "missed" if judged and not close else "",
+                )
+            )
+    return claims
 
 
 def _difference(one: Chosen, other: Chosen) -> tuple[float, float]:
