@@ -11,6 +11,11 @@ square of the mean (`jm.theory.simulate_median`).
     python -m experiments coupling_in_training                   8x8 digits
     python -m experiments coupling_in_training --preset quick    two laws, fewer b
 
+Expect (default, 5 seeds), in points of test accuracy: votes 4.9 +- .5 ahead, in all 48
+cells, by .2 to 10.1; medians 1.1 +- .4 ahead, in 31 of 48 cells and in all 12 with b =
+.3 (1.8 to 7.5). In the 17 cells where they are behind none is so beyond chance (95 %,
+each cell by itself), and theory expects the smaller error of them everywhere. 17
+minutes on two cores that others used too.
 """
 
 import dataclasses
@@ -283,9 +288,10 @@ def _row_claim(config: Config, name: str, row: Cells) -> Claim:
             one, other = (row.expected[c][k] for c in COUPLINGS)
             chance = "" if means[k] < -beyond * errors[k] else ", within chance"
             verdict = "is worse" if other < one else "is better"
+            measure = "descent" if name.startswith("vote") else "minus error"
             reasons.append(
                 f"behind at b = {b:g}{chance}; theory: systematic {verdict} there, "
-                f"{other:.3g} against {one:.3g}"
+                f"{measure} {other:.3g} against {one:.3g}"
             )
     return Claim(f"{name}: points ahead", "-", here, None, "; ".join(reasons))
 
@@ -309,6 +315,6 @@ def plot(result: Result) -> Figure:
         ax.set_xticks(range(len(scales)), [f"{b:g}" for b in scales])
         ax.set_yticks(range(len(rows)), [name.split(", ", 1)[1] for name in rows])
         ax.set_xlabel("b")
-        ax.set_title(f"{rule}: points by which systematic noise is ahead")
+        ax.set_title(f"{rule}: points ahead by systematic noise")
     figure.colorbar(image)
     return figure
