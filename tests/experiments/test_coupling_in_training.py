@@ -36,8 +36,8 @@ def test_every_cell_behind_is_named_with_what_theory_expects():
     )
     assert claim.here == "b = 0.1: -10.5 +- 0.5; b = 0.3: -5.0 +- 15.0"
     assert claim.reason == (
-        "behind at b = 0.1; theory: systematic is worse there, descent 0.4 against 0.5; "
-        "behind at b = 0.3, within chance; theory: systematic is better there, "
+        "behind at b = 0.1; theory: systematic is worse there, descent 0.4 against "
+        "0.5; behind at b = 0.3, within chance; theory: systematic is better there, "
         "descent 0.35 against 0.3"
     )
 
