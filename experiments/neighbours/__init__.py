@@ -16,6 +16,13 @@ mean .970; EF-signSGD .959, which remembers at each worker what a bit left out; 
 systematic .956; sto-sign .944; mean of noisy signs .924; Signum .148 and Distributed
 Lion .133 (+- .03): momentum does not help a vote that points elsewhere. Under 3 minutes
 of CPU, twice that on two busy cores.
+
+With 28x28 digits and 3,000 steps, in points behind the mean's .940 +- .001: systematic
+vote .02 +- .28, independent vote 1.92 +- .15, systematic median 2.66 +- .08 and
+independent median 12.5 +- .7; without noise the vote reaches .391 +- .015, the median .314
++- .022. One b serves coordinates of all sizes: a vote bounds what its noise does to a
+small one, a median takes the step. An hour and a half of CPU for these; the others were
+not run there.
 """
 
 import dataclasses

@@ -55,7 +55,7 @@ def test_one_seed_at_one_time_breaks_the_bound(monkeypatch):
     """The highest accuracy of all counts, neither the last nor the mean."""
     low = np.full((1, 2, 3), 0.2)
     high = low.copy()
-    high[0, 1, 1] = 0.51
+    high[0, 1, 1] = 0.56
     found = {"signSGD": low, "medianSGD": high}
     handed_out = iter(found.values())
     monkeypatch.setattr(
@@ -65,5 +65,5 @@ def test_one_seed_at_one_time_breaks_the_bound(monkeypatch):
     vote, median = stall.run(config).claims
     assert vote.holds is True
     assert median.holds is False
-    assert "highest of any run 0.510" in median.here
+    assert "highest of any run 0.560" in median.here
     assert "0.355 +- 0.155 at 0.1" in median.here
