@@ -9,6 +9,11 @@ coordinates and steps, measured minus predicted is noise of known variance. The 
     python -m experiments gap_in_training                   8x8 digits
     python -m experiments gap_in_training --preset mnist5k  28x28 digits
 
+Expect (default, 100 measurements of 200 coordinates a run): gaps of 1.18, 1.39 and 1.35
+on average, within .65 standard errors (of .002 to .014) of the prediction; descents
+within 1.1 standard errors (of .003 to .009); variances .994 to 1.016 of theirs. Once
+training has come far, gradients are noise and the vote of a constant b no longer goes
+downhill: theory says so too. Two and a half minutes of CPU.
 """
 
 import dataclasses
