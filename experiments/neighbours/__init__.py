@@ -19,7 +19,7 @@ of CPU, twice that on two busy cores.
 
 With 28x28 digits and 3,000 steps, in points behind the mean's .940 +- .001: systematic
 vote .02 +- .28, independent vote 1.92 +- .15, systematic median 2.66 +- .08 and
-independent median 12.5 +- .7; without noise the vote reaches .391 +- .015, the median
+independent median 13.2 +- 1.9; without noise the vote reaches .391 +- .015, the median
 .314 +- .022. One b serves coordinates of all sizes: a vote bounds what its noise does
 to a small one, a median takes the step. An hour and a half of CPU for these; the others
 were not run there.
