@@ -54,7 +54,8 @@ def min_max(
     >>> import jax.numpy as jnp, jaxmedian as jm
     >>> tx = jm.attacks.min_max([3], direction="mean")
     >>> grads = jnp.array([[1.], [2.], [6.], [0.]])  # 6 - 5 = 1
-    >>> tx.update(grads, tx.init(None))[0].ravel().round(3).tolist()
+    >>> sent, _ = tx.update(grads, tx.init(None))
+    >>> [round(g, 3) for g in sent.ravel().tolist()]
     [1.0, 2.0, 6.0, 1.0]
 
     References:
@@ -119,7 +120,8 @@ def min_sum(
     >>> import jax.numpy as jnp, jaxmedian as jm
     >>> tx = jm.attacks.min_sum([3], direction="mean")
     >>> grads = jnp.array([[1.], [2.], [6.], [0.]])  # 3 - 3 = 0
-    >>> tx.update(grads, tx.init(None))[0].ravel().round(3).tolist()
+    >>> sent, _ = tx.update(grads, tx.init(None))
+    >>> [round(g, 3) for g in sent.ravel().tolist()]
     [1.0, 2.0, 6.0, 0.0]
 
     References:
