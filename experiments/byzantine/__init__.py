@@ -31,10 +31,30 @@ median a little, b = .1 that of the mean around the median a lot. Where nobody a
 b = .1 is best for median and trimmed mean too, and leaves them at .10 to .11 in the
 worst case: what closes the gap opens the door.
 
-The worst attack is -1e6 times the honest mean on most rules by coordinates, lies on
-votes, sign flips, mimicry or a little on what looks at distances; no attack here fits
-its strength to the rule at hand. Two spoilt buckets of six leave a trimmed mean nothing
-but the median. Seven minutes of CPU for each f; f = 4 and mnist5k were not measured.
+These numbers are older than min-max and the attacks that search for their strength. The
+worst attack is -1e6 times the honest mean on most rules by coordinates, lies on votes,
+sign flips, mimicry or a little on what looks at distances. Two spoilt buckets of six
+leave a trimmed mean nothing but the median. Seven minutes of CPU for each f, more with
+the searches; f = 4 was not measured.
+
+mnist5k, all 14 attacks (worst test accuracy, standard errors up to .06; half an hour
+of CPU):
+
+    rule                 as it is   noise   systematic   after bucketing
+    mean                 .100
+    vote                 .316       .337    .312         .384
+    median               .327       .304    .288         .411
+    trimmed mean         .459               .380         .418
+    mean around median   .147
+    geometric median     .663                            .755
+    Krum                 .009
+    multi-Krum           .704                            .543
+    Bulyan               .257
+    centered clipping    .790
+
+The search pays where a rule looks at distances: it takes multi-Krum after bucketing
+from .74 to .54. Without attack Krum, Bulyan, vote, median and mean around median reach
+.81 to .84, all others .87 to .91.
 """
 
 import numpy as np

@@ -74,11 +74,14 @@ def broken_claim(met: dict[str, Trial], where: str, judged: bool) -> Claim | Non
 
 
 def price_claim(met: dict[str, Trial], where: str, judged: bool) -> Claim | None:
-    """Claims that the b which suits a median in peace costs it its robustness."""
+    """Claims that the b which suits a median in peace costs it its robustness.
+
+    It speaks of the couplings for which peace and attack choose different b.
+    """
     noisy = [
         name
         for name in (noisy_rule("median", c) for c in jm.noise.COUPLINGS)
-        if name in met
+        if name in met and met[name].prepared() != met[name].unprepared()
     ]
     if "median" not in met or not noisy:
         return None
@@ -91,8 +94,8 @@ def price_claim(met: dict[str, Trial], where: str, judged: bool) -> Claim | None
     here = "; ".join(f"{name} {report(loss)} below" for name, loss in losses.items())
     lower = all(loss.mean() > 2 * standard_error(loss) for loss in losses.values())
     return Claim(
-        "With b chosen where nobody attacks, the worst accuracy of the noisy median is "
-        f"below the noise-free median's (two standard errors), {where}",
+        "With a b that only peace would choose, the worst accuracy of the noisy median "
+        f"is below the noise-free median's (two standard errors), {where}",
         "robustness falls (Remarks)",
         here,
         lower if judged else None,

@@ -146,9 +146,12 @@ def test_the_price_of_noise_is_that_of_the_setting_chosen_in_peace():
     found = claims.price_claim({"median": plain, "noisy median": noisy}, "", True)
     assert found.holds is True
     assert "noisy median 0.300 +- 0.000 below" in found.here
-    sturdy = trial(none=[0.9, 0.8], mimic=[0.7, 0.3])
+    sturdy = trial(none=[0.9, 0.8], mimic=[0.65, 0.7])
     found = claims.price_claim({"median": plain, "noisy median": sturdy}, "", True)
     assert found.holds is False
+    same = trial(none=[0.9, 0.8], mimic=[0.5, 0.3])  # peace and attack choose alike
+    met = {"median": plain, "noisy median": same}
+    assert claims.price_claim(met, "", True) is None
 
 
 def test_what_is_refused():

@@ -100,7 +100,10 @@ def test_every_rule_has_its_settings_and_unknown_ones_are_refused():
     left_out = set(RULES) - set(chosen_rules(()))
     assert left_out == {
         noisy_rule(name, coupling)
-        for name in ("geometric median", "Krum", "multi-Krum", "centered clipping")
+        for name in (
+            *("geometric median", "Krum", "multi-Krum", "Bulyan"),
+            "centered clipping",
+        )
         for coupling in jm.noise.COUPLINGS
     }
     with pytest.raises(ValueError, match="--rules"):
