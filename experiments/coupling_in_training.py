@@ -258,7 +258,9 @@ def _claims(config: Config, table: dict[str, Cells]) -> tuple[Claim, ...]:
                 for r in rows.values()
             ]
         )
-        agreement = scipy.stats.kendalltau(ahead.mean(axis=1), expected).statistic
+        agreement = np.nan  # of one cell
+        if len(ahead) > 1:
+            agreement = scipy.stats.kendalltau(ahead.mean(axis=1), expected).statistic
         claims += [
             Claim(
                 f"{rule}: over all {len(ahead)} cells systematic noise is ahead (two "
