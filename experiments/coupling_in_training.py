@@ -32,6 +32,7 @@ from matplotlib.figure import Figure
 
 import jaxmedian as jm
 from experiments.common.claims import Claim
+from experiments.common.descents import expected_descent
 from experiments.common.finished import once
 from experiments.common.results import Result
 from experiments.common.training import (
@@ -47,7 +48,7 @@ from experiments.common.training import (
 
 Array = np.ndarray
 
-COUPLINGS = ("independent", "systematic")
+COUPLINGS = jm.noise.COUPLINGS
 _DRAWS = 400  # of a median, for each coordinate of the sample
 
 
@@ -213,19 +214,15 @@ def _expect(config: Config, rule: str, law: str, u: Array) -> dict[str, Array]:
     """Computes what theory expects at every b: a descent, or minus an error."""
     mean = u.mean(axis=0)
 
-    def descent(noise: jm.noise.Noise) -> float:
-        plus, minus, _ = map(np.asarray, jm.theory.vote_probability(u, noise))
-        return float(mean @ (plus - minus) / np.abs(mean).sum())
-
-    def minus_error(noise: jm.noise.Noise) -> float:
+    def minus_error(u: Array, noise: jm.noise.Noise) -> float:
         found = jm.theory.simulate_median(u, noise, 0, _DRAWS)
         squared = (np.asarray(found.mean) - mean) ** 2 + np.asarray(found.variance)
         return -float(squared.sum() / (mean**2).sum())
 
-    expect = descent if rule == "vote" else minus_error
+    expect = expected_descent if rule == "vote" else minus_error
     return {
         coupling: np.array(
-            [expect(jm.noise.Noise(law, b, coupling)) for b in config.scales]
+            [expect(u, jm.noise.Noise(law, b, coupling)) for b in config.scales]
         )
         for coupling in COUPLINGS
     }

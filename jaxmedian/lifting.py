@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxmedian._transforms import as_transform
 from jaxmedian._workers import survey
 from jaxmedian.worker_gradients import check_count
 from jaxmedian.worker_stream import materialise
@@ -49,11 +50,7 @@ def per_worker(
     (3, 2)
     """
     check_count("num_workers", num_workers)
-    if not isinstance(inner, optax.GradientTransformation):
-        raise TypeError(
-            f"`inner` must be an optax gradient transformation; got {inner!r}."
-        )
-    inner = optax.with_extra_args_support(inner)
+    inner = as_transform("inner", inner)
 
     def init_fn(params: Any) -> Any:
         numbers = jnp.arange(num_workers, dtype=jnp.uint32)

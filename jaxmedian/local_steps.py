@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmedian import collectives
+from jaxmedian._transforms import as_transform
 from jaxmedian.collectives import AxisName
 from jaxmedian.lifting import is_key
 from jaxmedian.worker_gradients import LossFn, check_count, map_workers
@@ -75,11 +76,7 @@ def worker_updates(
     check_count("num_steps", num_steps)
     if worker_chunk is not None:
         check_count("worker_chunk", worker_chunk)
-    if not isinstance(local_tx, optax.GradientTransformation):
-        raise TypeError(
-            f"`local_tx` must be an optax gradient transformation; got {local_tx!r}."
-        )
-    local_tx = optax.with_extra_args_support(local_tx)
+    local_tx = as_transform("local_tx", local_tx)
     grad_fn = jax.grad(loss_fn)
 
     def updates_fn(params: PyTree, batch: PyTree) -> PyTree:

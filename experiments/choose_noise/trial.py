@@ -9,8 +9,8 @@ import optax
 
 import jaxmedian as jm
 from experiments.choose_noise.config import COUPLINGS, Config
-from experiments.choose_noise.skewed import Array
 from experiments.common.claims import Claim
+from experiments.common.descents import expected_descent
 from experiments.common.digits import Digits, load_mnist5k
 from experiments.common.models import Classifier, mnist_network
 
@@ -45,7 +45,10 @@ def try_on_digits(config: Config) -> tuple[dict[str, np.ndarray], Trial]:
     scales = np.geomspace(1e-4, 1.0, 41)
     curve = {"step": np.arange(len(scales)), "scale": scales} | {
         coupling: np.array(
-            [descent(sample, jm.noise.gaussian(float(b), coupling)) for b in scales]
+            [
+                expected_descent(sample, jm.noise.gaussian(float(b), coupling))
+                for b in scales
+            ]
         )
         for coupling in COUPLINGS
     }
@@ -94,13 +97,6 @@ def summary(trial: Trial) -> dict[str, Any]:
         "coupling": trial.best.coupling,
         "test_accuracy": trial.accuracy,
     }
-
-
-def descent(u: Array, noise: jm.noise.Noise) -> float:
-    """Computes the expected descent of a vote, as a share of the steepest."""
-    mean = u.mean(axis=0)
-    vote = jm.theory.vote_probability(u, noise)
-    return float(mean @ (vote.plus - vote.minus) / np.abs(mean).sum())
 
 
 def claims(config: Config, trial: Trial) -> tuple[Claim, ...]:

@@ -16,10 +16,7 @@ takes 2 to 3 times as long as the mean): for times over a real link see
 """
 
 import dataclasses
-import json
 import os
-import subprocess
-import sys
 from typing import Any
 
 import jax
@@ -27,6 +24,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.common.claims import Claim
+from experiments.common.own_process import run_module
 from experiments.common.plots import panels
 from experiments.common.results import Result
 
@@ -74,21 +72,12 @@ def run(config: Config) -> Result:
 def _in_process(config: Config) -> dict[str, Any]:
     """Runs `experiments.communication.measure` in a process with enough devices."""
     flag = f"--xla_force_host_platform_device_count={max(config.devices)}"
-    environment = os.environ | {
+    environment = {
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip(),
         "JAX_PLATFORMS": "cpu",
     }
-    command = [sys.executable, "-m", "experiments.communication.measure"]
-    done = subprocess.run(
-        [*command, json.dumps(dataclasses.asdict(config))],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=1800,
-    )
-    if done.returncode:
-        raise ValueError(f"The process that measures failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    module = "experiments.communication.measure"
+    return run_module(module, config, environment, timeout=1800)
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:

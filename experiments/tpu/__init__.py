@@ -15,15 +15,12 @@ there is nothing to show, and the table says so.
 """
 
 import dataclasses
-import json
-import os
-import subprocess
-import sys
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from experiments.common.claims import Claim
+from experiments.common.own_process import run_module
 from experiments.common.plots import panels
 from experiments.common.results import Result
 
@@ -64,23 +61,13 @@ _COLUMNS = {
 
 def run(config: Config) -> Result:
     """Compiles in a process of its own, since libtpu must be there from the start."""
-    environment = os.environ | {
+    environment = {
         "JAX_PLATFORMS": "cpu",  # nothing is run on a TPU
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
     }
-    command = [sys.executable, "-m", "experiments.tpu.programs"]
-    done = subprocess.run(
-        [*command, json.dumps(dataclasses.asdict(config))],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=3600,
-    )
-    if done.returncode:
-        raise ValueError(f"The process that compiles failed:\n{done.stderr}")
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = run_module("experiments.tpu.programs", config, environment, timeout=3600)
     rows = found.get("rows", [])
     if rows:
         print(f"{found['device_kind']}, {config.topology}, compiled ahead of time")

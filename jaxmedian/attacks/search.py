@@ -10,6 +10,7 @@ import numpy.typing as npt
 import optax
 
 from jaxmedian import _keys
+from jaxmedian._transforms import as_transform
 from jaxmedian._workers import check_aggregated, survey
 from jaxmedian.attacks.hostile import Scene, Workers, check_workers, set_scene
 from jaxmedian.collectives import AxisName
@@ -87,12 +88,7 @@ def strongest(
     """
     chosen = check_workers("strongest", workers)
     _check_scales(scales)
-    if not isinstance(aggregator, optax.GradientTransformation):
-        raise TypeError(
-            "`aggregator` must be an optax gradient transformation; got "
-            f"{aggregator!r}."
-        )
-    aggregator = optax.with_extra_args_support(aggregator)
+    aggregator = as_transform("aggregator", aggregator)
 
     def at(scale: jax.Array) -> optax.GradientTransformationExtraArgs:
         return attack(workers, key, scale=scale, axis_name=axis_name)

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from jaxmedian import _keys, collectives
+from jaxmedian._transforms import as_transform
 from jaxmedian._workers import Population, refuse_weights
 from jaxmedian.collectives import AxisName
 from jaxmedian.kernels.distances import sound_rows, squared_distances
@@ -159,12 +160,7 @@ def bucketing(
     check_count("size", size)
     rng_key = _keys.as_threefry_key(key)
     if aggregator is not None:
-        if not isinstance(aggregator, optax.GradientTransformation):
-            raise TypeError(
-                "`aggregator` must be an optax gradient transformation; got "
-                f"{aggregator!r}."
-            )
-        aggregator = optax.with_extra_args_support(aggregator)
+        aggregator = as_transform("aggregator", aggregator)
 
     def init_fn(params: Any) -> Any:
         buckets = _keys.init_state(rng_key)

@@ -15,6 +15,7 @@ import jaxmedian as jm
 from experiments import choose_noise
 from experiments.choose_noise import skewed, trial
 from experiments.choose_noise.config import COUPLINGS
+from experiments.common.descents import expected_descent
 from experiments.common.results import save
 
 TINY = choose_noise.PRESETS["tiny"]
@@ -62,10 +63,10 @@ def test_descent_is_the_expected_drop_per_unit_of_step(coupling):
             chance *= law.plus if sign > 0 else law.minus
         drop += chance * float(np.dot(u.mean(axis=0), signs))
     expected = drop / np.abs(u.mean(axis=0)).sum()
-    assert trial.descent(u, noise) == pytest.approx(expected)
+    assert expected_descent(u, noise) == pytest.approx(expected)
     best = getattr(jm.theory.best_scale(u, "laplace", "descent"), coupling)
     assert best.value >= expected
-    again = trial.descent(u, jm.noise.laplace(best.scale, coupling))
+    again = expected_descent(u, jm.noise.laplace(best.scale, coupling))
     assert again == pytest.approx(best.value)
 
 
