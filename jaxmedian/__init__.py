@@ -12,10 +12,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from jaxmedian import attacks, checkpoint, diagnostics, noise, sharding, splits
-from jaxmedian.aggregators import coordinate_median, majority_vote, worker_mean
-from jaxmedian.arrays import median, perturbed_median, vote
-from jaxmedian.lifting import per_worker
-from jaxmedian.local_steps import worker_updates
 from jaxmedian.optimizers import (
     apply_updates,
     median_sgd,
@@ -23,18 +19,23 @@ from jaxmedian.optimizers import (
     noisy_sign_sgd,
     sign_sgd,
 )
-from jaxmedian.participation import participants
-from jaxmedian.perturbation import add_worker_noise
-from jaxmedian.robust.centers import centered_clipping, geometric_median
-from jaxmedian.robust.clipping import adaptive_clip_workers, clip_workers
-from jaxmedian.robust.means import mean_around_median, trimmed_mean
-from jaxmedian.robust.mixing import bucketing, nearest_neighbor_mixing
-from jaxmedian.robust.neighbors import krum, multi_krum
-from jaxmedian.robust.subsets import bulyan, minimum_diameter_mean
-from jaxmedian.sampling import full_batch, mini_batches
-from jaxmedian.simulator import RunResult, run, run_pure
-from jaxmedian.training_step import make_step
-from jaxmedian.worker_gradients import worker_grads, worker_value_and_grads
+from jaxmedian.training.batches import full_batch, mini_batches, participants
+from jaxmedian.training.local_steps import worker_updates
+from jaxmedian.training.run import RunResult, run, run_pure
+from jaxmedian.training.step import make_step
+from jaxmedian.transforms.arrays import median, perturbed_median, vote
+from jaxmedian.transforms.centers import centered_clipping, geometric_median
+from jaxmedian.transforms.clipping import adaptive_clip_workers, clip_workers
+from jaxmedian.transforms.lifting import per_worker
+from jaxmedian.transforms.mean import worker_mean
+from jaxmedian.transforms.median import coordinate_median
+from jaxmedian.transforms.mixing import bucketing, nearest_neighbor_mixing
+from jaxmedian.transforms.neighbors import krum, multi_krum
+from jaxmedian.transforms.perturbation import add_worker_noise
+from jaxmedian.transforms.subsets import bulyan, minimum_diameter_mean
+from jaxmedian.transforms.trimmed_means import mean_around_median, trimmed_mean
+from jaxmedian.transforms.vote import majority_vote
+from jaxmedian.workers.gradients import worker_grads, worker_value_and_grads
 
 if TYPE_CHECKING:
     from jaxmedian import theory

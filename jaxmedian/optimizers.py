@@ -10,11 +10,12 @@ Assembly only: write your own chain for momentum, weight decay or a schedule of 
 
 import optax
 
-from jaxmedian._keys import Key
-from jaxmedian._workers import check_aggregated
-from jaxmedian.aggregators import coordinate_median, majority_vote
-from jaxmedian.collectives import AxisName
 from jaxmedian.noise import Noise
+from jaxmedian.noise.keys import Key
+from jaxmedian.transforms.median import coordinate_median
+from jaxmedian.transforms.vote import majority_vote
+from jaxmedian.workers.collectives import AxisName
+from jaxmedian.workers.population import check_aggregated
 
 
 def sign_sgd(

@@ -12,8 +12,8 @@ import reference
 from harness import COUPLINGS, first_update, params_like
 
 import jaxmedian as jm
-from jaxmedian.kernels import random_bits
-from jaxmedian.kernels.leaf_noise import systematic_slots
+from jaxmedian.noise import threefry
+from jaxmedian.noise.leaf_noise import systematic_slots
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -35,8 +35,8 @@ def top_bits(noise):
 def test_fused_words_are_those_of_jax_random(size):
     keys = jax.vmap(jax.random.key)(jnp.arange(5))
     fused = jax.jit(
-        lambda keys: random_bits.words(
-            jax.random.key_data(keys)[:, None], random_bits.positions(size)[None]
+        lambda keys: threefry.words(
+            jax.random.key_data(keys)[:, None], threefry.positions(size)[None]
         )
     )(keys)
     for key, row in zip(keys, fused, strict=True):
@@ -48,7 +48,7 @@ def test_fused_words_are_those_of_jax_random_at_positions_far_out():
     key = jax.random.key(1)
     expected = np.asarray(jax.random.bits(key, (200_000,), "uint32"))
     far = jnp.arange(199_000, 200_000, dtype=jnp.uint32)
-    got = jax.jit(random_bits.words)(jax.random.key_data(key), far)
+    got = jax.jit(threefry.words)(jax.random.key_data(key), far)
     np.testing.assert_array_equal(got, expected[199_000:])
 
 

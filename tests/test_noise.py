@@ -95,8 +95,7 @@ def test_laws_have_mean_0_variance_1_and_one_mode(law):
 @pytest.mark.parametrize("law", LAWS)
 def test_fused_samples_are_exact_quantiles_to_a_few_units_in_the_last_place(law):
     """Over every word at the edges and in the middle, and many between."""
-    from jaxmedian import laws
-    from jaxmedian.kernels import random_bits
+    from jaxmedian.noise import laws, threefry
 
     step = np.arange(4000, dtype=np.uint32) << 9
     words = np.concatenate(
@@ -109,7 +108,7 @@ def test_fused_samples_are_exact_quantiles_to_a_few_units_in_the_last_place(law)
         ]
     )
     sample = jax.jit(
-        lambda w: laws.LAWS[law].sample(random_bits.centred_uniform(w, jnp.float32))
+        lambda w: laws.LAWS[law].sample(threefry.centred_uniform(w, jnp.float32))
     )
     got = np.asarray(sample(words), np.float64)
     exact = reference.unit_noise(law, words)
@@ -120,11 +119,11 @@ def test_fused_samples_are_exact_quantiles_to_a_few_units_in_the_last_place(law)
 
 
 def test_centred_uniforms_are_exact_odd_multiples_and_symmetric():
-    from jaxmedian.kernels import random_bits
+    from jaxmedian.noise import threefry
 
     words = np.array([0, 511, 512, 12345678, 2**31 - 1], np.uint32)
     words = np.concatenate([words, ~words])
-    t = np.asarray(random_bits.centred_uniform(words, jnp.float32), np.float64)
+    t = np.asarray(threefry.centred_uniform(words, jnp.float32), np.float64)
     np.testing.assert_array_equal(t, reference.centred_uniform(words))
     np.testing.assert_array_equal(t[5:], -t[:5])
     assert np.abs(t).max() < 1

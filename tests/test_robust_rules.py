@@ -175,10 +175,11 @@ def test_many_workers_take_other_paths_to_the_same_means(num_workers):
 
 
 def test_tiles_of_coordinates_change_nothing(monkeypatch):
-    from jaxmedian.kernels import selection
 
     x = np.random.default_rng(3).normal(size=(113, 400)).astype(np.float32)
-    monkeypatch.setattr(selection, "CPU_TILE", 113 * 150)
+    from jaxmedian.kernels import tiles
+
+    monkeypatch.setattr(tiles, "CPU_TILE", 113 * 150)
     only = ("trimmed_mean", "mean_around_median")
     got = jax.jit(all_updates(20, only=only))(x)
     assert_close(got, {name: rules(20)[name][1](x) for name in only}, 3e-6)

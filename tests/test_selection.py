@@ -10,9 +10,10 @@ from harness import enable_x64
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from jaxmedian import _keys, laws
-from jaxmedian.kernels import bisection, networks, order_keys, selection
-from jaxmedian.kernels.leaf_noise import LeafNoise, systematic_slots
+from jaxmedian.kernels import bisection, networks, selection, tiles
+from jaxmedian.kernels.networks import from_order_keys, to_order_keys
+from jaxmedian.noise import keys, laws
+from jaxmedian.noise.leaf_noise import LeafNoise, systematic_slots
 
 SPECIAL = [0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, -3e38]
 
@@ -79,13 +80,13 @@ def test_order_keys_rise_with_the_values_and_come_back(dtype):
     with enable_x64(True):
         ascending = [-np.inf, -3e4, -1.0, -1e-5, -0.0, 0.0, 1e-5, 1.0, 3e4, np.inf]
         values = jnp.asarray(ascending, dtype)
-        keys = order_keys.to_order_keys(values)
+        keys = to_order_keys(values)
         assert keys.dtype.itemsize == values.dtype.itemsize
         assert (np.diff(np.asarray(keys).astype(object)) > 0).all()
-        back = order_keys.from_order_keys(keys, values.dtype)
+        back = from_order_keys(keys, values.dtype)
         assert_same_bits(back.astype("float64"), np.asarray(values.astype("float64")))
         for nan in (np.nan, -np.nan):
-            key = order_keys.to_order_keys(jnp.asarray([nan], dtype))
+            key = to_order_keys(jnp.asarray([nan], dtype))
             assert key[0] == keys[-1]
 
 
@@ -212,7 +213,7 @@ def test_dtypes(num_workers, dtype):
 
 @pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 700, 1000])
 def test_tiles_cover_the_coordinates(size, monkeypatch):
-    monkeypatch.setattr(selection, "CPU_TILE", 113 * 100)
+    monkeypatch.setattr(tiles, "CPU_TILE", 113 * 100)
     rows = awkward_rows(113, size, seed=5)
     assert_same_bits(median(rows), slow_median(rows))
 
@@ -224,12 +225,12 @@ SIZE = 300
 
 def make_noise(law, coupling, num_workers, scale=0.5, dtype=np.float32):
     key = jax.random.key(7, impl="threefry2x32")
-    keys = jax.random.key_data(_keys.fold_in_each(key, jnp.arange(num_workers)))
+    worker_keys = jax.random.key_data(keys.fold_in_each(key, jnp.arange(num_workers)))
     if coupling == "independent":
-        return LeafNoise(laws.LAWS[law], jnp.asarray(scale, dtype), keys, None)
+        return LeafNoise(laws.LAWS[law], jnp.asarray(scale, dtype), worker_keys, None)
     ranks = np.random.default_rng(1).permutation(num_workers).astype(np.uint32)
     slots = systematic_slots(jnp.asarray(ranks), jnp.uint32(num_workers))
-    return LeafNoise(laws.LAWS[law], jnp.asarray(scale, dtype), keys[0], slots)
+    return LeafNoise(laws.LAWS[law], jnp.asarray(scale, dtype), worker_keys[0], slots)
 
 
 def noisy_rows(rows, noise):
@@ -265,7 +266,7 @@ def assert_close_by_ulps(actual, expected, ulps):
     ],
 )
 def test_noisy_medians(num_workers, law, coupling, monkeypatch):
-    monkeypatch.setattr(selection, "CPU_TILE", num_workers * 150)
+    monkeypatch.setattr(tiles, "CPU_TILE", num_workers * 150)
     rows = np.random.default_rng(6).normal(size=(num_workers, SIZE)).astype(np.float32)
     noise = make_noise(law, coupling, num_workers)
     expected = np.median(noisy_rows(rows, noise), axis=0)
@@ -333,7 +334,7 @@ def test_each_word_is_drawn_once(num_workers):
 @pytest.mark.parametrize("masked", [True, False])
 def test_medians_trace_inside_shard_map(num_workers, check_vma, masked, monkeypatch):
     """Rows, keys and masks that differ by device: each device has its own medians."""
-    monkeypatch.setattr(selection, "CPU_TILE", num_workers * 64)
+    monkeypatch.setattr(tiles, "CPU_TILE", num_workers * 64)
     mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,))
     rows = awkward_rows(num_workers, 400, seed=11)
     noise = make_noise("uniform", "independent", num_workers)
@@ -367,7 +368,7 @@ def test_medians_trace_inside_shard_map(num_workers, check_vma, masked, monkeypa
 
 @pytest.mark.parametrize("num_workers", [4, 40, 114])
 def test_medians_under_vmap(num_workers, monkeypatch):
-    monkeypatch.setattr(selection, "CPU_TILE", num_workers * 100)
+    monkeypatch.setattr(tiles, "CPU_TILE", num_workers * 100)
     rows = np.random.default_rng(12).normal(size=(num_workers, SIZE)).astype(np.float32)
     noise = make_noise("logistic", "independent", num_workers)
     scales = jnp.float32([0.0, 0.3, 2.0])

@@ -17,8 +17,8 @@ import reference
 from harness import LAWS, params_like
 
 import jaxmedian as jm
-from jaxmedian.kernels.leaf_noise import LeafNoise
-from jaxmedian.laws import LAWS as LAW_TABLE
+from jaxmedian.noise.laws import LAWS as LAW_TABLE
+from jaxmedian.noise.leaf_noise import LeafNoise
 
 pytestmark = pytest.mark.usefixtures("strict")
 

@@ -105,9 +105,9 @@ def test_bulyan_stops_the_lie_in_one_coordinate_that_krum_lets_through():
 
 
 def test_some_of_many_rows_are_read_tile_by_tile(monkeypatch):
-    from jaxmedian.kernels import selection, trimming
+    from jaxmedian.kernels import tiles, trimming
 
-    monkeypatch.setattr(selection, "CPU_TILE", 40 * 64)
+    monkeypatch.setattr(tiles, "CPU_TILE", 40 * 64)
     x = np.random.default_rng(11).normal(size=(40, 150)).astype(np.float32)
     some = np.arange(3, 36)
     around = jax.jit(trimming.mean_around_median_of_some, static_argnums=2)

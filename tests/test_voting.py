@@ -8,16 +8,17 @@ from harness import enable_x64
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from jaxmedian import _keys, laws
-from jaxmedian.kernels import ballots, voting
-from jaxmedian.kernels.leaf_noise import LeafNoise, systematic_slots
+from jaxmedian.kernels import ballots
+from jaxmedian.kernels.ballots import count_votes
+from jaxmedian.noise import keys, laws
+from jaxmedian.noise.leaf_noise import LeafNoise, systematic_slots
 
 KEY = jax.random.key(3, impl="threefry2x32")
 
 
 def zero_keys_of(num_workers):
-    numbers = _keys.ZERO_BITS + jnp.arange(num_workers, dtype=jnp.uint32)
-    return jax.random.key_data(_keys.fold_in_each(KEY, numbers))
+    numbers = keys.ZERO_BITS + jnp.arange(num_workers, dtype=jnp.uint32)
+    return jax.random.key_data(keys.fold_in_each(KEY, numbers))
 
 
 def words_of(key_words, size):
@@ -51,7 +52,7 @@ def tally(values, *, ties="zero", noise=None, present=None, key_words=None):
         leaf_noise = noise
         if noise is not None:
             leaf_noise = noise._replace(scale=scale, key_words=key_words)
-        return voting.count_votes(
+        return count_votes(
             values, noise=leaf_noise, ties=ties, zero_keys=zero_keys, present=present
         )
 
@@ -174,12 +175,12 @@ def test_tiny_leaves(size, ties):
 
 
 def make_noise(law, coupling, num_workers, scale=0.5, dtype=np.float32):
-    keys = jax.random.key_data(_keys.fold_in_each(KEY, jnp.arange(num_workers)))
+    worker_keys = jax.random.key_data(keys.fold_in_each(KEY, jnp.arange(num_workers)))
     if coupling == "independent":
-        return LeafNoise(laws.LAWS[law], jnp.asarray(scale, dtype), keys, None)
+        return LeafNoise(laws.LAWS[law], jnp.asarray(scale, dtype), worker_keys, None)
     ranks = np.random.default_rng(1).permutation(num_workers).astype(np.uint32)
     slots = systematic_slots(jnp.asarray(ranks), jnp.uint32(num_workers))
-    return LeafNoise(laws.LAWS[law], jnp.asarray(scale, dtype), keys[0], slots)
+    return LeafNoise(laws.LAWS[law], jnp.asarray(scale, dtype), worker_keys[0], slots)
 
 
 def noisy_values(values, noise):
@@ -278,7 +279,7 @@ def test_tallies_trace_inside_shard_map(noisy, ties, check_vma):
 
     def run(values, zero_keys, present, key_words):
         leaf_noise = noise._replace(key_words=key_words) if noisy else None
-        counted = voting.count_votes(
+        counted = count_votes(
             values, noise=leaf_noise, ties=ties, zero_keys=zero_keys, present=present
         )
         return jax.lax.psum(counted, "x")
@@ -301,7 +302,7 @@ def test_random_bits_under_vmap():
     keys = zero_keys_of(9)
     counted = jax.jit(
         jax.vmap(
-            lambda rows: voting.count_votes(
+            lambda rows: count_votes(
                 rows, noise=None, ties="random", zero_keys=keys, present=None
             )
         )
@@ -318,7 +319,7 @@ def test_no_implicit_promotion(ties, strict):
         keys = jax.ShapeDtypeStruct((num_workers, 2), jnp.uint32)
         for noise in (None, make_noise("gaussian", "independent", num_workers)):
             jax.eval_shape(
-                lambda rows, keys, mask, noise=noise: voting.count_votes(
+                lambda rows, keys, mask, noise=noise: count_votes(
                     rows, noise=noise, ties=ties, zero_keys=keys, present=mask
                 ),
                 rows,

@@ -16,7 +16,7 @@ import numpy as np
 
 import jaxmedian as jm
 from experiments.common.installed import installed_byzfl, installed_torch
-from jaxmedian.kernels import averaging
+from jaxmedian.kernels.rows import sum_of_rows
 
 Run = Callable[[], object]
 SCALE = 0.3  # b, for gradients of standard deviation 1
@@ -40,7 +40,7 @@ class Work(NamedTuple):
 
 def read_limit(x: jax.Array) -> Run:
     """Adds the rows: the least that any rule has to do."""
-    return compiled(lambda x: averaging.sum_of_rows(x, present=None), x)[0]
+    return compiled(lambda x: sum_of_rows(x, present=None), x)[0]
 
 
 def works(x: np.ndarray, only: tuple[str, ...] = ()) -> list[Work]:

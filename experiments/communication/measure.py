@@ -20,8 +20,8 @@ from jax.sharding import PartitionSpec as P
 import jaxmedian as jm
 from experiments.benchmark.timing import Timing, take_turns
 from experiments.communication import Config
-from jaxmedian import transport
 from jaxmedian.kernels import packing
+from jaxmedian.transforms.vote import count_bits
 
 WORKERS = "workers"
 _SECONDS = 6.0  # after which a rule takes no further turn
@@ -122,7 +122,7 @@ def _packing_ms(config: Config, rows: np.ndarray) -> dict[str, float]:
 
     @jax.jit
     def count(packed: jax.Array) -> jax.Array:
-        return packing.pack((transport.count_bits(packed, None) > 0).reshape(-1))
+        return packing.pack((count_bits(packed, None) > 0).reshape(-1))
 
     @jax.jit
     def unpack(decisions: jax.Array) -> jax.Array:

@@ -11,8 +11,8 @@ the numbers of the hostile, or how many to draw anew each step with a ``key``.
 The honest rows pass as they are. `label_flip` alone attacks batches, not gradients.
 """
 
-from jaxmedian.attacks.distances import min_max, min_sum
-from jaxmedian.attacks.gradients import (
+from jaxmedian.attacks.on_distances import min_max, min_sum
+from jaxmedian.attacks.on_gradients import (
     a_little_is_enough,
     gaussian,
     inf,
@@ -21,9 +21,9 @@ from jaxmedian.attacks.gradients import (
     nan,
     sign_flip,
 )
-from jaxmedian.attacks.labels import label_flip
+from jaxmedian.attacks.on_labels import label_flip
+from jaxmedian.attacks.on_votes import near_tie_collusion, pivotal_votes
 from jaxmedian.attacks.search import strongest
-from jaxmedian.attacks.votes import near_tie_collusion, pivotal_votes
 
 __all__ = [
     # On gradients

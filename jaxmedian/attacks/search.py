@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import optax
 
-from jaxmedian import _keys
-from jaxmedian._transforms import as_transform
-from jaxmedian._workers import check_aggregated, survey
-from jaxmedian.attacks.hostile import Scene, Workers, check_workers, set_scene
-from jaxmedian.collectives import AxisName
-from jaxmedian.kernels.precision import working_dtype
-from jaxmedian.worker_stream import materialise
+from jaxmedian.attacks.byzantine import Scene, Workers, check_workers, set_scene
+from jaxmedian.kernels.rows import working_dtype
+from jaxmedian.noise import keys
+from jaxmedian.workers.checks import as_transform
+from jaxmedian.workers.collectives import AxisName
+from jaxmedian.workers.population import check_aggregated, survey
+from jaxmedian.workers.stream import materialise
 
 Attack = Callable[..., optax.GradientTransformationExtraArgs]
 
@@ -38,7 +38,7 @@ def strongest(
     attack: Attack,
     aggregator: optax.GradientTransformation,
     workers: Workers,
-    key: _keys.Key | None = None,
+    key: keys.Key | None = None,
     *,
     scales: npt.ArrayLike = SCALES,
     axis_name: AxisName | None = None,
@@ -107,7 +107,7 @@ def strongest(
     ) -> tuple[Any, StrongestState]:
         updates = materialise("strongest", updates)
         population = survey("strongest", updates, params, axis_name, worker_mask)
-        is_drawn = isinstance(state.attack, _keys.KeyState)
+        is_drawn = isinstance(state.attack, keys.KeyState)
         scene = set_scene(
             "strongest", chosen, population, state.attack if is_drawn else None
         )

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmedian.checkpoint.storage import Arrays, Store, holds_checkpoints
-from jaxmedian.worker_gradients import check_count
+from jaxmedian.workers.checks import check_count
 
 __all__ = ["Folder", "save", "restore"]
 

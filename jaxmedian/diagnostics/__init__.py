@@ -16,9 +16,13 @@ from jaxmedian.diagnostics.dissimilarity import (
     gradient_dissimilarity,
     squared_norms,
 )
+from jaxmedian.diagnostics.measures import (
+    gradient_norm,
+    mean_median_gap,
+    of_step,
+    suspicion,
+)
 from jaxmedian.diagnostics.sample import sample_coordinates
-from jaxmedian.diagnostics.step import gradient_norm, mean_median_gap, of_step
-from jaxmedian.diagnostics.suspicion import suspicion
 from jaxmedian.diagnostics.wire import WireBytes, wire_bytes
 
 __all__ = [

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from jaxmedian._workers import survey
-from jaxmedian.diagnostics.mean import mean_over_workers
-from jaxmedian.kernels.precision import working_dtype
-from jaxmedian.worker_gradients import LossFn, worker_grads
+from jaxmedian.diagnostics.measures import mean_over_workers
+from jaxmedian.kernels.rows import working_dtype
+from jaxmedian.workers.gradients import LossFn, worker_grads
+from jaxmedian.workers.population import survey
 
 PyTree = Any
 

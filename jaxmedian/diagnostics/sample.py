@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmedian import _keys
-from jaxmedian._workers import survey
-from jaxmedian.worker_gradients import check_count
+from jaxmedian.noise import keys
+from jaxmedian.workers.checks import check_count
+from jaxmedian.workers.population import survey
 
 PyTree = Any
 
@@ -22,7 +22,7 @@ _MOST_COORDINATES = 2**31 - 1  # numbered in int32
 def sample_coordinates(
     grads: PyTree,
     num_coordinates: int,
-    key: _keys.Key,
+    key: keys.Key,
     *,
     worker_mask: jax.Array | None = None,
 ) -> jax.Array:
@@ -77,7 +77,7 @@ def sample_coordinates(
             f"most 2^31 - 1; got {num_coordinates} of {total}. Take fewer, or sample a "
             "part of the tree."
         )
-    picked = _pick(_keys.as_threefry_key(key), total, num_coordinates)
+    picked = _pick(keys.as_threefry_key(key), total, num_coordinates)
     double = any(leaf.dtype == jnp.float64 for leaf in rows)
     dtype = jnp.dtype(jnp.float64 if double else jnp.float32)
     sample = jnp.zeros((rows[0].shape[0], num_coordinates), dtype)

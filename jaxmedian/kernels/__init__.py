@@ -3,12 +3,10 @@
 No trees, no optax, no other devices: an aggregator brings the rows here and carries the
 result back. By level:
 
-    random_bits, leaf_noise        words that fuse, and the noise of one leaf
-    row_sums, averaging            sums and means of rows
-    ballots, voting, packing       votes, tallies, and votes as bits
-    order_keys, networks,          medians: integers that sort like floats, pruned
-      bisection, tiles, selection    networks, bisection, and which of them when
-    trimming, weighting            means of the middle, and weighted medians
-    distances                      Gram matrices without a temporary of M^2 d
-    precision                      the dtype in which all this is computed
+    rows                     sums of rows, and the dtype in which all this is computed
+    ballots, packing         votes and tallies, and votes as bits
+    networks, bisection,     medians: integers that sort like floats, pruned networks,
+      tiles, selection         bisection, and which of them when
+    trimming, weighting      means of the middle, and weighted medians
+    distances, combinations  Gram matrices without a temporary of M^2 d, and subsets
 """

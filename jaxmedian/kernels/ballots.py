@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmedian.kernels import random_bits
-from jaxmedian.kernels.leaf_noise import LeafNoise
+from jaxmedian.kernels import ballots
+from jaxmedian.kernels.rows import add_up
+from jaxmedian.noise import threefry
+from jaxmedian.noise.leaf_noise import LeafNoise
 
 TIE_RULES = ("zero", "random", "positive")
 
@@ -34,7 +36,7 @@ def cast(
     Returns:
       int8 ``[m, d]`` of -1, 0, +1.
     """
-    positions = random_bits.positions(rows.shape[1])
+    positions = threefry.positions(rows.shape[1])
     values = rows
     if noise is not None:
         workers = jnp.arange(rows.shape[0])
@@ -42,8 +44,8 @@ def cast(
         values = signed(workers, rows, positions)
     unsigned: jax.Array | np.int8 = np.int8(ties == "positive")
     if ties == "random" and zero_keys is not None:
-        words = jax.vmap(random_bits.words, in_axes=(0, None))(zero_keys, positions)
-        unsigned = random_bits.fair_bit(words).astype(jnp.int8)
+        words = jax.vmap(threefry.words, in_axes=(0, None))(zero_keys, positions)
+        unsigned = threefry.fair_bit(words).astype(jnp.int8)
     return sign_or(values, unsigned)
 
 
@@ -81,3 +83,68 @@ def decide(
         assert tie_bits is not None
         vote = jnp.where(tally == 0, tie_bits, vote)
     return vote if anybody is None else vote * anybody.astype(jnp.int32)
+
+
+# A row that draws words for its noise and for its own ties too counts for two.
+_BLOCK_WITH_TIES = 4
+_ABSTAINED = np.int32(2**16)  # fewer than 2^15 votes of +1 and -1 cannot hide it
+
+
+def count_votes(
+    rows: jax.Array,
+    *,
+    noise: LeafNoise | None,
+    ties: str,
+    zero_keys: jax.Array | None,
+    present: jax.Array | None,
+    weights: jax.Array | None = None,
+) -> jax.Array:
+    """Adds up the votes of the workers for each coordinate.
+
+    Args:
+      rows: floating point ``[M, d]``, M >= 1.
+      noise: b xi, or None for the plain vote.
+      ties: "zero", "random" or "positive": here, what a worker without a sign counts.
+      zero_keys: uint32 ``[M, 2]``, key of each worker's random bits; for "random",
+        None if no entry can be without a sign any more.
+      present: bool ``[M]``, or None if everybody is.
+      weights: int32 or floating ``[M]``, how many votes each has, or None for one.
+
+    Returns:
+      ``[d]``: votes for + minus votes for -, int32 or of the type of the weights.
+    """
+    num_workers, size = rows.shape
+    positions = threefry.positions(size)
+    # Drawn before the loop over workers: in it they would be drawn for every block.
+    shared_words = None if noise is None else noise.shared_words(positions)
+
+    absent = np.int32(0)
+
+    def vote(worker: int | jax.Array, unsigned: jax.Array | np.int32) -> jax.Array:
+        """Returns +1, -1, or where there is no sign ``unsigned``; 0 if absent."""
+        value = rows[worker]
+        if noise is not None:
+            value = noise.signed_row(worker, value, positions, shared_words)
+        votes = ballots.sign_or(value, unsigned)
+        if weights is not None:  # 0 of the absent
+            return votes.astype(weights.dtype) * weights[worker]
+        return votes if present is None else jnp.where(present[worker], votes, absent)
+
+    if ties != "random" or zero_keys is None:
+        unsigned = np.int32(ties == "positive")
+        return add_up(lambda i: vote(i, unsigned), num_workers)
+
+    def vote_or_draw(worker: int | jax.Array) -> jax.Array:
+        words = threefry.words(zero_keys[worker], positions)
+        return vote(worker, threefry.fair_bit(words))
+
+    def count_with_bits() -> jax.Array:
+        return add_up(vote_or_draw, num_workers, _BLOCK_WITH_TIES)
+
+    if num_workers >= _ABSTAINED // 2 or weights is not None:
+        return count_with_bits()
+    # Bits cost more than votes, and most leaves need none: count those without a sign
+    # along with the votes, and start again with bits if there are any.
+    tally = add_up(lambda i: vote(i, _ABSTAINED), num_workers)
+    somebody_abstained = jnp.any(tally > np.int32(num_workers))
+    return jax.lax.cond(somebody_abstained, count_with_bits, lambda: tally)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmedian.kernels import selection
-from jaxmedian.kernels.precision import working_dtype
+from jaxmedian.kernels.rows import working_dtype
 
 # Coordinates a product. On CPU the centred tile of a hundred rows stays in cache, and
 # 4,096 was the fastest of 2^12 to 2^16; a GPU or TPU wants few, large products.

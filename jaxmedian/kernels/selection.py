@@ -19,11 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmedian.kernels import bisection, networks, random_bits
-from jaxmedian.kernels.leaf_noise import LeafNoise
-from jaxmedian.kernels.order_keys import from_order_keys, to_order_keys
-from jaxmedian.kernels.precision import working_dtype
+from jaxmedian.kernels import bisection, networks, tiles
+from jaxmedian.kernels.networks import from_order_keys, to_order_keys
+from jaxmedian.kernels.rows import working_dtype
 from jaxmedian.kernels.tiles import map_tiles
+from jaxmedian.noise import threefry
+from jaxmedian.noise.leaf_noise import LeafNoise
 
 EVEN_RULES = ("midpoint", "lower", "upper")
 
@@ -50,12 +51,6 @@ _FUSED_SYSTEMATIC_ROWS = 32
 # XLA on CPU copies what makes the keys into each use of them, noise and all, unless
 # there are 16 uses or more: then the tile's keys are stored. So no tiles below 16 rows.
 _FUSED_INDEPENDENT_ROWS = 15
-
-# Keys a tile. On CPU a tile of 4 MB stays in the second-level caches through all passes
-# over it, and is large enough for XLA to share each between the cores (of 2^17 to 2^21
-# none differed by more than a tenth). A GPU or TPU wants few, large kernels.
-CPU_TILE = 2**20
-DEVICE_TILE = 2**26
 
 
 class _Plan(NamedTuple):
@@ -108,8 +103,8 @@ def median_of_rows(
         return _fused_median(rows, noise, even, present)
     median = partial(_tiled_median, rows, noise, even, present, plan.network)
     return jax.lax.platform_dependent(
-        cpu=lambda: median(keys_per_tile=CPU_TILE),
-        default=lambda: median(keys_per_tile=DEVICE_TILE),
+        cpu=lambda: median(keys_per_tile=tiles.CPU_TILE),
+        default=lambda: median(keys_per_tile=tiles.DEVICE_TILE),
     )
 
 
@@ -117,7 +112,7 @@ def _fused_median(
     rows: jax.Array, noise: LeafNoise | None, even: str, present: jax.Array | None
 ) -> jax.Array:
     """Leaves it to XLA to melt noise and network into one pass over the rows."""
-    positions = random_bits.positions(rows.shape[1])
+    positions = threefry.positions(rows.shape[1])
     values = [
         row if noise is None else noise.noisy_row(i, row, positions)
         for i, row in enumerate(rows)
@@ -140,7 +135,7 @@ def _tiled_median(
 ) -> jax.Array:
     """Goes through tiles of coordinates, so that ``[M, d]`` noise never exists."""
     num_workers, size = rows.shape
-    positions = random_bits.positions(size)
+    positions = threefry.positions(size)
     # Drawn before the loop, since in it XLA would draw them again for each worker.
     shared_words = None if noise is None else noise.shared_words(positions)
 

@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmedian.kernels import selection
-from jaxmedian.kernels.order_keys import from_order_keys, to_order_keys
-from jaxmedian.kernels.precision import working_dtype
-from jaxmedian.kernels.row_sums import add_up
+from jaxmedian.kernels import selection, tiles
+from jaxmedian.kernels.networks import from_order_keys, to_order_keys
+from jaxmedian.kernels.rows import add_up, working_dtype
 from jaxmedian.kernels.tiles import map_tiles
 
 Fits = Callable[[jax.Array], jax.Array]  # weight below a value -> whether it may be
@@ -120,6 +119,6 @@ def _by_tiles(
         return map_tiles(of_columns, size, num_workers, dtype, origins, keys_per_tile)
 
     return jax.lax.platform_dependent(
-        cpu=lambda: all_tiles(selection.CPU_TILE),
-        default=lambda: all_tiles(selection.DEVICE_TILE),
+        cpu=lambda: all_tiles(tiles.CPU_TILE),
+        default=lambda: all_tiles(tiles.DEVICE_TILE),
     )

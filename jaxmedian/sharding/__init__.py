@@ -10,7 +10,6 @@ may belong to several processes (`jax.distributed`). A second mesh axis stays au
 parameters may be sharded over it, and the compiler does the rest.
 """
 
-from jaxmedian.routes import Route, packed_routes
 from jaxmedian.sharding.mesh import workers_mesh
 from jaxmedian.sharding.placing import (
     init_state,
@@ -18,7 +17,8 @@ from jaxmedian.sharding.placing import (
     shard_workers,
     state_specs,
 )
-from jaxmedian.sharding.step import shard_step
+from jaxmedian.sharding.routes import Route, packed_routes
+from jaxmedian.sharding.spmd import shard_step
 
 __all__ = [
     "workers_mesh",

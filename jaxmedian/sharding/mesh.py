@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 from jax.sharding import AxisType, Mesh
 
-from jaxmedian.worker_gradients import check_count
+from jaxmedian.workers.checks import check_count
 
 WORKERS = "workers"
 MODEL = "model"

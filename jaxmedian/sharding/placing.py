@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxmedian.sharding.mesh import WORKERS, check_divisible, check_mesh
-from jaxmedian.worker_gradients import count_in_batch
+from jaxmedian.workers.gradients import count_in_batch
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

@@ -6,9 +6,9 @@ evenly over its places, and has the finished split checked against what it promi
 
 import numpy as np
 
-from jaxmedian.splits.arguments import whole_number
 from jaxmedian.splits.grouping import blocks, even_sizes
 from jaxmedian.splits.holdings import Split
+from jaxmedian.splits.validation import whole_number
 
 
 def count_places(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jaxmedian.splits.arguments import encode
+from jaxmedian.splits.validation import encode
 
 # 400 MB of int32: beyond it a rectangle is a mistake more often than a wish.
 MAX_CELLS = 100_000_000

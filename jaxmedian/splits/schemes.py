@@ -9,7 +9,6 @@ computed outcome.
 import numpy as np
 import numpy.typing as npt
 
-from jaxmedian.splits.arguments import concentration, encode, fraction, whole_number
 from jaxmedian.splits.classes import (
     check_classes,
     class_shares,
@@ -25,6 +24,7 @@ from jaxmedian.splits.grouping import (
 )
 from jaxmedian.splits.holdings import MAX_CELLS, Split
 from jaxmedian.splits.proportions import dirichlet_workers, repair, size_floors
+from jaxmedian.splits.validation import concentration, encode, fraction, whole_number
 
 
 def iid(labels: npt.ArrayLike, num_workers: int, *, seed: int = 0) -> Split:

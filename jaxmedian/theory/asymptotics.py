@@ -6,8 +6,8 @@ above the spread of the values; `median_bias` and `median_moments` are exact eve
 
 import numpy as np
 
-from jaxmedian.laws import LAWS
 from jaxmedian.noise import COUPLINGS, Noise
+from jaxmedian.noise.laws import LAWS
 from jaxmedian.theory import large_noise, median_law, systematic_median
 from jaxmedian.theory.arguments import choice, middle_ranks, positive_integer
 

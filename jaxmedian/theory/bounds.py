@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxmedian.laws import LAWS, Law
 from jaxmedian.noise import Noise
+from jaxmedian.noise.laws import LAWS, Law
 from jaxmedian.theory.arguments import positive_integer, real_number, scale_of
 from jaxmedian.theory.asymptotics import limit_variance
 

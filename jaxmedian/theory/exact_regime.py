@@ -37,7 +37,7 @@ All of this is ours and holds for every permutation, also a fixed one.
 
 import numpy as np
 
-from jaxmedian.laws import Law
+from jaxmedian.noise.laws import Law
 
 
 def law_known_from(law: Law, num_workers: int, width: float) -> float:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmedian.laws import LAWS, Law
 from jaxmedian.noise import Noise
+from jaxmedian.noise.laws import LAWS, Law
 from jaxmedian.theory import median_law, middle_pair, order_statistics
 from jaxmedian.theory.arguments import (
     Array,

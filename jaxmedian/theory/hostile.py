@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmedian.laws import LAWS, Law
 from jaxmedian.noise import Noise, Relative
+from jaxmedian.noise.laws import LAWS, Law
 from jaxmedian.theory import median_law, order_statistics, systematic, systematic_median
 from jaxmedian.theory.arguments import (
     Array,

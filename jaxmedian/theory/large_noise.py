@@ -18,7 +18,7 @@ even number of workers have a bias of order b and do not need this file.
 import numpy as np
 import scipy.special
 
-from jaxmedian.laws import Law
+from jaxmedian.noise.laws import Law
 from jaxmedian.theory.arguments import Array
 from jaxmedian.theory.order_statistics import reach
 from jaxmedian.theory.poisson_binomial import count_tails

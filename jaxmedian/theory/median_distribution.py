@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxmedian.laws import LAWS, Law
 from jaxmedian.noise import Noise
+from jaxmedian.noise.laws import LAWS, Law
 from jaxmedian.theory import order_statistics, systematic
 from jaxmedian.theory.arguments import (
     Array,

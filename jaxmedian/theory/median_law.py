@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxmedian.laws import LAWS, Law
 from jaxmedian.noise import Noise
+from jaxmedian.noise.laws import LAWS, Law
 from jaxmedian.theory import (
     large_noise,
     middle_pair,

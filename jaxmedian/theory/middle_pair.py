@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmedian.laws import Law
+from jaxmedian.noise.laws import Law
 from jaxmedian.theory.arguments import Array
 from jaxmedian.theory.order_statistics import (
     NEGLIGIBLE,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmedian.laws import Law
+from jaxmedian.noise.laws import Law
 from jaxmedian.theory.arguments import Array
 from jaxmedian.theory.poisson_binomial import count_tails
 from jaxmedian.theory.quadrature import (

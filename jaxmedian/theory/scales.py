@@ -17,8 +17,8 @@ import jax
 import numpy as np
 import scipy.optimize
 
-from jaxmedian.laws import LAWS
 from jaxmedian.noise import COUPLINGS, Noise
+from jaxmedian.noise.laws import LAWS
 from jaxmedian.theory.arguments import Array, choice, middle_ranks, worker_values
 from jaxmedian.theory.hostile import (
     check_hostile,

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxmedian.laws import LAWS
 from jaxmedian.noise import Noise
+from jaxmedian.noise.laws import LAWS
 from jaxmedian.theory.arguments import (
     Array,
     Result,

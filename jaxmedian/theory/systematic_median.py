@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmedian.laws import Law
+from jaxmedian.noise.laws import Law
 from jaxmedian.theory.arguments import Array, standardised
 from jaxmedian.theory.exact_regime import law_known_from, mean_exact_from
 from jaxmedian.theory.quadrature import gauss_legendre

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxmedian.laws import LAWS
 from jaxmedian.noise import Noise
+from jaxmedian.noise.laws import LAWS
 from jaxmedian.theory.arguments import (
     Array,
     Result,

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmedian.laws import LAWS
 from jaxmedian.noise import Noise
+from jaxmedian.noise.laws import LAWS
 from jaxmedian.theory import systematic
 from jaxmedian.theory.arguments import (
     Array,

@@ -1,0 +1,176 @@
+"""One step: how far apart the workers are, and where the update points.
+
+The median and the vote follow the mean only where the workers' gradients allow it: the
+gap between median and mean is the error term of the paper's Theorems 1 and 2. These are
+plain functions of stacked gradients ``[M, ...]``; `jaxmedian.run` evaluates `of_step`
+at each chunk edge.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmedian.kernels import selection
+from jaxmedian.kernels.rows import sum_of_rows, working_dtype
+from jaxmedian.workers.population import Population, survey
+
+PyTree = Any
+
+
+def of_step(
+    grads: PyTree | None,
+    updates: PyTree,
+    *,
+    worker_mask: jax.Array | None = None,
+) -> dict[str, jax.Array]:
+    """Measures one step: how far apart the workers are, and where the update points.
+
+    Args:
+      grads: the workers' gradients, leaves ``[M, ...]``, or None where they were
+        streamed: what needs all of them is then left out.
+      updates: the optimizer's updates, leaves ``[...]``; a descent step points against
+        the gradient.
+      worker_mask: bool ``[M]``; absent workers do not count.
+
+    Returns:
+      Scalars: "gradient_norm" and "mean_median_gap" of the functions of that name,
+      "disagreement" (fraction of coordinates in which the update goes uphill on the
+      mean gradient: a vote against its sign) and "ties" (fraction in which the update
+      is 0).
+
+    >>> import jax.numpy as jnp
+    >>> grads = jnp.array([[1., 4.], [2., 0.], [-9., 2.]])
+    >>> measured = of_step(grads, updates=jnp.array([-1., 0.]))
+    >>> {name: round(float(value), 3) for name, value in measured.items()}
+    {'gradient_norm': 2.828, 'mean_median_gap': 3.0, 'disagreement': 0.5, 'ties': 0.5}
+    """
+    ties = _fraction(jax.tree.map(lambda u: u == 0, updates))
+    if grads is None:
+        return {"ties": ties}
+    mean = _mean("of_step", grads, worker_mask)
+    median = _median("of_step", grads, worker_mask)
+    uphill = jax.tree.map(lambda g, u: jnp.sign(g) * jnp.sign(u) > 0, mean, updates)
+    return {
+        "gradient_norm": _norm(mean),
+        "mean_median_gap": _norm(jax.tree.map(jnp.subtract, median, mean)),
+        "disagreement": _fraction(uphill),
+        "ties": ties,
+    }
+
+
+def gradient_norm(grads: PyTree, *, worker_mask: jax.Array | None = None) -> jax.Array:
+    """Computes the Euclidean norm of the mean gradient over all leaves.
+
+    >>> import jax.numpy as jnp
+    >>> float(gradient_norm(jnp.array([[1., 4.], [5., 4.]])))
+    5.0
+    """
+    return _norm(_mean("gradient_norm", grads, worker_mask))
+
+
+def mean_median_gap(
+    grads: PyTree, *, worker_mask: jax.Array | None = None
+) -> jax.Array:
+    """Computes ||median_i(g_i) - mean_i(g_i)||, the gap that noise is to close.
+
+    The distance by which plain medianSGD misjudges the gradient (Theorem 2's last term
+    is its square). 0 for identical workers, and for an even spread around the mean.
+
+    >>> import jax.numpy as jnp
+    >>> float(mean_median_gap(jnp.array([[1.], [2.], [9.]])))
+    2.0
+    """
+    mean = _mean("mean_median_gap", grads, worker_mask)
+    median = _median("mean_median_gap", grads, worker_mask)
+    return _norm(jax.tree.map(jnp.subtract, median, mean))
+
+
+def _mean(name: str, grads: PyTree, worker_mask: jax.Array | None) -> PyTree:
+    population = survey(name, grads, None, worker_mask=worker_mask)
+    return mean_over_workers(grads, population)
+
+
+def _median(name: str, grads: PyTree, worker_mask: jax.Array | None) -> PyTree:
+    present = survey(name, grads, None, worker_mask=worker_mask).present
+
+    def median(leaf: jax.Array) -> jax.Array:
+        rows = leaf.reshape(leaf.shape[0], -1)
+        middle = selection.median_of_rows(
+            rows, noise=None, even="midpoint", present=present
+        )
+        wide = working_dtype(leaf.dtype)
+        return middle.astype(wide).reshape(leaf.shape[1:])
+
+    return jax.tree.map(median, grads)
+
+
+def _fraction(tree: PyTree) -> jax.Array:
+    """Returns the fraction of true entries over all leaves, float32."""
+    leaves = jax.tree.leaves(tree)
+    size = max(sum(leaf.size for leaf in leaves), 1)
+    return jnp.float32(sum(jnp.sum(leaf) / size for leaf in leaves))
+
+
+def _norm(tree: PyTree) -> jax.Array:
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
+
+
+def mean_over_workers(tree: Any, population: Population) -> Any:
+    """Takes the mean of those present on this device, leaf by leaf.
+
+    Args:
+      tree: leaves ``[M, ...]``, floating point.
+      population: who is there, as `jaxmedian._workers.survey` counted them.
+
+    Returns:
+      Leaves ``[...]``, float32 (float64 for float64); 0 if nobody is present.
+    """
+    count = jnp.maximum(population.num_present(), 1)
+
+    def mean(leaf: jax.Array) -> jax.Array:
+        rows = leaf.reshape(leaf.shape[0], -1)
+        total = sum_of_rows(rows, present=population.present)
+        return (total / count.astype(total.dtype)).reshape(leaf.shape[1:])
+
+    return jax.tree.map(mean, tree)
+
+
+def suspicion(
+    grads: PyTree, updates: PyTree, *, worker_mask: jax.Array | None = None
+) -> jax.Array:
+    """Computes how often each worker was outvoted: ``[M]``, 0 to 1.
+
+    The fraction, among the coordinates that moved, in which the update goes uphill for
+    this worker: its gradient has the sign that lost. A worker drawn at random from many
+    alike has somewhat less than 1/2, and the mean over steps tells a hostile worker
+    from an unlucky one unless it lies only where it pays
+    (`jaxmedian.attacks.pivotal_votes`). NaN always counts as outvoted, 0 never.
+
+    Args:
+      grads: what the workers sent, leaves ``[M, ...]``.
+      updates: the optimizer's updates, leaves ``[...]``; a descent step points against
+        the gradient.
+      worker_mask: bool ``[M]``; absent workers get 0.
+
+    Returns:
+      float32 ``[M]``; all 0 if nothing moved.
+
+    >>> import jax.numpy as jnp
+    >>> grads = jnp.array([[1., 4.], [2., -1.], [-9., 2.]])
+    >>> suspicion(grads, updates=jnp.array([-1., -1.])).tolist()
+    [0.0, 0.5, 0.5]
+    """
+    present = survey("suspicion", grads, None, worker_mask=worker_mask).present
+
+    def outvoted(leaf: jax.Array, update: jax.Array) -> jax.Array:
+        moves = jnp.sign(update)[None]
+        lost = (jnp.sign(leaf).astype(moves.dtype) * moves > 0) | jnp.isnan(leaf)
+        lost = lost & (moves != 0)
+        return jnp.sum(lost.reshape(leaf.shape[0], -1), axis=1, dtype=jnp.int32)
+
+    counts = jax.tree.leaves(jax.tree.map(outvoted, grads, updates))
+    moved = [jnp.sum(u != 0, dtype=jnp.int32) for u in jax.tree.leaves(updates)]
+    total = jnp.maximum(jnp.float32(sum(moved[1:], moved[0])), 1)
+    share = jnp.float32(sum(counts[1:], counts[0])) / total
+    return share if present is None else jnp.where(present, share, jnp.float32(0))

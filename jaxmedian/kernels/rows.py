@@ -1,0 +1,83 @@
+"""Add up one row a worker, in blocks: the loop behind every tally and every mean.
+
+XLA on CPU reduces over a leading axis 20 to 50 times slower than it adds whole rows,
+and one expression over many rows is slow to compile and to run. So rows are computed
+and added a block at a time, and only the running sum is kept.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Row = Callable[[int | jax.Array], jax.Array]  # worker -> [d]
+
+# Rows a loop step. In one expression, independent noise of 60 workers takes a minute to
+# compile, and 101 rows of 10^6 numbers take 36 ms to add; by eights, 16 (2 CPU cores).
+BLOCK = 8
+
+
+def add_up(row: Row, num_workers: int, block_size: int = BLOCK) -> jax.Array:
+    """Adds ``row(0)`` to ``row(num_workers - 1)``, a block of them a loop step.
+
+    Args:
+      row: what one worker adds; its number is a Python int or traced.
+      num_workers: at least 1.
+      block_size: rows a loop step.
+
+    >>> import jax.numpy as jnp
+    >>> add_up(lambda worker: jnp.full([2], worker), num_workers=20).tolist()
+    [190, 190]
+    """
+
+    def add(workers: Sequence[int | jax.Array], total: jax.Array) -> jax.Array:
+        return reduce(jnp.add, (row(worker) for worker in workers), total)
+
+    def add_block(block: jax.Array, total: jax.Array) -> jax.Array:
+        start = first + block * block_size
+        return add([start + i for i in range(block_size)], total)
+
+    # The sum starts from rows, not from zeros, and so varies over a mesh as they do.
+    first = num_workers % block_size or min(block_size, num_workers)
+    total = add(range(1, first), row(0))
+    num_blocks = (num_workers - first) // block_size
+    return jax.lax.fori_loop(0, num_blocks, add_block, total) if num_blocks else total
+
+
+def working_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """Returns float64 for float64, and float32 for every shorter floating-point type.
+
+    >>> import jax.numpy as jnp
+    >>> working_dtype(jnp.bfloat16)
+    dtype('float32')
+    """
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
+
+
+def sum_of_rows(
+    rows: jax.Array, *, present: jax.Array | None, weights: jax.Array | None = None
+) -> jax.Array:
+    """Adds up the rows of those present.
+
+    Args:
+      rows: floating point ``[M, d]``, M >= 1.
+      present: bool ``[M]``, or None if everybody is. Rows of absent workers are not
+        read into the sum, whatever they hold.
+      weights: ``[M]``, what to multiply each row with, or None.
+
+    Returns:
+      ``[d]``, float32 (float64 for float64).
+    """
+    dtype = working_dtype(rows.dtype)
+
+    def term(worker: int | jax.Array) -> jax.Array:
+        row = rows[worker].astype(dtype)
+        if weights is not None:
+            row = weights[worker].astype(dtype) * row
+        if present is None:
+            return row
+        return jnp.where(present[worker], row, np.asarray(0, dtype))
+
+    return add_up(term, rows.shape[0])

@@ -1,0 +1,113 @@
+"""The key tree: which random word belongs to which step, leaf, worker and coordinate.
+
+    step   = fold_in(rng_key, count)                 rng_key never changes
+    leaf   = fold_in(step, position in jax.tree.leaves)
+    worker = fold_in(leaf, i)                         i the global number of the worker
+    word   = random.bits(worker, leaf.shape, uint32)
+
+Worker numbers end below 2^31; the numbers from there on name what the workers share.
+Nothing depends on the device that asks, so a mesh draws the words of one device.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+SHARED_UNIFORM = np.uint32(2**31)  # V of systematic coupling; of a step: permutation
+TALLY_TIES = np.uint32(2**31 + 1)
+ZERO_BITS = np.uint32(2**31 + 2)  # + i: the bits worker i sends where it has no sign
+
+Key = Any  # a typed key, a legacy key, or an int
+
+
+class KeyState(NamedTuple):
+    """State of a transform that draws: the step it is at, and its unchanging key."""
+
+    count: jax.Array  # type: ignore[assignment]  # shape=(), dtype=int32
+    rng_key: jax.Array  # shape=(), a typed Threefry key
+
+
+def as_threefry_key(key: Key) -> jax.Array:
+    """Returns the typed Threefry key that stands for ``key``.
+
+    Args:
+      key: a typed key, a legacy ``uint32`` key, or an int (a seed), traced or not.
+        Keys of another implementation are hashed into a Threefry key, word by word.
+
+    Raises:
+      TypeError: if it is none of these.
+      ValueError: if it is a batch of keys.
+    """
+    if isinstance(key, int | np.integer) and not isinstance(key, bool):
+        return jax.random.key(int(key), impl="threefry2x32")
+    if isinstance(key, jax.Array) and _is_seed(key):
+        return jax.random.key(key, impl="threefry2x32")
+    if not isinstance(key, jax.Array | np.ndarray):
+        raise TypeError(
+            f"`key` must be a JAX key or an int; got {key!r}. "
+            "Pass e.g. `jax.random.key(0)`."
+        )
+    if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+        batch_shape, words = key.shape, jax.random.key_data(key)
+    elif key.dtype == np.uint32 and key.ndim > 0 and key.shape[-1] in (2, 4):
+        batch_shape, words = key.shape[:-1], jnp.asarray(key)
+    else:
+        raise TypeError(
+            f"`key` must be a JAX key or an int; got an array of {key.dtype} with "
+            f"shape {key.shape}. Pass e.g. `jax.random.key(0)`."
+        )
+    if batch_shape != ():
+        raise ValueError(
+            f"`key` must be one key; got a batch of shape {batch_shape}. For several "
+            "seeds, `jax.vmap` over the function that builds the optimizer."
+        )
+    threefry_key = jax.random.wrap_key_data(words[:2], impl="threefry2x32")
+    for i in range(2, words.shape[0]):
+        threefry_key = jax.random.fold_in(threefry_key, words[i])
+    return threefry_key
+
+
+def _is_seed(key: jax.Array) -> bool:
+    """Returns whether an array is an integer scalar, such as a vmapped seed."""
+    return key.ndim == 0 and bool(jnp.issubdtype(key.dtype, jnp.integer))
+
+
+def init_state(rng_key: jax.Array) -> KeyState:
+    """Returns the state before the first step."""
+    return KeyState(count=jnp.zeros([], jnp.int32), rng_key=rng_key)
+
+
+def next_state(state: KeyState) -> KeyState:
+    """Returns the state after one more step."""
+    return KeyState(optax.safe_increment(state.count), state.rng_key)
+
+
+def step_key(state: KeyState) -> jax.Array:
+    """Returns the key of the step that ``state`` is about to take."""
+    return jax.random.fold_in(state.rng_key, state.count)
+
+
+def leaf_keys(state: KeyState, num_leaves: int) -> jax.Array:
+    """Returns the keys of all leaves for the step that ``state`` is about to take."""
+    positions = jnp.arange(num_leaves, dtype=jnp.uint32)
+    return fold_in_each(step_key(state), positions)
+
+
+def fold_in_each(key: jax.Array, numbers: jax.Array) -> jax.Array:
+    """Folds each of the numbers ``[n]`` into one key; returns keys ``[n]``."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
+
+
+def is_key(path: tuple[Any, ...], leaf: jax.Array) -> bool:
+    """Returns whether a leaf of an optimizer state is a key, typed or legacy.
+
+    Legacy keys are plain uint32 arrays: only the name of their field tells.
+    """
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return True
+    name = str(getattr(path[-1], "name", getattr(path[-1], "key", ""))) if path else ""
+    is_key_shaped = leaf.dtype == jnp.uint32 and leaf.ndim == 1 and leaf.size in (2, 4)
+    return is_key_shaped and "key" in name

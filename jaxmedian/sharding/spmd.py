@@ -1,0 +1,133 @@
+"""One jitted step of workers spread over a mesh: `make_step` inside `jax.shard_map`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from jaxmedian.sharding.mesh import WORKERS, check_divisible, check_mesh
+from jaxmedian.sharding.placing import state_specs
+from jaxmedian.training.step import make_step
+from jaxmedian.workers import collectives
+from jaxmedian.workers.gradients import LossFn, count_in_batch
+
+
+def shard_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    axis_name: str = WORKERS,
+    has_aux: bool = False,
+    worker_chunk: int | None = None,
+    donate: bool = False,
+) -> Callable[..., tuple[Any, Any, dict[str, Any]]]:
+    """Builds one jitted training step of workers spread over a mesh.
+
+    The step of `jaxmedian.make_step`: with ``worker_chunk=1`` whole runs give the bits
+    of one device on any number of devices, whatever votes or medians the chain takes.
+    Nothing but what the aggregator sends, and one number for the loss, crosses the
+    mesh.
+
+    Args:
+      loss_fn: as in `jaxmedian.make_step`.
+      optimizer: the chain of one device, its transforms built with ``axis_name``. On a
+        mesh of one device the same chain works too.
+      mesh: see `workers_mesh`. Other axes than that of the workers stay automatic.
+      axis_name: the mesh axis of the workers.
+      has_aux: whether ``loss_fn`` returns auxiliary output.
+      worker_chunk: as in `jaxmedian.make_step`, of the workers of one device.
+      donate: whether the step may overwrite the parameters and the state it is given,
+        which saves their memory; they cannot be read afterwards.
+
+    Returns:
+      ``step(params, opt_state, batch, **extra_args) -> (params, opt_state, metrics)``.
+      The batch's leaves are ``[M, ...]``, M a multiple of the devices along the axis,
+      several workers a device if it is not one; so are extra arguments whose name
+      begins with ``worker_``, such as ``worker_mask``. With one process plain arrays
+      will do, with several they must be placed: see `shard_workers`, `replicate` and
+      `init_state`.
+
+    Raises:
+      ValueError: if the mesh lacks the axis, or has axes that are not automatic; while
+        tracing, if M is no multiple of the devices, or if a transform was built without
+        ``axis_name`` and would aggregate each device's workers by themselves.
+      TypeError, ValueError: as `jaxmedian.make_step`.
+
+    >>> import jax.numpy as jnp, jaxmedian as jm
+    >>> loss = lambda params, batch: 0.5 * (params - batch) ** 2
+    >>> mesh = jm.sharding.workers_mesh(1)
+    >>> optimizer = jm.median_sgd(0.5, axis_name="workers")
+    >>> step = jm.sharding.shard_step(loss, optimizer, mesh)
+    >>> params = jnp.float32(0.0)
+    >>> batch = jnp.array([1., 2., 10.])
+    >>> params, _, metrics = step(params, optimizer.init(params), batch)
+    >>> float(params), float(metrics["loss"])
+    (1.0, 17.5)
+    """
+    check_mesh(mesh, axis_name)
+    local_step = make_step(
+        loss_fn,
+        optimizer,
+        has_aux=has_aux,
+        axis_name=axis_name,
+        worker_chunk=worker_chunk,
+    )
+    metrics_specs = {"loss": P(), "aux": P(axis_name)} if has_aux else {"loss": P()}
+
+    def step(
+        params: Any, opt_state: Any, batch: Any, **extra_args: Any
+    ) -> tuple[Any, Any, dict[str, Any]]:
+        num_workers = count_in_batch(batch)
+        check_divisible(num_workers, mesh, axis_name)
+        specs = state_specs(optimizer, params, num_workers, axis_name=axis_name)
+        extra_specs = {
+            name: P(axis_name) if name.startswith("worker_") else P()
+            for name in extra_args
+        }
+
+        def on_device(
+            params: Any, opt_state: Any, batch: Any, extra_args: dict[str, Any]
+        ) -> tuple[Any, Any, dict[str, Any]]:
+            result = local_step(params, opt_state, batch, **extra_args)
+            _check_agreement(result[0], result[1], specs, axis_name)
+            return result
+
+        return jax.shard_map(
+            on_device,
+            mesh=mesh,
+            in_specs=(P(), specs, P(axis_name), extra_specs),
+            out_specs=(P(), specs, metrics_specs),
+            axis_names={axis_name},
+        )(params, opt_state, batch, extra_args)
+
+    return jax.jit(step, donate_argnums=(0, 1) if donate else ())
+
+
+def _check_agreement(params: Any, opt_state: Any, specs: Any, axis_name: str) -> None:
+    """Raises if what should be the same on all devices is known to differ.
+
+    Our own transforms complain before it comes to that.
+    """
+    if axis_name in collectives.varying_axes(params):
+        raise ValueError(
+            "The devices would end with different parameters: the aggregator of the "
+            f"chain sees the workers of its own device only. Build it with "
+            f"`axis_name={axis_name!r}`."
+        )
+    shared = [
+        leaf
+        for leaf, spec in zip(
+            jax.tree.leaves(opt_state), jax.tree.leaves(specs), strict=True
+        )
+        if spec == P()
+    ]
+    if axis_name in collectives.varying_axes(shared):
+        raise ValueError(
+            "The devices would end with different optimizer states: a transform before "
+            "the aggregator keeps state of the workers. Lift it with "
+            "`jaxmedian.per_worker`."
+        )

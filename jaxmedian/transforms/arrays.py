@@ -1,0 +1,131 @@
+"""Median and vote of plain arrays, without optax: estimate a mean through a median.
+
+The same kernels as `jaxmedian.coordinate_median` and `jaxmedian.majority_vote`, for
+an array with the workers along any axis. They do not know trees, steps or meshes.
+"""
+
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmedian.noise import Noise, keys
+from jaxmedian.transforms.median import coordinate_median
+from jaxmedian.transforms.vote import majority_vote
+from jaxmedian.workers.population import survey
+
+
+def median(
+    x: jax.Array,
+    axis: int = 0,
+    *,
+    even: str = "midpoint",
+    mask: jax.Array | None = None,
+) -> jax.Array:
+    """Computes the median along an axis: `jnp.median`, many times faster for few rows.
+
+    Args:
+      x: floating point, any shape.
+      axis: the axis to remove; fastest if it is the first.
+      even: "midpoint" (NumPy's), "lower" or "upper", for an even count.
+      mask: bool ``[x.shape[axis]]``; entries where it is False do not count.
+
+    Returns:
+      The shape of x without the axis, in its dtype. NaN counts as +inf, where NumPy
+      returns NaN. With nothing left by the mask the median is 0.
+
+    Raises:
+      ValueError: for a bad axis, option or mask. TypeError: if x is not floating point.
+
+    >>> import jax.numpy as jnp, jaxmedian as jm
+    >>> jm.median(jnp.array([3., 1., 2., 10.])).item()
+    2.5
+    """
+    return _aggregate(coordinate_median(even=even), "median", x, axis, mask)
+
+
+def vote(
+    x: jax.Array,
+    axis: int = 0,
+    *,
+    ties: str = "zero",
+    key: keys.Key | None = None,
+    mask: jax.Array | None = None,
+) -> jax.Array:
+    """Computes the majority vote of signs along an axis.
+
+    Args:
+      x: floating point, any shape.
+      axis: the axis to remove; fastest if it is the first.
+      ties: "zero", "random" or "positive"; see `jaxmedian.majority_vote`.
+      key: for ``ties="random"``, refused otherwise.
+      mask: bool ``[x.shape[axis]]``; entries where it is False do not vote.
+
+    Returns:
+      -1, 0 or +1 in the dtype of x and its shape without the axis.
+
+    Raises:
+      ValueError: for a bad axis, option, key or mask. TypeError: if x is not floating
+        point.
+
+    >>> import jax.numpy as jnp, jaxmedian as jm
+    >>> jm.vote(jnp.array([[3., -1.], [1., -2.], [-8., 0.]])).tolist()
+    [1.0, -1.0]
+    """
+    return _aggregate(majority_vote(key=key, ties=ties), "vote", x, axis, mask)
+
+
+def perturbed_median(
+    x: jax.Array,
+    noise: Noise,
+    key: keys.Key,
+    axis: int = 0,
+    *,
+    even: str = "midpoint",
+) -> jax.Array:
+    """Estimates the mean along an axis by the median after noise.
+
+    Its expectation is the mean up to O(spread^3 / b^2) for noise of scale b, and its
+    variance about b^2 pi / (2 M) for Gaussian noise. `jaxmedian.theory` has both
+    exactly.
+
+    Args:
+      x: floating point, any shape.
+      noise: law, scale and coupling; a schedule is taken at step 0.
+      key: a typed key, a legacy key or an int. The draws are those of the first update
+        of ``coordinate_median(noise, key)``: draw again with another key.
+      axis: the axis to remove.
+      even: "midpoint", "lower" or "upper", for an even count.
+
+    Returns:
+      The shape of x without the axis, in its dtype.
+
+    Raises:
+      TypeError, ValueError: for a bad noise, key, axis or option, or if x is not
+        floating point.
+
+    >>> import jax, jax.numpy as jnp, jaxmedian as jm
+    >>> x = jnp.array([1., 2., 10.])[:, None] * jnp.ones((1, 100_000))
+    >>> estimate = jm.perturbed_median(x, jm.noise.gaussian(20.0), jax.random.key(0))
+    >>> abs(estimate.mean().item() - 4.288) < 0.25  # the mean is 4.333, the median 2
+    True
+    """
+    aggregator = coordinate_median(noise, key, even=even)
+    return _aggregate(aggregator, "perturbed_median", x, axis, None)
+
+
+def _aggregate(aggregator: Any, name: str, x: Any, axis: int, mask: Any) -> jax.Array:
+    """Runs the first update of an aggregator on one array."""
+    x = jnp.asarray(x)
+    axis = operator.index(axis)
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueError(
+            f"`{name}` was given `axis` {axis} for an array of shape {x.shape}."
+        )
+    rows = jnp.moveaxis(x, axis, 0)
+    template = jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)
+    survey(name, rows, template, worker_mask=mask)  # errors in this function's name
+    state = aggregator.init(template)
+    result, _ = aggregator.update(rows, state, template, worker_mask=mask)
+    return result

@@ -1,0 +1,253 @@
+"""Robust centres of whole gradients: ``[M, ...] -> [...]``.
+
+Both are means in which a worker far from the centre has its weight or its reach cut,
+over all coordinates at once. Rows that are not finite, or overflow when squared, have
+no weight.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxmedian.kernels.distances import sound_rows
+from jaxmedian.kernels.rows import working_dtype
+from jaxmedian.transforms.whole_gradients import (
+    Gradients,
+    survey_gradients,
+    whole_gradient_rule,
+)
+from jaxmedian.workers.checks import check_count, check_radius, static_hint
+from jaxmedian.workers.collectives import AxisName
+from jaxmedian.workers.population import refuse_weights
+
+STARTS = ("mean", "zeros")
+
+
+def geometric_median(
+    smoothing: float = 1e-6,
+    tolerance: float = 1e-6,
+    max_steps: int = 100,
+    *,
+    start: str = "mean",
+    axis_name: AxisName | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Finds the point of the least summed distance: ``[M, ...] -> [...]``.
+
+    .. math:: \arg\min_z \sum_i \|g_i - z\|
+
+    by Weiszfeld's steps, z <- sum_i w_i g_i / sum_i w_i with w_i = 1 / max(\|g_i - z\|,
+    smoothing). A minority of arbitrary workers moves it a bounded way (breakdown point
+    1/2); kappa = 4 (1 + f / (M - 2f))^2 for any f < M / 2. It need not be told f.
+
+    All iterates are weighted means, so the steps run on one Gram matrix, M^2 a step,
+    whatever d; the gradients are read for that matrix and once more for the result.
+
+    Args:
+      smoothing: nu > 0, the distance below which a worker has no more weight.
+      tolerance: stop after a step that moves less, >= 0.
+      max_steps: the most steps, >= 1.
+      start: "mean", or "zeros" to start from the origin.
+      axis_name: mesh axis over which workers are spread inside `jax.shard_map`.
+
+    Returns:
+      A transformation without state. ``update`` takes ``worker_mask``, bool ``[M]``:
+      absent workers have no weight; the result is 0 if nobody is left. It takes
+      ``worker_weights``, ``[M]``, too: each counts as so many workers.
+
+    Raises:
+      TypeError, ValueError: for a bad number or option; while tracing, for updates
+        without a worker axis.
+
+    >>> import jax.numpy as jnp, jaxmedian as jm
+    >>> tx = jm.geometric_median()
+    >>> params = jnp.zeros(2)
+    >>> grads = jnp.array([[0., 1.], [0., -1.], [1., 0.], [-1., 0.], [1e6, 0.]])
+    >>> updates, _ = tx.update(grads, tx.init(params), params)
+    >>> [abs(round(float(u), 2)) for u in updates]
+    [0.58, 0.0]
+
+    References:
+      Weiszfeld, Sur le point pour lequel la somme des distances de n points donnes est
+      minimum, Tohoku Mathematical Journal, 1937.
+      Pillutla et al., Robust Aggregation for Federated Learning, IEEE TSP 2022.
+      https://arxiv.org/abs/1912.13445
+    """
+    check_radius("smoothing", smoothing)
+    _check_stop(tolerance, max_steps)
+    if start not in STARTS:
+        raise ValueError(f'`start` must be "mean" or "zeros"; got {start!r}.')
+
+    def rule(gradients: Gradients) -> list[jax.Array]:
+        gram = gradients.gram()
+        sound = sound_rows(gram, gradients.population.all_present())
+        shares = sound.astype(gram.dtype)
+        if (given := gradients.population.all_weights()) is not None:
+            shares = shares * given.astype(gram.dtype)
+        weights = shares
+        num_steps = max_steps
+        if start == "zeros":  # the step from the origin is the first
+            weights = shares * _closeness(gradients.squared_norms(), sound, smoothing)
+            num_steps -= 1
+        return gradients.weighted_sum(
+            _weiszfeld(gram, shares, weights, smoothing, tolerance, num_steps)
+        )
+
+    return whole_gradient_rule("geometric_median", rule, axis_name, weighted=True)
+
+
+def _weiszfeld(
+    gram: jax.Array,
+    shares: jax.Array,
+    weights: jax.Array,
+    smoothing: float,
+    tolerance: float,
+    max_steps: int,
+) -> jax.Array:
+    """Steps from z = sum_i w_i g_i / sum_i w_i to the median; returns its weights.
+
+    ``shares`` is what each worker counts as, 0 of those who are not sound.
+    """
+    zero = np.asarray(0, gram.dtype)
+    sound = shares > 0
+    known = sound[:, None] & sound[None, :]
+    gram = jnp.where(known, gram, zero)
+
+    def step(state: Any) -> Any:
+        number, weights, _ = state
+        towards = gram @ weights
+        squares = jnp.diagonal(gram) - 2 * towards + weights @ towards
+        new = _normalised(shares * _closeness(squares, sound, smoothing))
+        change = new - weights
+        return number + 1, new, change @ (gram @ change)
+
+    def goes_on(state: Any) -> jax.Array:
+        number, _, moved = state
+        return (number < max_steps) & (moved > jnp.square(limit))
+
+    limit = jnp.asarray(tolerance, gram.dtype)
+    start = jnp.int32(0), _normalised(weights), jnp.full_like(limit, np.inf)
+    return jax.lax.while_loop(goes_on, step, start)[1]
+
+
+def _closeness(squares: jax.Array, sound: jax.Array, smoothing: float) -> jax.Array:
+    """Returns 1 / max(distance, smoothing) of those who are sound, 0 of the others."""
+    zero = np.asarray(0, squares.dtype)
+    distance = jnp.sqrt(jnp.maximum(jnp.where(sound, squares, zero), zero))
+    least = jnp.asarray(smoothing, squares.dtype)
+    return jnp.where(sound, 1 / jnp.maximum(distance, least), zero)
+
+
+def _normalised(weights: jax.Array) -> jax.Array:
+    total = jnp.sum(weights)
+    return weights / jnp.where(total > 0, total, np.asarray(1, total.dtype))
+
+
+def _check_stop(tolerance: Any, max_steps: Any) -> None:
+    if isinstance(tolerance, bool) or not isinstance(
+        tolerance, int | float | np.number
+    ):
+        hint = static_hint("tolerance", tolerance)
+        raise TypeError(f"`tolerance` must be a number; got {tolerance!r}.{hint}")
+    if not tolerance >= 0:
+        raise ValueError(f"`tolerance` must be >= 0; got {tolerance!r}.")
+    check_count("max_steps", max_steps)
+
+
+class CenteredClippingState(NamedTuple):
+    """Where the last step ended: the centre from which the next one clips."""
+
+    center: Any  # like params, float32 (float64 for float64)
+
+
+def centered_clipping(
+    radius: float, steps: int = 1, *, axis_name: AxisName | None = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Moves a centre by clipped differences to it: ``[M, ...] -> [...]``.
+
+    .. math:: v \leftarrow v + \frac{1}{M} \sum_i (g_i - v)
+        \min\Big(1, \frac{\tau}{\|g_i - v\|}\Big)
+
+    The centre v is the last update, kept from step to step (0 at first): no worker
+    moves it by more than tau / M, so f hostile ones move it by f tau / M. Meant for
+    momenta, which change little between steps; a radius near the spread of the honest
+    is best, and needs to be known.
+
+    Two passes over the gradients a step.
+
+    Args:
+      radius: tau > 0, in units of the gradient's norm; may be traced.
+      steps: clipping steps an update.
+      axis_name: mesh axis over which workers are spread inside `jax.shard_map`; the
+        state is the same on all devices.
+
+    Returns:
+      A transformation with state ``(center,)`` like the parameters. ``update`` takes
+      ``worker_mask``, bool ``[M]``; with nobody present the centre stays.
+
+    Raises:
+      TypeError, ValueError: for a bad radius or number of steps; while tracing, for
+        updates without a worker axis.
+
+    >>> import jax.numpy as jnp, jaxmedian as jm
+    >>> tx = jm.centered_clipping(1.0)
+    >>> params = jnp.zeros(2)
+    >>> grads = jnp.array([[3., 4.], [0.3, 0.], [0., 0.2], [jnp.inf, 0.]])
+    >>> updates, _ = tx.update(grads, tx.init(params), params)
+    >>> [round(float(u), 4) for u in updates]
+    [0.225, 0.25]
+
+    References:
+      Karimireddy et al., Learning from History for Byzantine Robust Optimization, ICML
+      2021. https://arxiv.org/abs/2012.10333
+    """
+    check_radius("radius", radius)
+    check_count("steps", steps)
+
+    def init_fn(params: Any) -> CenteredClippingState:
+        def zeros(leaf: Any) -> jax.Array:
+            return jnp.zeros(jnp.shape(leaf), working_dtype(leaf.dtype))
+
+        return CenteredClippingState(jax.tree.map(zeros, params))
+
+    def update_fn(
+        updates: Any,
+        state: CenteredClippingState,
+        params: Any = None,
+        *,
+        worker_mask: jax.Array | None = None,
+        worker_weights: jax.Array | None = None,
+        **extra_args: Any,
+    ) -> tuple[Any, CenteredClippingState]:
+        del extra_args
+        refuse_weights("centered_clipping", worker_weights)
+        gradients = survey_gradients(
+            "centered_clipping", updates, params, axis_name, worker_mask
+        )
+        center = gradients.join(state.center)
+        for _ in range(steps):
+            center = _clip_towards(gradients, center, radius)
+        new_center = gradients.leaves(center, like=state.center)
+        return gradients.leaves(center), CenteredClippingState(new_center)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _clip_towards(
+    gradients: Gradients, center: list[jax.Array], radius: Any
+) -> list[jax.Array]:
+    """Returns the centre after one step."""
+    population = gradients.population
+    norms = jnp.sqrt(gradients.squared_norms(center))
+    counted = jnp.isfinite(norms)
+    if (present := population.all_present()) is not None:
+        counted = counted & present
+    one = np.asarray(1, norms.dtype)
+    # At distance 0 the factor is min(1, inf) = 1.
+    reach = jnp.minimum(one, jnp.asarray(radius, norms.dtype) / norms)
+    number = jnp.maximum(population.num_present(), 1).astype(norms.dtype)
+    weights = jnp.where(counted, reach / number, np.asarray(0, norms.dtype))
+    moves = gradients.weighted_sum(weights, center)
+    return [v + move for v, move in zip(center, moves, strict=True)]

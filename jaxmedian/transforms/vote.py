@@ -1,0 +1,244 @@
+"""The three aggregators: stacked updates ``[M, ...]`` in, one update ``[...]`` out.
+
+    majority_vote       sign(sum_i sign(g_i + b xi_i))      Algorithms 1 and 3
+    coordinate_median   median_i(g_i + b xi_i)              Algorithms 2 and 4
+    worker_mean         (1/M) sum_i g_i                     the mean they stand in for
+
+Each is an optax transformation and the only one in its chain that sees the worker axis
+and removes it. The arithmetic on rows is `voting`'s, `selection`'s and `averaging`'s
+(votes by way of `transport`), and `aggregation` carries it to trees; here the two meet,
+and options are checked.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxmedian.kernels import ballots, packing
+from jaxmedian.kernels.ballots import count_votes
+from jaxmedian.kernels.packing import choose, tally_type
+from jaxmedian.kernels.rows import add_up
+from jaxmedian.noise import Noise, keys
+from jaxmedian.transforms.build import Rule, aggregator
+from jaxmedian.transforms.draws import LeafDraws, check_key
+from jaxmedian.workers import collectives
+from jaxmedian.workers.checks import check_option
+from jaxmedian.workers.collectives import AxisName
+from jaxmedian.workers.population import Population
+
+TRANSPORTS = ("tally", "packed")
+
+
+def majority_vote(
+    noise: Noise | None = None,
+    key: keys.Key | None = None,
+    *,
+    ties: str = "zero",
+    axis_name: AxisName | None = None,
+    transport: str = "tally",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Lets workers vote on the sign of each coordinate: ``[M, ...] -> [...]``.
+
+    .. math:: \mathrm{sign}\Big(\sum_i \mathrm{sign}(g_i + b\, \xi_i)\Big)
+
+    For odd M it is the sign of the coordinate's median, wherever that is not 0. On
+    heterogeneous data the median is not the mean: without noise, training may stop far
+    from a stationary point of the average loss. Noise of a scale b above the spread of
+    the workers' gradients repairs that, at one bit a coordinate and worker.
+
+    What a worker's entry counts, and how a tally of 0 ends:
+
+    ====================================  ==========  ============  ============
+    ``ties``                              "zero"      "random"      "positive"
+    ====================================  ==========  ============  ============
+    0, -0.0 or NaN of a present worker    no vote     fair bit      +1
+    absent worker                         no vote     no vote       no vote
+    tally 0, somebody present             0           fair bit      +1
+    nobody present                        0           0             0
+    ====================================  ==========  ============  ============
+
+    Args:
+      noise: law, scale and coupling, or None for the plain vote. The votes are those of
+        ``chain(add_worker_noise(noise, key), majority_vote())`` with the same key, up
+        to values within rounding of 0, but no noisy gradient is ever stored.
+      key: a typed key, a legacy key or an int; needed for noise and ``ties="random"``.
+      ties: "zero", "random" or "positive", see the table.
+      axis_name: mesh axis over which workers are spread inside `jax.shard_map`.
+      transport: what crosses the mesh: "tally", sums of integers, or "packed", bits:
+        about 2 a coordinate and worker, up and down together, with one worker a device;
+        with many it sends tallies where they are cheaper and packs the decisions alone
+        (`jaxmedian.sharding.packed_routes` says where). The votes are the same. One bit
+        cannot say zero: "packed" needs ``ties`` "random" or "positive".
+
+    Returns:
+      A transformation whose updates are -1, 0 or +1 in the dtype of the gradients; put
+      `optax.scale_by_learning_rate` behind it. ``update`` takes ``worker_mask``, bool
+      ``[M]``: absent workers do not count; and ``worker_weights``, ``[M]``: how many
+      votes each has. Integers are counted exactly, on any number of devices; sums of
+      other numbers round, and so may end a tie.
+
+    Raises:
+      TypeError, ValueError: for a bad noise, key or option; for a key without use;
+        while tracing, for updates without a worker axis.
+
+    >>> import jax.numpy as jnp, jaxmedian as jm
+    >>> tx = jm.majority_vote()
+    >>> params = jnp.zeros(3)
+    >>> grads = jnp.array([[1., -1., 0.], [2., -3., 5.], [-9., -1., -5.]])
+    >>> updates, _ = tx.update(grads, tx.init(params), params)
+    >>> updates.tolist()
+    [1.0, -1.0, 0.0]
+
+    References:
+      Bernstein et al., signSGD with Majority Vote, ICLR 2019.
+      Chen et al., NeurIPS 2020, Algorithms 1 and 3. https://arxiv.org/abs/1906.01736
+    """
+    check_option("ties", ties, ballots.TIE_RULES)
+    check_option("transport", transport, TRANSPORTS)
+    if transport == "packed" and ties == "zero":
+        raise ValueError(
+            '`transport="packed"` sends one bit a coordinate, which cannot say zero: '
+            'choose `ties="random"` or `ties="positive"`.'
+        )
+    rng_key = check_key("majority_vote", noise, key, random_ties=ties == "random")
+
+    # On one device there is no wire, and counting needs no bits.
+    packed = transport == "packed" and axis_name is not None
+
+    def reduce(rows: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
+        if packed:
+            return vote_in_slices(rows, draws, population, ties)
+        return count(rows, draws, population, ties)
+
+    def finish(x: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
+        return x if packed else decide(x, draws, population, ties)
+
+    def settle(rows: jax.Array, draws: LeafDraws) -> jax.Array:
+        return ballots.cast(
+            rows, noise=draws.noise, ties=ties, zero_keys=draws.zero_keys
+        )
+
+    return aggregator(
+        "majority_vote",
+        Rule(reduce, finish, settle, additive=not packed),
+        noise=noise,
+        rng_key=rng_key,
+        random_ties=ties == "random",
+        axis_name=axis_name,
+    )
+
+
+def count(
+    rows: jax.Array, draws: LeafDraws, population: Population, ties: str
+) -> jax.Array:
+    """Counts the votes of the local workers: ``[d]``, int8 if M fits, else int32.
+
+    With weights the count has their type.
+    """
+    counted = count_votes(
+        rows,
+        noise=draws.noise,
+        ties=ties,
+        zero_keys=draws.zero_keys,
+        present=population.present,
+        weights=population.weights,
+    )
+    if population.weights is not None:
+        return counted
+    return counted.astype(tally_type(population.num_workers))
+
+
+def decide(
+    counted: jax.Array, draws: LeafDraws, population: Population, ties: str
+) -> jax.Array:
+    """Ends a vote by adding the devices' counts; int32 ``[d]`` of -1, 0, +1."""
+    tally = collectives.total(counted, population.axis_name)
+    tally = tally if population.weights is None else jnp.sign(tally)
+    tally = tally.astype(jnp.int32)
+    return ballots.decide(
+        tally, ties=ties, tie_bits=draws.tie_bits, anybody=_anybody(population)
+    )
+
+
+def vote_in_slices(
+    rows: jax.Array, draws: LeafDraws, population: Population, ties: str
+) -> jax.Array:
+    """Votes with packed decisions; int32 ``[d]`` of -1, 0 (nobody present), +1.
+
+    Each device gets the votes on one slice of the coordinates, by the cheaper route of
+    `jaxmedian.routes`, counts them, and sends its decisions on, packed: with one worker
+    a device, about 2 bits a coordinate and worker, up and down together.
+    """
+    axis_name, num_coordinates = population.axis_name, rows.shape[1]
+    num_devices = collectives.size(axis_name)
+    padded = packing.sliced_size(num_coordinates, num_devices)
+    padding = padded - num_coordinates
+    route = choose(num_coordinates, population.num_local, num_devices)
+    if route == "bits" or population.weights is not None:  # sums of weights are long
+        counted = _slice_by_bits(rows, draws, population, ties, padding)
+    else:
+        tallies = jnp.pad(count(rows, draws, population, ties), (0, padding))
+        counted = collectives.total_of_slices(
+            tallies.reshape(packing.BITS, -1), axis_name
+        ).astype(jnp.int32)
+    tie_bits = draws.tie_bits
+    if tie_bits is not None:
+        tie_bits = jnp.pad(tie_bits, (0, padding)).reshape(packing.BITS, -1)
+        start = collectives.position(axis_name) * np.uint32(counted.shape[1])
+        tie_bits = jax.lax.dynamic_slice_in_dim(tie_bits, start, counted.shape[1], 1)
+    decided = ballots.decide(counted, ties=ties, tie_bits=tie_bits, anybody=None)
+    sent = packing.pack((decided > 0).reshape(-1))
+    joined = collectives.from_coordinate_slices(sent, padded // packing.BITS, axis_name)
+    above = packing.unpack_in_order(joined)[:num_coordinates]
+    vote = jnp.where(above, np.int32(1), np.int32(-1))
+    anybody = _anybody(population)
+    return vote if anybody is None else vote * anybody.astype(jnp.int32)
+
+
+def _slice_by_bits(
+    rows: jax.Array, draws: LeafDraws, population: Population, ties: str, padding: int
+) -> jax.Array:
+    """Sends a bit a worker; counts this device's slice, int32 ``[8, n]``."""
+    votes = ballots.cast(rows, noise=draws.noise, ties=ties, zero_keys=draws.zero_keys)
+    packed_votes = packing.pack(jnp.pad(votes > 0, ((0, 0), (0, padding))))
+    received = collectives.to_coordinate_slices(packed_votes, population.axis_name)
+    return count_bits(received, population.all_present(), population.all_weights())
+
+
+def count_bits(
+    received: jax.Array, present: jax.Array | None, weights: jax.Array | None = None
+) -> jax.Array:
+    """Counts the bytes ``[M, n]`` of all workers; int32 tallies ``[8, n]``.
+
+    votes for + minus votes for - = 2 votes for + minus votes
+
+    With weights (0 of the absent) the signs of the tallies.
+    """
+    num_workers = received.shape[0]
+    if weights is not None:
+        return jnp.sign(_weigh_bits(received, weights)).astype(jnp.int32)
+    narrow = tally_type(num_workers)  # adds several times faster than int32
+
+    def votes_for(worker: int | jax.Array) -> jax.Array:
+        row = received[worker]
+        if present is not None:
+            row = jnp.where(present[worker], row, np.uint8(0))
+        return packing.unpack(row).astype(narrow)
+
+    cast = np.int32(num_workers) if present is None else jnp.sum(present, dtype="int32")
+    return 2 * add_up(votes_for, num_workers).astype(jnp.int32) - cast
+
+
+def _weigh_bits(received: jax.Array, weights: jax.Array) -> jax.Array:
+    """Adds up the votes ``[8, n]``, each with its worker's weight."""
+
+    def vote(worker: int | jax.Array) -> jax.Array:
+        weight = weights[worker]
+        return jnp.where(packing.unpack(received[worker]), weight, -weight)
+
+    return add_up(vote, received.shape[0])
+
+
+def _anybody(population: Population) -> jax.Array | None:
+    return None if population.present is None else population.num_present() > 0

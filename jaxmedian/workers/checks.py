@@ -1,0 +1,90 @@
+"""How many hostile workers a rule is asked to withstand, and whether it can."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+
+def check_f(rule: str, f: Any) -> int:
+    """Returns f as an int.
+
+    Raises:
+      TypeError: if it is no int. ValueError: if it is negative.
+    """
+    if isinstance(f, bool) or not isinstance(f, int | np.integer):
+        raise TypeError(
+            f"`{rule}` expects `f`, the number of hostile workers to withstand, as an "
+            f"int; got {f!r}.{static_hint('f', f)}"
+        )
+    if f < 0:
+        raise ValueError(f"`{rule}`: `f` must be >= 0; got {f}.")
+    return int(f)
+
+
+def check_minority(rule: str, f: int, num_workers: int) -> None:
+    """Raises ValueError unless f is a minority of the workers."""
+    if 2 * f >= num_workers:
+        most = (num_workers - 1) // 2
+        raise ValueError(
+            f"`{rule}` withstands a minority: `f` is {f} of {num_workers} workers. "
+            f"Take f <= {most}, or more workers."
+        )
+
+
+def check_radius(name: str, value: Any) -> Any:
+    """Returns a number > 0, or a traced scalar as it is.
+
+    Raises:
+      TypeError: if it is neither. ValueError: if it is not finite and > 0.
+    """
+    if hasattr(value, "aval") and np.shape(value) == ():
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise TypeError(
+            f"`{name}` must be a number or a scalar JAX array; got {value!r}."
+        )
+    if not (np.isfinite(value) and value > 0):
+        raise ValueError(f"`{name}` must be finite and > 0; got {value!r}.")
+    return value
+
+
+def static_hint(name: str, value: Any) -> str:
+    """Returns what to do if an argument arrived as an array, or nothing."""
+    if not isinstance(value, jax.Array):
+        return ""
+    return (
+        " It must be known before tracing: under `optax.inject_hyperparams` pass "
+        f'`static_args=("{name}",)`.'
+    )
+
+
+def as_transform(name: str, value: Any) -> optax.GradientTransformationExtraArgs:
+    """Returns the transformation, which then takes extra arguments.
+
+    Raises:
+      TypeError: for anything else.
+    """
+    if not isinstance(value, optax.GradientTransformation):
+        raise TypeError(
+            f"`{name}` must be an optax gradient transformation; got {value!r}."
+        )
+    return optax.with_extra_args_support(value)
+
+
+def check_option(name: str, value: Any, options: tuple[str, ...]) -> None:
+    """Raises ValueError unless ``value`` is one of the options."""
+    if value not in options:
+        raise ValueError(
+            f"`{name}` must be one of {', '.join(map(repr, options))}; got {value!r}."
+        )
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raises unless ``value`` is an int >= ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        hint = static_hint(name, value)
+        raise TypeError(f"`{name}` must be an int; got {value!r}.{hint}")
+    if value < least:
+        raise ValueError(f"`{name}` must be at least {least}; got {value}.")

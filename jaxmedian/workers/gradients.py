@@ -1,0 +1,169 @@
+"""One gradient a worker: from a loss of one worker's batch to gradients ``[M, ...]``.
+
+Workers are a batch axis: the gradients of all of them come from one `jax.vmap`, or,
+with ``worker_chunk``, from a `jax.lax.map` over chunks of them, which needs less memory
+and makes a worker's bits independent of how many others are computed beside it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmedian.workers import collectives
+from jaxmedian.workers.checks import check_count
+from jaxmedian.workers.collectives import AxisName
+from jaxmedian.workers.stream import WorkerStream
+
+LossFn = Callable[..., Any]
+
+
+def worker_grads(
+    loss_fn: LossFn,
+    *,
+    has_aux: bool = False,
+    axis_name: AxisName | None = None,
+    worker_chunk: int | None = None,
+) -> Callable[[Any, Any], Any]:
+    """Builds the function that computes every worker's gradient.
+
+    Args:
+      loss_fn: ``loss_fn(params, batch)`` of the batch of *one* worker -> scalar, or
+        ``(scalar, aux)``.
+      has_aux: whether ``loss_fn`` returns auxiliary output.
+      axis_name: mesh axis over which workers are spread inside `jax.shard_map`. There
+        JAX sums the gradients of replicated parameters over devices; this stops it.
+      worker_chunk: workers computed at a time; None for all. With 1, whole training
+        runs give the same bits on any number of devices, which vmapped matrix products
+        of different sizes do not.
+
+    Returns:
+      ``(params, batch) -> grads``, or ``-> (grads, aux)``: the batch's leaves are
+      ``[M, ...]``, and so are those of the results.
+
+    Raises:
+      TypeError, ValueError: for a bad ``worker_chunk``; while tracing, for a batch
+        without a worker axis.
+
+    >>> import jax.numpy as jnp, jaxmedian as jm
+    >>> loss = lambda params, batch: 0.5 * (params - batch) ** 2
+    >>> jm.worker_grads(loss)(jnp.float32(0.0), jnp.array([1., 2., 10.])).tolist()
+    [-1.0, -2.0, -10.0]
+    """
+    value_and_grads = worker_value_and_grads(
+        loss_fn, has_aux=has_aux, axis_name=axis_name, worker_chunk=worker_chunk
+    )
+
+    def grads_fn(params: Any, batch: Any) -> Any:
+        value, grads = value_and_grads(params, batch)
+        return (grads, value[1]) if has_aux else grads
+
+    return grads_fn
+
+
+def worker_value_and_grads(
+    loss_fn: LossFn,
+    *,
+    has_aux: bool = False,
+    axis_name: AxisName | None = None,
+    worker_chunk: int | None = None,
+) -> Callable[[Any, Any], Any]:
+    """Builds the function that computes every worker's loss and gradient.
+
+    Args: as in `worker_grads`.
+
+    Returns:
+      ``(params, batch) -> (losses [M], grads)``, or ``-> ((losses, aux), grads)``.
+
+    Raises: as `worker_grads`.
+
+    >>> import jax.numpy as jnp, jaxmedian as jm
+    >>> loss = lambda params, batch: 0.5 * (params - batch) ** 2
+    >>> fn = jm.worker_value_and_grads(loss)
+    >>> losses, grads = fn(jnp.float32(0.0), jnp.array([1., 2., 10.]))
+    >>> losses.tolist()
+    [0.5, 2.0, 50.0]
+    """
+    if worker_chunk is not None:
+        check_count("worker_chunk", worker_chunk)
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=has_aux)
+
+    def value_and_grads(params: Any, batch: Any) -> Any:
+        params = collectives.vary(params, axis_name)
+
+        def of_worker(worker_batch: Any) -> Any:
+            return value_and_grad(params, worker_batch)
+
+        return map_workers(of_worker, batch, worker_chunk)
+
+    return value_and_grads
+
+
+def map_workers(
+    of_worker: Callable[[Any], Any], batch: Any, worker_chunk: int | None
+) -> Any:
+    """Maps a function of one worker's batch over the workers, in chunks of them.
+
+    Raises:
+      ValueError: for a batch without a worker axis.
+    """
+    num_local = count_in_batch(batch)
+    if worker_chunk is None or 1 < num_local <= worker_chunk:
+        return jax.vmap(of_worker)(batch)
+    if worker_chunk == 1:
+        return jax.lax.map(of_worker, batch)
+    return jax.lax.map(of_worker, batch, batch_size=worker_chunk)
+
+
+def stream_value_and_grads(
+    loss_fn: LossFn, *, has_aux: bool, axis_name: AxisName | None, worker_chunk: int
+) -> Callable[[Any, Any], WorkerStream]:
+    """Builds ``(params, batch) -> WorkerStream``, the unstacked gradients."""
+    check_count("worker_chunk", worker_chunk)
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=has_aux)
+
+    def value_and_grads(params: Any, batch: Any) -> WorkerStream:
+        num_local = count_in_batch(batch)
+        chunk = min(worker_chunk, num_local)
+        params = collectives.vary(params, axis_name)
+
+        def of_block(first: jax.Array) -> Any:
+            # Tied to the block, or XLA moves what depends on the parameters alone
+            # (their conversion to another type, say) out of the loop, into memory.
+            block_params, _ = jax.lax.optimization_barrier((params, first))
+
+            def of_worker(worker_batch: Any) -> Any:
+                return value_and_grad(block_params, worker_batch)
+
+            if chunk == 1:
+                alone = of_worker(jax.tree.map(lambda x: jnp.asarray(x)[first], batch))
+                return jax.tree.map(lambda x: jnp.asarray(x)[None], alone)
+            block = jax.tree.map(
+                lambda x: jax.lax.dynamic_slice_in_dim(jnp.asarray(x), first, chunk),
+                batch,
+            )
+            return jax.vmap(of_worker)(block)
+
+        return WorkerStream(of_block, num_local, chunk, axis_name)
+
+    return value_and_grads
+
+
+def count_in_batch(batch: Any) -> int:
+    """Returns the number of workers in a batch whose leaves are ``[M, ...]``.
+
+    Raises:
+      ValueError: if the batch is empty or its leaves disagree.
+    """
+    shapes = {
+        jax.tree_util.keystr(path) or "the batch": jnp.shape(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(batch)
+    }
+    counts = {shape[:1] for shape in shapes.values()}
+    if len(counts) != 1 or () in counts or (0,) in counts:
+        raise ValueError(
+            "The batch must have a leading worker axis, the same M >= 1 in each leaf; "
+            f"got shapes {shapes}."
+        )
+    return counts.pop()[0]
