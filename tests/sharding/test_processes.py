@@ -10,7 +10,7 @@ import sys
 import jax
 from rules_of_a_process import data, digests, updates
 
-TESTS = pathlib.Path(__file__).parent
+SUPPORT = pathlib.Path(__file__).parents[1] / "support"
 
 
 def test_votes_and_medians_of_two_processes_are_those_of_one_device():
@@ -20,9 +20,9 @@ def test_votes_and_medians_of_two_processes_are_those_of_one_device():
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
+        "PYTHONPATH": os.pathsep.join([str(SUPPORT.parents[1]), str(SUPPORT)]),
     }
-    script = str(TESTS / "rules_of_a_process.py")
+    script = str(SUPPORT / "rules_of_a_process.py")
     running = [
         subprocess.Popen(
             [sys.executable, script, str(process), "2", str(port)],

@@ -8,7 +8,7 @@ import pytest
 
 import jaxmedian as jm
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
 def public_names(module, prefix="jm"):
