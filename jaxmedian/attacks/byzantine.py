@@ -16,15 +16,12 @@ import optax
 
 from jaxmedian.kernels.rows import add_up, sum_of_rows, working_dtype
 from jaxmedian.noise import keys
+from jaxmedian.transforms.build import Step, transformation
 from jaxmedian.workers import collectives
 from jaxmedian.workers.collectives import AxisName
-from jaxmedian.workers.population import Population, survey
-from jaxmedian.workers.stream import materialise
+from jaxmedian.workers.population import Population
 
 Workers = int | Sequence[int]
-
-# Folded into the key of a step, beside its leaves and the permutation of its slots.
-_CHOICE = np.uint32(2**31 + 1)
 
 
 class Chosen(NamedTuple):
@@ -58,7 +55,7 @@ class Scene(NamedTuple):
     population: Population
     state: keys.KeyState | None
 
-    def all_honest(self) -> jax.Array:
+    def honest_mask(self) -> jax.Array:
         """Returns who is honest among all M workers, bool ``[M]``."""
         return collectives.gather(self.honest, self.population.axis_name)
 
@@ -108,37 +105,26 @@ def attack(
     chosen = check_workers(name, workers)
     rng_key = check_key(name, key, needed=draws or chosen.numbers is None)
 
-    def init_fn(params: Any) -> Any:
+    def init(params: optax.Params) -> optax.OptState:
         del params
         return optax.EmptyState() if rng_key is None else keys.init_state(rng_key)
 
-    def update_fn(
-        updates: Any,
-        state: Any,
-        params: Any = None,
-        *,
-        worker_mask: jax.Array | None = None,
-        **extra_args: Any,
-    ) -> tuple[Any, Any]:
-        del extra_args
-        updates = materialise(name, updates)
-        population = survey(name, updates, params, axis_name, worker_mask)
-        key_state = None if rng_key is None else state
-        scene = set_scene(name, chosen, population, key_state)
-        leaves, treedef = jax.tree.flatten(updates)
+    def apply(step: Step) -> tuple[optax.Updates, optax.OptState]:
+        key_state = None if rng_key is None else step.state
+        scene = set_scene(name, chosen, step.population, key_state)
+        leaves, treedef = jax.tree.flatten(step.updates)
         rows = [leaf.reshape(leaf.shape[0], -1) for leaf in leaves]
-        sent = [
+        attacked = [
             jnp.where(scene.hostile[:, None], bad.astype(good.dtype), good)
             for bad, good in zip(craft(rows, scene), rows, strict=True)
         ]
-        attacked = [
-            row.reshape(leaf.shape) for row, leaf in zip(sent, leaves, strict=True)
+        sent = [
+            row.reshape(leaf.shape) for row, leaf in zip(attacked, leaves, strict=True)
         ]
-        if rng_key is not None:
-            state = keys.next_state(state)
-        return jax.tree.unflatten(treedef, attacked), state
+        state = step.state if rng_key is None else keys.next_state(step.state)
+        return jax.tree.unflatten(treedef, sent), state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return transformation(name, apply, init=init, axis_name=axis_name, weighted=True)
 
 
 def check_workers(name: str, workers: Any) -> Chosen:
@@ -211,7 +197,7 @@ def choose(
         hostile = jnp.asarray(np.isin(np.arange(num_workers), chosen.numbers))
         return hostile if present is None else hostile & present
     assert state is not None
-    key = jax.random.fold_in(keys.step_key(state), _CHOICE)
+    key = jax.random.fold_in(keys.step_key(state), keys.HOSTILE_CHOICE)
     order = jax.random.permutation(key, num_workers)
     if present is None:
         present = jnp.ones(num_workers, bool)
@@ -228,7 +214,7 @@ def set_scene(
     state: keys.KeyState | None,
 ) -> Scene:
     """Says who is hostile and who is honest in the step at ``state``."""
-    present = population.all_present()
+    present = population.present_mask()
     hostile = choose(name, chosen, population.num_workers, present, state)
     honest = ~hostile if present is None else present & ~hostile
     local = population.numbers()

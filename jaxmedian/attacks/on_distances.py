@@ -70,7 +70,7 @@ def min_max(
         centre, p = gradients.join(means), gradients.join(path)
         length = _norm(p)
         gram = gradients.gram()
-        squared = squared_distances(gram, sound_rows(gram, scene.all_honest()))
+        squared = squared_distances(gram, sound_rows(gram, scene.honest_mask()))
         zero = np.asarray(0, squared.dtype)
         diameter = jnp.sqrt(jnp.max(jnp.where(jnp.isfinite(squared), squared, zero)))
         # From here on the diameter is 1, and so is the distance of the point from mu.
@@ -84,7 +84,7 @@ def min_max(
         along = (to_mean + one - to_point) / 2
         room = jnp.maximum(one - to_mean, zero)
         farthest = along + jnp.sqrt(along * along + room)
-        gamma = jnp.min(farthest, where=scene.all_honest(), initial=np.inf)
+        gamma = jnp.min(farthest, where=scene.honest_mask(), initial=np.inf)
         return _at(means, path, jnp.where(length > 0, gamma * unit, zero))
 
     return attack("min_max", workers, key, craft, axis_name)
@@ -134,7 +134,7 @@ def min_sum(
         means, path = _path(leaves, scene, direction)
         gradients = _of_honest(leaves, scene)
         squares = gradients.squared_norms(gradients.join(means))
-        farthest = jnp.sqrt(jnp.max(squares, where=scene.all_honest(), initial=0.0))
+        farthest = jnp.sqrt(jnp.max(squares, where=scene.honest_mask(), initial=0.0))
         length = _norm(gradients.join(path))
         return _at(means, path, farthest / _or_one(length))
 

@@ -30,7 +30,7 @@ from jaxmedian.attacks.byzantine import (
 )
 from jaxmedian.kernels.rows import working_dtype
 from jaxmedian.noise import keys
-from jaxmedian.transforms.draws import add_noise, resolve
+from jaxmedian.transforms.draws import add_noise, draw
 from jaxmedian.workers import collectives
 from jaxmedian.workers.collectives import AxisName
 
@@ -235,7 +235,7 @@ def mimic(
                 f"`target` {target} is none of the {num_honest} honest workers: they "
                 "are counted from 0."
             )
-        honest = scene.all_honest()
+        honest = scene.honest_mask()
         rank = jnp.cumsum(honest, dtype=jnp.int32) - 1
         wanted = jnp.minimum(np.int32(target), scene.num_honest - 1)
         is_target = (honest & (rank == wanted))[population.numbers()]
@@ -247,7 +247,9 @@ def mimic(
 def _row_of(is_target: jax.Array, rows: jax.Array, scene: Scene) -> jax.Array:
     """Returns the one row that is marked, whichever device has it."""
     row = rows[jnp.argmax(is_target)]
-    return collectives.only(row, jnp.any(is_target), scene.population.axis_name)
+    return collectives.broadcast_from(
+        row, jnp.any(is_target), scene.population.axis_name
+    )
 
 
 def gaussian(
@@ -269,8 +271,9 @@ def gaussian(
 
     Returns:
       A worker transform with state ``(count, rng_key)``; see `sign_flip` for masks and
-      errors. Worker i's numbers are those of ``add_worker_noise(gaussian(scale), key)``
-      and the same on any number of devices.
+      errors. Worker i's numbers are those that ``add_worker_noise(gaussian(scale),
+      fold_in(key, branch))`` adds, ``branch`` being `noise.keys.HOSTILE_NOISE`, on any
+      number of devices: one seed serves an attack and the noise of a rule.
 
     >>> import jax.numpy as jnp, jaxmedian as jm
     >>> tx = jm.attacks.gaussian([1], key=0, scale=10.0)
@@ -283,11 +286,13 @@ def gaussian(
 
     def craft(leaves: list[jax.Array], scene: Scene) -> list[jax.Array]:
         assert scene.state is not None
-        noises = resolve(law, scene.state, leaves, scene.population)
-        means = [
-            jnp.full(rows.shape, mean, working_dtype(rows.dtype)) for rows in leaves
+        own_key = jax.random.fold_in(scene.state.rng_key, keys.HOSTILE_NOISE)
+        state = keys.KeyState(scene.state.count, own_key)
+        draws = draw(law, False, state, leaves, scene.population)
+        return [
+            add_noise(jnp.full(rows.shape, mean, working_dtype(rows.dtype)), d.noise)
+            for rows, d in zip(leaves, draws, strict=True)
         ]
-        return [add_noise(m, n) for m, n in zip(means, noises, strict=True)]
 
     return attack("gaussian", workers, key, craft, axis_name, draws=True)
 

@@ -12,10 +12,10 @@ import optax
 from jaxmedian.attacks.byzantine import Scene, Workers, check_workers, set_scene
 from jaxmedian.kernels.rows import working_dtype
 from jaxmedian.noise import keys
+from jaxmedian.transforms.build import Step, transformation
 from jaxmedian.workers.checks import as_transform
 from jaxmedian.workers.collectives import AxisName
-from jaxmedian.workers.population import check_aggregated, survey
-from jaxmedian.workers.stream import materialise
+from jaxmedian.workers.population import check_aggregated
 
 Attack = Callable[..., optax.GradientTransformationExtraArgs]
 
@@ -93,36 +93,27 @@ def strongest(
     def at(scale: jax.Array) -> optax.GradientTransformationExtraArgs:
         return attack(workers, key, scale=scale, axis_name=axis_name)
 
-    def init_fn(params: Any) -> StrongestState:
+    def init(params: optax.Params) -> StrongestState:
         first = jnp.asarray(scales)[0]
         return StrongestState(at(first).init(params), aggregator.init(params))
 
-    def update_fn(
-        updates: Any,
-        state: StrongestState,
-        params: Any = None,
-        *,
-        worker_mask: jax.Array | None = None,
-        **extra_args: Any,
-    ) -> tuple[Any, StrongestState]:
-        updates = materialise("strongest", updates)
-        population = survey("strongest", updates, params, axis_name, worker_mask)
+    def apply(step: Step) -> tuple[optax.Updates, StrongestState]:
+        state, population = step.state, step.population
+        extra_args = population.as_extra_args() | step.extra_args
         is_drawn = isinstance(state.attack, keys.KeyState)
         scene = set_scene(
             "strongest", chosen, population, state.attack if is_drawn else None
         )
-        mean = _honest_mean(updates, scene)
+        mean = _honest_mean(step.updates, scene)
         dtype = jax.tree.leaves(mean)[0].dtype
 
-        def send(scale: jax.Array) -> tuple[Any, Any]:
+        def send(scale: jax.Array) -> tuple[optax.Updates, optax.OptState]:
             return at(scale).update(
-                updates, state.attack, params, worker_mask=worker_mask, **extra_args
+                step.updates, state.attack, step.params, **extra_args
             )
 
-        def aggregate(sent: Any) -> tuple[Any, Any]:
-            return aggregator.update(
-                sent, state.aggregator, params, worker_mask=worker_mask, **extra_args
-            )
+        def aggregate(sent: optax.Updates) -> tuple[optax.Updates, optax.OptState]:
+            return aggregator.update(sent, state.aggregator, step.params, **extra_args)
 
         def harm(scale: jax.Array) -> jax.Array:
             result, _ = aggregate(send(scale)[0])
@@ -134,7 +125,9 @@ def strongest(
         sent, attack_state = send(grid[worst])
         return sent, StrongestState(attack_state, aggregate(sent)[1])
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return transformation(
+        "strongest", apply, init=init, axis_name=axis_name, weighted=True
+    )
 
 
 def _honest_mean(updates: Any, scene: Scene) -> Any:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from jaxmedian.diagnostics.measures import mean_over_workers
 from jaxmedian.kernels.rows import working_dtype
 from jaxmedian.workers.gradients import LossFn, worker_grads
-from jaxmedian.workers.population import survey
+from jaxmedian.workers.population import population_of
 
 PyTree = Any
 
@@ -132,7 +132,7 @@ def squared_norms(
     >>> {name: float(value) for name, value in measured.items()}
     {'mean_squared_norm': 25.0, 'squared_mean_norm': 16.0}
     """
-    population = survey("squared_norms", grads, None, worker_mask=worker_mask)
+    population = population_of("squared_norms", grads, None, worker_mask=worker_mask)
     squares = jax.tree.map(_squared_norm_by_worker, grads)
     mean = mean_over_workers(grads, population)
     mean_square = mean_over_workers(squares, population)

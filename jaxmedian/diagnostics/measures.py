@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxmedian.kernels import selection
 from jaxmedian.kernels.rows import sum_of_rows, working_dtype
-from jaxmedian.workers.population import Population, survey
+from jaxmedian.workers.population import Population, population_of
 
 PyTree = Any
 
@@ -87,12 +87,12 @@ def mean_median_gap(
 
 
 def _mean(name: str, grads: PyTree, worker_mask: jax.Array | None) -> PyTree:
-    population = survey(name, grads, None, worker_mask=worker_mask)
+    population = population_of(name, grads, None, worker_mask=worker_mask)
     return mean_over_workers(grads, population)
 
 
 def _median(name: str, grads: PyTree, worker_mask: jax.Array | None) -> PyTree:
-    present = survey(name, grads, None, worker_mask=worker_mask).present
+    present = population_of(name, grads, None, worker_mask=worker_mask).present
 
     def median(leaf: jax.Array) -> jax.Array:
         rows = leaf.reshape(leaf.shape[0], -1)
@@ -121,17 +121,16 @@ def mean_over_workers(tree: Any, population: Population) -> Any:
 
     Args:
       tree: leaves ``[M, ...]``, floating point.
-      population: who is there, as `jaxmedian._workers.survey` counted them.
+      population: who is there, as `workers.population.population_of` counted them.
 
     Returns:
       Leaves ``[...]``, float32 (float64 for float64); 0 if nobody is present.
     """
-    count = jnp.maximum(population.num_present(), 1)
 
     def mean(leaf: jax.Array) -> jax.Array:
         rows = leaf.reshape(leaf.shape[0], -1)
         total = sum_of_rows(rows, present=population.present)
-        return (total / count.astype(total.dtype)).reshape(leaf.shape[1:])
+        return population.mean_from_sum(total).reshape(leaf.shape[1:])
 
     return jax.tree.map(mean, tree)
 
@@ -161,7 +160,7 @@ def suspicion(
     >>> suspicion(grads, updates=jnp.array([-1., -1.])).tolist()
     [0.0, 0.5, 0.5]
     """
-    present = survey("suspicion", grads, None, worker_mask=worker_mask).present
+    present = population_of("suspicion", grads, None, worker_mask=worker_mask).present
 
     def outvoted(leaf: jax.Array, update: jax.Array) -> jax.Array:
         moves = jnp.sign(update)[None]

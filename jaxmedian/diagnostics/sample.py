@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxmedian.noise import keys
 from jaxmedian.workers.checks import check_count
-from jaxmedian.workers.population import survey
+from jaxmedian.workers.population import population_of
 
 PyTree = Any
 
@@ -67,7 +67,9 @@ def sample_coordinates(
             "`sample_coordinates` needs the gradients of all workers at once, and "
             "these were streamed. Leave out `worker_chunk`, or sample in a short run."
         )
-    present = survey("sample_coordinates", grads, None, worker_mask=worker_mask).present
+    present = population_of(
+        "sample_coordinates", grads, None, worker_mask=worker_mask
+    ).present
     check_count("num_coordinates", num_coordinates)
     rows = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(grads)]
     total = sum(leaf.shape[1] for leaf in rows)
@@ -77,7 +79,8 @@ def sample_coordinates(
             f"most 2^31 - 1; got {num_coordinates} of {total}. Take fewer, or sample a "
             "part of the tree."
         )
-    picked = _pick(keys.as_threefry_key(key), total, num_coordinates)
+    own_key = jax.random.fold_in(keys.as_threefry_key(key), keys.COORDINATES)
+    picked = _pick(own_key, total, num_coordinates)
     double = any(leaf.dtype == jnp.float64 for leaf in rows)
     dtype = jnp.dtype(jnp.float64 if double else jnp.float32)
     sample = jnp.zeros((rows[0].shape[0], num_coordinates), dtype)

@@ -5,6 +5,8 @@ storing them; here they are arrays, for bits that travel and for leaves too smal
 worth a kernel of their own.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from jaxmedian.noise import threefry
 from jaxmedian.noise.leaf_noise import LeafNoise
 
 TIE_RULES = ("zero", "random", "positive")
+TALLY_TYPES = (np.dtype(np.int8), np.dtype(np.int32))
 
 
 def cast(
@@ -148,3 +151,8 @@ def count_votes(
     tally = add_up(lambda i: vote(i, _ABSTAINED), num_workers)
     somebody_abstained = jnp.any(tally > np.int32(num_workers))
     return jax.lax.cond(somebody_abstained, count_with_bits, lambda: tally)
+
+
+def tally_type(num_workers: int) -> np.dtype[Any]:
+    """Returns the narrow integer type that holds a tally of so many workers."""
+    return TALLY_TYPES[num_workers >= 128]

@@ -6,11 +6,11 @@ it; packing neighbours along the minor axis, as `jnp.packbits` does, costs 16 ti
 memory on a TPU, whose vectors run along that axis.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jaxmedian.kernels import ballots
 
 BITS = 8
 _LANES = 128
@@ -79,17 +79,9 @@ def unpack_in_order(packed: jax.Array) -> jax.Array:
     return jnp.concatenate([packed >> np.uint8(k) & one == 1 for k in range(BITS)])
 
 
-TALLY_TYPES = (np.dtype(np.int8), np.dtype(np.int32))
-
-
 def choose(num_coordinates: int, num_local: int, num_devices: int) -> str:
     """Returns the route, "bits" or "tallies", that sends fewer bytes."""
     return cheaper(*bytes_sent(num_coordinates, num_local, num_devices))
-
-
-def tally_type(num_workers: int) -> np.dtype[Any]:
-    """Returns the narrow integer type that holds a tally of so many workers."""
-    return TALLY_TYPES[num_workers >= 128]
 
 
 def cheaper(bytes_as_bits: int, bytes_as_tallies: int) -> str:
@@ -103,5 +95,5 @@ def bytes_sent(
     """Computes what each device sends, by bits and by tallies, decisions included."""
     num_bytes = sliced_size(num_coordinates, num_devices) // BITS
     others = num_bytes // num_devices * (num_devices - 1)  # a bit for each elsewhere
-    itemsize = tally_type(num_local * num_devices).itemsize
+    itemsize = ballots.tally_type(num_local * num_devices).itemsize
     return others * (num_local + 1), others * (BITS * itemsize + 1)

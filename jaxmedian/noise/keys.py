@@ -5,10 +5,14 @@
     worker = fold_in(leaf, i)                         i the global number of the worker
     word   = random.bits(worker, leaf.shape, uint32)
 
-Worker numbers end below 2^31; the numbers from there on name what the workers share.
-Nothing depends on the device that asks, so a mesh draws the words of one device.
+Worker numbers and positions end below 2^31. The numbers from there on are the branches
+below: every other use of randomness in the library has one of its own, so that one seed
+may serve the optimizer, the batches, the participants and an attack, and no word is
+drawn twice. Nothing depends on the device that asks, so a mesh draws the words of one
+device.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +20,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-SHARED_UNIFORM = np.uint32(2**31)  # V of systematic coupling; of a step: permutation
+# Of a leaf: what its workers share. ZERO_BITS + i are the fair bits that worker i sends
+# where it has no sign; up to 2^30 workers they end below the branches that follow.
+SHARED_UNIFORM = np.uint32(2**31)  # V of systematic coupling
 TALLY_TIES = np.uint32(2**31 + 1)
-ZERO_BITS = np.uint32(2**31 + 2)  # + i: the bits worker i sends where it has no sign
+ZERO_BITS = np.uint32(2**31 + 2)
+PERMUTATION = np.uint32(3 * 2**30)  # who has which slot of systematic coupling
+
+# Of a step.
+HOSTILE_CHOICE = np.uint32(3 * 2**30 + 1)  # which workers an attack takes
+BUCKET_ORDER = np.uint32(3 * 2**30 + 2)
+
+# Of a key: before the step is folded in.
+BATCHES = np.uint32(3 * 2**30 + 3)  # what each worker trains on in a step
+EPOCHS = np.uint32(3 * 2**30 + 4)  # the order of each worker's data in an epoch
+PARTICIPANTS = np.uint32(3 * 2**30 + 5)
+HOSTILE_NOISE = np.uint32(3 * 2**30 + 6)  # what an attack draws
+LOSS_KEYS = np.uint32(3 * 2**30 + 7)  # keys handed to losses, such as for dropout
+COORDINATES = np.uint32(3 * 2**30 + 8)  # which coordinates diagnostics look at
 
 Key = Any  # a typed key, a legacy key, or an int
 
@@ -76,8 +95,12 @@ def _is_seed(key: jax.Array) -> bool:
 
 
 def init_state(rng_key: jax.Array) -> KeyState:
-    """Returns the state before the first step."""
-    return KeyState(count=jnp.zeros([], jnp.int32), rng_key=rng_key)
+    """Returns the state before the first step, in arrays of its own.
+
+    The key is copied: a state that is donated takes neither the transform, nor another
+    state, nor the caller's key with it.
+    """
+    return KeyState(jnp.zeros([], jnp.int32), jnp.array(rng_key, copy=True))
 
 
 def next_state(state: KeyState) -> KeyState:
@@ -90,10 +113,28 @@ def step_key(state: KeyState) -> jax.Array:
     return jax.random.fold_in(state.rng_key, state.count)
 
 
-def leaf_keys(state: KeyState, num_leaves: int) -> jax.Array:
-    """Returns the keys of all leaves for the step that ``state`` is about to take."""
-    positions = jnp.arange(num_leaves, dtype=jnp.uint32)
-    return fold_in_each(step_key(state), positions)
+def leaf_keys(state: KeyState, positions: Sequence[int]) -> jax.Array:
+    """Returns the keys of leaves for the step that ``state`` is about to take.
+
+    Args:
+      state: which step of which key.
+      positions: of the leaves in their tree; see `leaf_positions`.
+    """
+    return fold_in_each(step_key(state), jnp.asarray(positions, jnp.uint32))
+
+
+def leaf_positions(tree: Any) -> list[int]:
+    """Returns the positions of a tree's arrays in `jax.tree.leaves`.
+
+    Leaves that `optax.masked` or `optax.partition` hides are counted, so that groups of
+    parameters that share a key draw words of their own.
+    """
+
+    def is_hidden(node: Any) -> bool:
+        return isinstance(node, optax.MaskedNode)
+
+    nodes = jax.tree.leaves(tree, is_leaf=is_hidden)
+    return [i for i, node in enumerate(nodes) if not is_hidden(node)]
 
 
 def fold_in_each(key: jax.Array, numbers: jax.Array) -> jax.Array:

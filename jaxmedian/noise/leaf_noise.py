@@ -1,12 +1,12 @@
 """The noise of one leaf, resolved: what a kernel needs to draw any worker's row.
 
-The words follow the key tree of `jaxmedian._keys`. With independent coupling worker i
+The words follow the key tree of `noise.keys`. With independent coupling worker i
 has a key of its own. With systematic coupling one word V a coordinate is shared, and
 worker i reads V + slot_i: slots are multiples of 2^32 / M in an order drawn once a
 step, and the wrap-around of unsigned addition is the frac() of
 xi_i = H^{-1}(frac(V + pi(i) / M)).
 
-Scale and words are settled here; kernels choose between adding samples to gradients
+Scale and words are known here; kernels choose between adding samples to gradients
 (`noisy_row`) and comparing with the law's tail (`signed_row`), which needs no sample.
 """
 

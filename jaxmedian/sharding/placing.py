@@ -9,6 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxmedian.sharding.mesh import WORKERS, check_divisible, check_mesh
+from jaxmedian.transforms.lifting import PerWorkerState
 from jaxmedian.workers.gradients import count_in_batch
 
 
@@ -91,33 +92,35 @@ def state_specs(
     Returns:
       ``P(axis_name)`` or ``P()`` for every leaf of ``optimizer.init(params)``.
 
+    Raises:
+      ValueError: if `per_worker` was told another number of workers.
+
     >>> import jax.numpy as jnp, optax, jaxmedian as jm
     >>> signum = optax.chain(
     ...     jm.per_worker(optax.trace(0.9), 4), jm.majority_vote(), optax.trace(0.9)
     ... )
     >>> specs = jm.sharding.state_specs(signum, jnp.zeros(4), num_workers=4)
-    >>> tuple(specs[0].trace), tuple(specs[2].trace)
+    >>> tuple(specs[0].inner.trace), tuple(specs[2].trace)
     (('workers',), ())
     """
+
+    def is_per_worker(node: Any) -> bool:
+        return isinstance(node, PerWorkerState)
+
+    def spec_of(path: tuple[Any, ...], node: Any) -> Any:
+        if not is_per_worker(node):
+            return P()
+        for leaf in jax.tree.leaves(node):
+            if leaf.shape[:1] != (num_workers,):
+                raise ValueError(
+                    f"The optimizer's state `{jax.tree_util.keystr(path)}` is that of "
+                    f"{leaf.shape[0]} workers, but there are {num_workers}: pass "
+                    f"`num_workers={num_workers}` to `per_worker`."
+                )
+        return jax.tree.map(lambda leaf: P(axis_name), node)
+
     state = jax.eval_shape(optimizer.init, params)
-    # Parameters of the same ranks, no dimension of which is M: an M that still leads a
-    # leaf of the state counts workers.
-    probe = jax.eval_shape(
-        optimizer.init,
-        jax.tree.map(
-            lambda p: jax.ShapeDtypeStruct((num_workers + 1,) * np.ndim(p), p.dtype),
-            jax.eval_shape(lambda tree: tree, params),
-        ),
-    )
-    leaves, structure = jax.tree.flatten(state)
-    probe_leaves = jax.tree.leaves(probe)
-    if len(leaves) != len(probe_leaves):  # a state that depends on sizes
-        probe_leaves = leaves
-    specs = [
-        P(axis_name) if leaf.shape[:1] == (num_workers,) else P()
-        for leaf in probe_leaves
-    ]
-    return jax.tree.unflatten(structure, specs)
+    return jax.tree_util.tree_map_with_path(spec_of, state, is_leaf=is_per_worker)
 
 
 def init_state(
@@ -150,7 +153,7 @@ def init_state(
     >>> params = jm.sharding.replicate(jnp.zeros(2), mesh)
     >>> tx = jm.per_worker(optax.trace(0.9), num_workers=4)
     >>> state = jm.sharding.init_state(tx, params, mesh, num_workers=4)
-    >>> tuple(state.trace.sharding.spec)
+    >>> tuple(state.inner.trace.sharding.spec)
     ('workers',)
     """
     check_mesh(mesh, axis_name)

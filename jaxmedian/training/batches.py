@@ -150,7 +150,6 @@ def _take_each(leaf: Any, picked: jax.Array) -> jax.Array:
 
 
 # Folded into the key, which may be that of the batches: workers' numbers end before.
-_PARTICIPANTS = np.uint32(2**31 + 3)
 
 
 def participants(
@@ -175,7 +174,8 @@ def participants(
 
     Args:
       key: a typed key, a legacy key or an int. The mask is that of the ranks below
-        ``count`` in ``random.permutation(fold_in(fold_in(key, 2**31 + 3), step), M)``.
+        ``count`` in ``random.permutation(fold_in(fold_in(key, branch), step), M)`` for
+        the branch `noise.keys.PARTICIPANTS`.
       step: number of the step, may be traced.
       num_workers: M, over all devices.
       count: how many take part, 1 to M; or a fraction of M, a float in (0, 1], rounded
@@ -198,7 +198,7 @@ def participants(
     """
     check_count("num_workers", num_workers)
     number = _number(count, num_workers)
-    rng_key = jax.random.fold_in(keys.as_threefry_key(key), _PARTICIPANTS)
+    rng_key = jax.random.fold_in(keys.as_threefry_key(key), keys.PARTICIPANTS)
     ranks = jax.random.permutation(jax.random.fold_in(rng_key, step), num_workers)
     mask = ranks < number
     num_devices = collectives.size(axis_name)

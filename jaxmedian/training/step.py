@@ -16,12 +16,9 @@ import optax
 
 from jaxmedian.workers import collectives
 from jaxmedian.workers.collectives import AxisName
-from jaxmedian.workers.gradients import (
-    LossFn,
-    stream_value_and_grads,
-    worker_value_and_grads,
-)
+from jaxmedian.workers.gradients import LossFn, worker_value_and_grads
 from jaxmedian.workers.population import check_aggregated, check_state_kept
+from jaxmedian.workers.stream import stream_value_and_grads
 
 
 def make_step(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxmedian.noise import Noise, keys
 from jaxmedian.transforms.median import coordinate_median
 from jaxmedian.transforms.vote import majority_vote
-from jaxmedian.workers.population import survey
+from jaxmedian.workers.population import population_of
 
 
 def median(
@@ -125,7 +125,9 @@ def _aggregate(aggregator: Any, name: str, x: Any, axis: int, mask: Any) -> jax.
         )
     rows = jnp.moveaxis(x, axis, 0)
     template = jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)
-    survey(name, rows, template, worker_mask=mask)  # errors in this function's name
+    population_of(
+        name, rows, template, worker_mask=mask
+    )  # errors in this function's name
     state = aggregator.init(template)
     result, _ = aggregator.update(rows, state, template, worker_mask=mask)
     return result

@@ -1,9 +1,13 @@
-"""From rows to trees: how a rule on rows ``[m, d] -> [d]`` becomes an aggregator.
+"""Build optax transformations of stacked updates: from rules on rows to rules on trees.
 
-A tree of many small leaves would compile, and launch, one kernel a leaf. So small
-leaves settle what is random about them first, each with one elementwise pass, and are
-then joined end to end and combined as one. A large leaf is combined alone, its noise
-drawn where it is used.
+`transformation` is the frame of every worker transform and aggregator: it checks the
+worker axis, mask, weights and extra arguments, and hands one `Step` on. `aggregator`
+carries a rule on rows ``[m, d] -> [d]`` to trees.
+
+A tree of many small leaves would compile, and launch, one kernel per leaf. So small
+leaves draw their noise first, each in one elementwise pass, and are then joined end to
+end and combined as one. A large leaf is combined alone, its noise drawn where it is
+used.
 """
 
 import math
@@ -12,24 +16,116 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxmedian.noise import Noise, keys
-from jaxmedian.transforms.draws import LeafDraws, draw
+from jaxmedian.transforms.draws import LeafDraws, draw, follows_gradients
+from jaxmedian.workers import collectives
+from jaxmedian.workers.checks import check_extra_args
 from jaxmedian.workers.collectives import AxisName
 from jaxmedian.workers.population import (
     Population,
     check_spread,
+    population_of,
     refuse_weights,
-    survey,
 )
-from jaxmedian.workers.stream import WorkerStream, materialise
+from jaxmedian.workers.stream import Block, WorkerStream
 
 # Coordinates below which a leaf is joined with others. Joining copies M rows of it; at
 # this size the copy stays in cache, and nine tenths of a large model's parameters are
 # in leaves above it.
 _SMALL = 65_536
+
+
+class Step(NamedTuple):
+    """One step of a transformation, its arguments checked.
+
+    Attributes:
+      updates: tree of leaves ``[m, ...]``; a `WorkerStream` for what folds it.
+      shapes: the updates, or the tree of their shapes if they are a stream.
+      state: state of the transformation before the step.
+      params: tree of leaves ``[...]``, or None where ``update`` was given none.
+      population: the workers.
+      extra_args: what else ``update`` was given.
+    """
+
+    updates: Any
+    shapes: Any
+    state: Any
+    params: optax.Params | None
+    population: Population
+    extra_args: dict[str, Any]
+
+
+def transformation(
+    name: str,
+    apply: Callable[[Step], tuple[optax.Updates, optax.OptState]],
+    *,
+    init: Callable[[optax.Params], optax.OptState] | None = None,
+    axis_name: AxisName | None = None,
+    weighted: bool = False,
+    folds: bool = False,
+    each_alone: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Builds an optax transformation whose updates have a worker axis.
+
+    Args:
+      name: its public name, for messages.
+      apply: what it does in a checked step -> (updates, state).
+      init: its state before the first step; None if it has none.
+      axis_name: mesh axis over which workers are spread inside `jax.shard_map`.
+      weighted: whether it heeds ``worker_weights``; others refuse them.
+      folds: whether it takes a `WorkerStream` as it is; others are given it stacked.
+      each_alone: whether it treats every worker by itself, and so may do without
+        ``axis_name`` on a mesh.
+    """
+
+    def init_fn(params: optax.Params) -> optax.OptState:
+        return optax.EmptyState() if init is None else init(params)
+
+    def update_fn(
+        updates: Any,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        *,
+        worker_mask: jax.Array | None = None,
+        worker_weights: jax.Array | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        if extra_args:
+            check_extra_args(name, extra_args)
+        if worker_weights is not None and not weighted:
+            refuse_weights(name)
+        shapes = updates
+        if isinstance(updates, WorkerStream):
+            if folds:
+                shapes = updates.shapes
+                if updates.axis_name is not None:
+                    check_spread(name, frozenset({updates.axis_name}), axis_name)
+            else:
+                updates = shapes = updates.stack(name)
+        population = population_of(
+            name,
+            shapes,
+            params,
+            axis_name,
+            worker_mask,
+            worker_weights,
+            each_alone=each_alone,
+        )
+        return apply(Step(updates, shapes, state, params, population, extra_args))
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _same_rows(rows: jax.Array, draws: LeafDraws) -> jax.Array:
+    del draws
+    return rows
+
+
+def _same_result(x: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
+    del draws, population
+    return x
 
 
 class Rule(NamedTuple):
@@ -38,16 +134,18 @@ class Rule(NamedTuple):
     Attributes:
       reduce: (rows ``[m, d]``, draws, population) -> ``[n]``, from the local workers;
         it draws the noise and the bits that ``draws`` still holds.
-      finish: (what ``reduce`` returned, draws, population) -> ``[d]`` in any dtype.
-      settle: (rows, draws) -> rows with noise and worker bits drawn, elementwise. The
-        same coordinates reduce to the same result before and after.
+      finish: (what ``reduce`` returned, draws, population) -> ``[d]`` in any dtype; by
+        default what it is given.
+      perturb: (rows, draws) -> rows with noise and worker bits drawn, elementwise; by
+        default the rows, for a rule that draws nothing. The same coordinates reduce to
+        the same result before and after.
       additive: whether ``reduce`` of several blocks of workers may be added up, so that
         a stream of them can be folded.
     """
 
     reduce: Callable[[jax.Array, LeafDraws, Population], jax.Array]
-    finish: Callable[[jax.Array, LeafDraws, Population], jax.Array]
-    settle: Callable[[jax.Array, LeafDraws], jax.Array]
+    finish: Callable[[jax.Array, LeafDraws, Population], jax.Array] = _same_result
+    perturb: Callable[[jax.Array, LeafDraws], jax.Array] = _same_rows
     additive: bool = False
 
 
@@ -73,45 +171,32 @@ def aggregator(
       weighted: whether it heeds the weights of the population.
     """
 
-    def init_fn(params: Any) -> Any:
+    def init(params: optax.Params) -> optax.OptState:
         del params
         return optax.EmptyState() if rng_key is None else keys.init_state(rng_key)
 
-    def update_fn(
-        updates: Any,
-        state: Any,
-        params: Any = None,
-        *,
-        worker_mask: jax.Array | None = None,
-        worker_weights: jax.Array | None = None,
-        **extra_args: Any,
-    ) -> tuple[Any, Any]:
-        del extra_args
-        if not rule.additive:
-            updates = materialise(name, updates)
-        is_stream = isinstance(updates, WorkerStream)
-        if is_stream and updates.axis_name is not None:
-            check_spread(name, frozenset({updates.axis_name}), axis_name)
-        shapes = updates.shapes if is_stream else updates
-        if not weighted:
-            refuse_weights(name, worker_weights)
-        population = survey(
-            name, shapes, params, axis_name, worker_mask, worker_weights
-        )
-        leaves, treedef = jax.tree.flatten(shapes)
-        draws = [LeafDraws()] * len(leaves)
+    def apply(step: Step) -> tuple[optax.Updates, optax.OptState]:
+        leaves, treedef = jax.tree.flatten(step.shapes)
+        draws, state = [LeafDraws()] * len(leaves), step.state
         if rng_key is not None:
-            draws = draw(noise, random_ties, state, leaves, population)
+            draws = draw(noise, random_ties, state, step.shapes, step.population)
             state = keys.next_state(state)
         groups = joined_leaves(leaves)
-        if is_stream:
-            reduced = _fold(rule, updates, groups, draws, population)
+        if isinstance(step.updates, WorkerStream):
+            reduced = _fold(rule, step.updates, groups, draws, step.population)
         else:
-            reduced = _reduce(rule, groups, leaves, draws, population)
-        combined = _finish(rule, groups, leaves, reduced, draws, population)
+            reduced = _reduce(rule, groups, leaves, draws, step.population)
+        combined = _finish(rule, groups, leaves, reduced, draws, step.population)
         return jax.tree.unflatten(treedef, combined), state
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return transformation(
+        name,
+        apply,
+        init=init,
+        axis_name=axis_name,
+        weighted=weighted,
+        folds=rule.additive and not follows_gradients(noise),
+    )
 
 
 def _reduce(
@@ -128,9 +213,9 @@ def _reduce(
         if len(group) == 1:
             reduced.append(rule.reduce(rows[0], draws[group[0]], population))
             continue
-        settled = [rule.settle(r, draws[i]) for r, i in zip(rows, group, strict=True)]
-        joined = jnp.concatenate(settled, axis=1)
-        reduced.append(rule.reduce(joined, _settled_draws(group, draws), population))
+        drawn = [rule.perturb(r, draws[i]) for r, i in zip(rows, group, strict=True)]
+        joined = jnp.concatenate(drawn, axis=1)
+        reduced.append(rule.reduce(joined, _tie_bits_of(group, draws), population))
     return reduced
 
 
@@ -143,26 +228,32 @@ def _fold(
 ) -> list[jax.Array]:
     """Reduces the groups of leaves block by block of workers, adding up."""
 
-    def reduce_block(grads: Any, first: jax.Array, fresh: jax.Array) -> list[jax.Array]:
-        size = fresh.shape[0]
-        present = fresh if population.num_local % size else None
+    def reduce_block(block: Block) -> list[jax.Array]:
+        size = block.fresh.shape[0]
+        present = block.fresh if population.num_local % size else None
         if population.present is not None:
-            present = fresh & jax.lax.dynamic_slice_in_dim(
-                population.present, first, size
+            present = block.fresh & jax.lax.dynamic_slice_in_dim(
+                population.present, block.first, size
             )
         weights = population.weights
         if weights is not None:
             assert present is not None
-            weights = jax.lax.dynamic_slice_in_dim(weights, first, size)
-            weights = jnp.where(present, weights, np.asarray(0, weights.dtype))
-        block = population._replace(num_local=size, present=present, weights=weights)
-        block_draws = [leaf_draws.of_workers(first, size) for leaf_draws in draws]
-        return _reduce(rule, groups, jax.tree.leaves(grads), block_draws, block)
+            weights = jax.lax.dynamic_slice_in_dim(weights, block.first, size)
+            weights = jnp.where(present, weights, 0)
+        workers = population._replace(num_local=size, present=present, weights=weights)
+        block_draws = [leaf_draws.of_workers(block.first, size) for leaf_draws in draws]
+        return _reduce(rule, groups, jax.tree.leaves(block.grads), block_draws, workers)
 
-    def add(carry: Any, grads: Any, first: jax.Array, fresh: jax.Array) -> Any:
-        return jax.tree.map(jnp.add, carry, reduce_block(grads, first, fresh))
+    def add_block(number: jax.Array, carry: Any) -> Any:
+        total, values = carry
+        block, values = stream.compute(number, values)
+        return jax.tree.map(jnp.add, total, reduce_block(block)), values
 
-    return stream.fold(add, stream.blank(reduce_block))
+    shapes = jax.eval_shape(reduce_block, stream.block_shapes)
+    start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    carry = collectives.vary((start, stream.value), stream.axis_name)
+    total, stream.value = jax.lax.fori_loop(0, stream.num_blocks, add_block, carry)
+    return total
 
 
 def _finish(
@@ -177,7 +268,7 @@ def _finish(
     finished: dict[int, jax.Array] = {}
     for group, group_reduced in zip(groups, reduced, strict=True):
         alone = len(group) == 1
-        group_draws = draws[group[0]] if alone else _settled_draws(group, draws)
+        group_draws = draws[group[0]] if alone else _tie_bits_of(group, draws)
         whole = rule.finish(group_reduced, group_draws, population)
         start = 0
         for i in group:
@@ -210,8 +301,8 @@ def joined_leaves(leaves: Sequence[Any]) -> list[list[int]]:
     return groups
 
 
-def _settled_draws(group: list[int], draws: list[LeafDraws]) -> LeafDraws:
-    """Joins what settled leaves still have to draw: the bits of tied tallies."""
+def _tie_bits_of(group: list[int], draws: list[LeafDraws]) -> LeafDraws:
+    """Joins what joined leaves still have to draw: the bits of tied tallies."""
     tie_bits = [draws[i].tie_bits for i in group]
     joined = [bits for bits in tie_bits if bits is not None]
     return LeafDraws(tie_bits=jnp.concatenate(joined) if joined else None)

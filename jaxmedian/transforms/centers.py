@@ -14,14 +14,13 @@ import optax
 
 from jaxmedian.kernels.distances import sound_rows
 from jaxmedian.kernels.rows import working_dtype
+from jaxmedian.transforms.build import Step, transformation
 from jaxmedian.transforms.whole_gradients import (
     Gradients,
-    survey_gradients,
     whole_gradient_rule,
 )
 from jaxmedian.workers.checks import check_count, check_radius, static_hint
 from jaxmedian.workers.collectives import AxisName
-from jaxmedian.workers.population import refuse_weights
 
 STARTS = ("mean", "zeros")
 
@@ -82,9 +81,9 @@ def geometric_median(
 
     def rule(gradients: Gradients) -> list[jax.Array]:
         gram = gradients.gram()
-        sound = sound_rows(gram, gradients.population.all_present())
+        sound = sound_rows(gram, gradients.population.present_mask())
         shares = sound.astype(gram.dtype)
-        if (given := gradients.population.all_weights()) is not None:
+        if (given := gradients.population.weights_of_all()) is not None:
             shares = shares * given.astype(gram.dtype)
         weights = shares
         num_steps = max_steps
@@ -206,33 +205,21 @@ def centered_clipping(
     check_radius("radius", radius)
     check_count("steps", steps)
 
-    def init_fn(params: Any) -> CenteredClippingState:
+    def init(params: optax.Params) -> CenteredClippingState:
         def zeros(leaf: Any) -> jax.Array:
             return jnp.zeros(jnp.shape(leaf), working_dtype(leaf.dtype))
 
         return CenteredClippingState(jax.tree.map(zeros, params))
 
-    def update_fn(
-        updates: Any,
-        state: CenteredClippingState,
-        params: Any = None,
-        *,
-        worker_mask: jax.Array | None = None,
-        worker_weights: jax.Array | None = None,
-        **extra_args: Any,
-    ) -> tuple[Any, CenteredClippingState]:
-        del extra_args
-        refuse_weights("centered_clipping", worker_weights)
-        gradients = survey_gradients(
-            "centered_clipping", updates, params, axis_name, worker_mask
-        )
-        center = gradients.join(state.center)
+    def apply(step: Step) -> tuple[optax.Updates, CenteredClippingState]:
+        gradients = Gradients(step.updates, step.population)
+        center = gradients.join(step.state.center)
         for _ in range(steps):
             center = _clip_towards(gradients, center, radius)
-        new_center = gradients.leaves(center, like=state.center)
+        new_center = gradients.leaves(center, like=step.state.center)
         return gradients.leaves(center), CenteredClippingState(new_center)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return transformation("centered_clipping", apply, init=init, axis_name=axis_name)
 
 
 def _clip_towards(
@@ -242,7 +229,7 @@ def _clip_towards(
     population = gradients.population
     norms = jnp.sqrt(gradients.squared_norms(center))
     counted = jnp.isfinite(norms)
-    if (present := population.all_present()) is not None:
+    if (present := population.present_mask()) is not None:
         counted = counted & present
     one = np.asarray(1, norms.dtype)
     # At distance 0 the factor is min(1, inf) = 1.

@@ -105,7 +105,7 @@ def adaptive_clip_workers(
         norms = jnp.sqrt(gradients.squared_norms())
         counted = jnp.isfinite(norms)
         compared = jnp.where(counted, norms, np.asarray(np.inf, norms.dtype))
-        if (present := population.all_present()) is not None:
+        if (present := population.present_mask()) is not None:
             counted = counted & present
             below_all = np.asarray(-1, norms.dtype)
             compared = jnp.where(present, compared, below_all)

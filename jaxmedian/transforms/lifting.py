@@ -5,16 +5,41 @@ mixes workers if it is put before an aggregator as it is. Lifted, it is mapped o
 worker axis with one copy of its state a worker, as in Signum or Distributed Lion.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxmedian.noise.keys import is_key
+from jaxmedian.transforms.build import Step, transformation
 from jaxmedian.workers.checks import as_transform, check_count
-from jaxmedian.workers.population import survey
-from jaxmedian.workers.stream import materialise
+
+
+class PerWorkerState(NamedTuple):
+    """State of which every worker has its own: on a mesh it is cut like the gradients.
+
+    Attributes:
+      inner: the states, every leaf with a leading worker axis ``[M, ...]``.
+    """
+
+    inner: optax.OptState
+
+    def kept_where_absent(
+        self, new: optax.OptState, present: jax.Array | None
+    ) -> "PerWorkerState":
+        """Returns the new states of workers present, the old ones of the absent.
+
+        What an absent worker sent, NaN for example, never reaches its state.
+        """
+        if present is None:
+            return PerWorkerState(new)
+
+        def keep(after: jax.Array, before: jax.Array) -> jax.Array:
+            mask = present.reshape(-1, *[1] * (before.ndim - 1))
+            return jnp.where(mask, after, before)
+
+        return PerWorkerState(jax.tree.map(keep, new, self.inner))
 
 
 def per_worker(
@@ -32,8 +57,10 @@ def per_worker(
         mesh axis of the workers like the gradients.
 
     Returns:
-      A transformation whose ``update`` passes params and extra arguments on to
-      ``inner`` as they are, the same for every worker.
+      A transformation with state ``(inner,)``, a `PerWorkerState`. ``update`` passes
+      params and extra arguments on to ``inner`` as they are, the same for every worker;
+      it takes ``worker_mask`` and ``worker_weights``: the state of a worker that is
+      absent, or weighs 0, is kept as it was.
 
     Raises:
       ValueError: if num_workers < 1; while tracing, for updates without a worker axis
@@ -46,35 +73,36 @@ def per_worker(
     ... )
     >>> params = jnp.zeros(2)
     >>> updates, state = signum.update(jnp.ones((3, 2)), signum.init(params), params)
-    >>> state[0].trace.shape
+    >>> state[0].inner.trace.shape
     (3, 2)
     """
     check_count("num_workers", num_workers)
     inner = as_transform("inner", inner)
 
-    def init_fn(params: Any) -> Any:
+    def init(params: optax.Params) -> PerWorkerState:
         numbers = jnp.arange(num_workers, dtype=jnp.uint32)
-        return jax.vmap(lambda number: _own_keys(inner.init(params), number))(numbers)
+        own = jax.vmap(lambda number: _own_keys(inner.init(params), number))
+        return PerWorkerState(own(numbers))
 
-    def update_fn(
-        updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, Any]:
-        updates = materialise("per_worker", updates)
-        population = survey("per_worker", updates, params, each_alone=True)
-        for leaf in jax.tree.leaves(state):
-            if leaf.shape[0] != population.num_local:
+    def apply(step: Step) -> tuple[optax.Updates, PerWorkerState]:
+        num_local = step.population.num_local
+        for leaf in jax.tree.leaves(step.state):
+            if leaf.shape[0] != num_local:
                 raise ValueError(
                     f"`per_worker` has the states of {leaf.shape[0]} workers, but the "
-                    f"updates have {population.num_local}. Pass the number of workers "
+                    f"updates have {num_local}. Pass the number of workers "
                     "as `num_workers`; on a mesh, shard its state like the gradients."
                 )
 
-        def update_one(updates: Any, state: Any) -> tuple[Any, Any]:
-            return inner.update(updates, state, params, **extra_args)
+        def update_one(updates: optax.Updates, state: optax.OptState) -> Any:
+            return inner.update(updates, state, step.params, **step.extra_args)
 
-        return jax.vmap(update_one)(updates, state)
+        updates, state = jax.vmap(update_one)(step.updates, step.state.inner)
+        return updates, step.state.kept_where_absent(state, step.population.present)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return transformation(
+        "per_worker", apply, init=init, weighted=True, each_alone=True
+    )
 
 
 def _own_keys(state: Any, number: jax.Array) -> Any:

@@ -6,7 +6,6 @@ import optax
 from jaxmedian.kernels.rows import sum_of_rows
 from jaxmedian.transforms.build import Rule, aggregator
 from jaxmedian.transforms.draws import LeafDraws
-from jaxmedian.workers import collectives
 from jaxmedian.workers.collectives import AxisName
 from jaxmedian.workers.population import Population
 
@@ -48,13 +47,7 @@ def worker_mean(
 
     def finish(x: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
         del draws
-        count = population.total_weight()
-        return collectives.total(x, axis_name) / count.astype(x.dtype)
+        return population.mean_from_sum(x)
 
-    def settle(rows: jax.Array, draws: LeafDraws) -> jax.Array:
-        del draws
-        return rows
-
-    return aggregator(
-        "worker_mean", Rule(reduce, finish, settle, additive=True), axis_name=axis_name
-    )
+    rule = Rule(reduce, finish, additive=True)
+    return aggregator("worker_mean", rule, axis_name=axis_name)

@@ -67,31 +67,25 @@ def coordinate_median(
     rng_key = check_key("coordinate_median", noise, key, random_ties=False)
 
     def reduce(rows: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
-        noise = draws.noise
-        if axis_name is not None:  # noise belongs to workers: add it before they part
-            rows, noise = settle(rows, draws), None
-        weights = population.all_weights()
-        if weights is not None:
-            rows, noise = settle(rows, draws), None
+        noise, weights = draws.noise, population.weights_of_all()
+        if axis_name is not None or weights is not None:
+            # Noise belongs to workers: add it before their coordinates part.
+            rows, noise = perturb(rows, draws), None
         slices = collectives.to_coordinate_slices(rows, axis_name)
         if weights is not None:
             middle = weighting.median_of_rows(slices, weights, even)
         else:
             middle = selection.median_of_rows(
-                slices, noise=noise, even=even, present=population.all_present()
+                slices, noise=noise, even=even, present=population.present_mask()
             )
         return collectives.from_coordinate_slices(middle, rows.shape[1], axis_name)
 
-    def finish(x: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
-        del draws, population
-        return x
-
-    def settle(rows: jax.Array, draws: LeafDraws) -> jax.Array:
-        return rows if draws.noise is None else add_noise(rows, draws.noise)
+    def perturb(rows: jax.Array, draws: LeafDraws) -> jax.Array:
+        return add_noise(rows, draws.noise)
 
     return aggregator(
         "coordinate_median",
-        Rule(reduce, finish, settle),
+        Rule(reduce, perturb=perturb),
         noise=noise,
         rng_key=rng_key,
         axis_name=axis_name,

@@ -16,17 +16,15 @@ import optax
 
 from jaxmedian.kernels.distances import sound_rows, squared_distances
 from jaxmedian.noise import keys
+from jaxmedian.transforms.build import Step, transformation
 from jaxmedian.transforms.whole_gradients import (
     Gradients,
-    survey_gradients,
     whole_gradient_rule,
 )
 from jaxmedian.workers import collectives
 from jaxmedian.workers.checks import as_transform, check_count, check_f, check_minority
 from jaxmedian.workers.collectives import AxisName
-from jaxmedian.workers.population import Population, refuse_weights
-
-_ORDER = np.uint32(2**31 + 1)  # folded into the key of a step
+from jaxmedian.workers.population import Population
 
 
 def nearest_neighbor_mixing(
@@ -73,7 +71,7 @@ def nearest_neighbor_mixing(
         population = gradients.population
         check_minority("nearest_neighbor_mixing", f, population.num_workers)
         gram = gradients.gram()
-        present = population.all_present()
+        present = population.present_mask()
         sound = sound_rows(gram, present)
         infinite = np.asarray(np.inf, gram.dtype)
         from_median = jnp.where(sound, jnp.diagonal(gram), infinite)
@@ -129,7 +127,8 @@ def bucketing(
     Args:
       size: workers a bucket, at least 1.
       key: a typed key, a legacy key or an int. The order of a step is
-        ``random.permutation(fold_in(fold_in(key, step), 2**31 + 1), M)``.
+        ``random.permutation(fold_in(fold_in(key, step), branch), M)``, with
+        `noise.keys.BUCKET_ORDER` as ``branch``.
       aggregator: what stands behind, with any worker transforms before it; None in a
         chain, which then takes no ``worker_mask``.
       axis_name: mesh axis over which workers are spread inside `jax.shard_map`; the
@@ -165,47 +164,41 @@ def bucketing(
     if aggregator is not None:
         aggregator = as_transform("aggregator", aggregator)
 
-    def init_fn(params: Any) -> Any:
+    def init(params: optax.Params) -> keys.KeyState | BucketingState:
         buckets = keys.init_state(rng_key)
         if aggregator is None:
             return buckets
         return BucketingState(buckets, aggregator.init(params))
 
-    def update_fn(
-        updates: Any,
-        state: Any,
-        params: Any = None,
-        *,
-        worker_mask: jax.Array | None = None,
-        worker_weights: jax.Array | None = None,
-        **extra_args: Any,
-    ) -> tuple[Any, Any]:
-        refuse_weights("bucketing", worker_weights)
-        if worker_mask is not None and aggregator is None:
+    def apply(step: Step) -> tuple[optax.Updates, optax.OptState]:
+        present = step.population.present
+        if present is not None and aggregator is None:
             raise ValueError(
                 "`bucketing` in a chain takes no `worker_mask`: what stands behind it "
                 "sees buckets, and would be given a mask of workers. Pass what stands "
                 "behind: `bucketing(size, key, aggregator)`."
             )
-        gradients = survey_gradients(
-            "bucketing", updates, params, axis_name, worker_mask
-        )
-        own = state if aggregator is None else state.buckets
-        buckets = _deal(gradients.population, keys.step_key(own), size)
+        gradients = Gradients(step.updates, step.population)
+        own = step.state if aggregator is None else step.state.buckets
+        buckets = _deal(step.population, keys.step_key(own), size)
         means = gradients.leaves(_means(gradients, buckets))
         own = keys.next_state(own)
         if aggregator is None:
             return means, own
         bucket_mask = None
-        if worker_mask is not None:
+        if present is not None:
             somebody = jnp.any(buckets.counted, axis=1)
             bucket_mask = collectives.own_block(somebody, axis_name)
         result, inner = aggregator.update(
-            means, state.aggregator, params, worker_mask=bucket_mask, **extra_args
+            means,
+            step.state.aggregator,
+            step.params,
+            worker_mask=bucket_mask,
+            **step.extra_args,
         )
         return result, BucketingState(own, inner)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return transformation("bucketing", apply, init=init, axis_name=axis_name)
 
 
 class _Buckets(NamedTuple):
@@ -228,8 +221,10 @@ def _deal(population: Population, key: jax.Array, size: int) -> _Buckets:
             f"`bucketing` makes {num_buckets} buckets of {num_workers} workers, which "
             f"{num_devices} devices cannot share evenly: choose another `size`."
         )
-    order = jax.random.permutation(jax.random.fold_in(key, _ORDER), num_workers)
-    present = population.all_present()
+    order = jax.random.permutation(
+        jax.random.fold_in(key, keys.BUCKET_ORDER), num_workers
+    )
+    present = population.present_mask()
     counted = jnp.ones(num_workers, bool) if present is None else present[order]
     padding = (0, num_buckets * size - num_workers)
     return _Buckets(

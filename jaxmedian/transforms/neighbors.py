@@ -140,7 +140,7 @@ def _by_score(
     """Returns the workers ``[M]`` from the best score on, and who is sound."""
     gram = gradients.gram()
     population = gradients.population
-    present = population.all_present()
+    present = population.present_mask()
     sound = sound_rows(gram, present)
     ascending = jnp.sort(squared_distances(gram, sound), axis=1)[:, 1:]
     scoring = _num_neighbors(population, f, neighbors)

@@ -1,15 +1,12 @@
 """Noise before the vote or the median: g_i <- g_i + b xi_i (Algorithms 3 and 4)."""
 
-from typing import Any
-
 import jax
 import optax
 
 from jaxmedian.noise import Noise, keys
-from jaxmedian.transforms.draws import add_noise, check_noise, resolve
+from jaxmedian.transforms.build import Step, transformation
+from jaxmedian.transforms.draws import add_noise, check_noise, draw
 from jaxmedian.workers.collectives import AxisName
-from jaxmedian.workers.population import survey
-from jaxmedian.workers.stream import materialise
 
 
 def add_worker_noise(
@@ -57,29 +54,21 @@ def add_worker_noise(
     check_noise("add_worker_noise", noise)
     rng_key = keys.as_threefry_key(key)
 
-    def init_fn(params: Any) -> keys.KeyState:
+    def init(params: optax.Params) -> keys.KeyState:
         del params
         return keys.init_state(rng_key)
 
-    def update_fn(
-        updates: Any,
-        state: keys.KeyState,
-        params: Any = None,
-        *,
-        worker_mask: jax.Array | None = None,
-        **extra_args: Any,
-    ) -> tuple[Any, keys.KeyState]:
-        del extra_args
-        updates = materialise("add_worker_noise", updates)
-        population = survey("add_worker_noise", updates, params, axis_name, worker_mask)
-        leaves, treedef = jax.tree.flatten(updates)
-        noises = resolve(noise, state, leaves, population)
+    def apply(step: Step) -> tuple[optax.Updates, optax.OptState]:
+        leaves, treedef = jax.tree.flatten(step.updates)
+        draws = draw(noise, False, step.state, step.updates, step.population)
         noisy = [
-            add_noise(leaf.reshape(leaf.shape[0], -1), leaf_noise)
+            add_noise(leaf.reshape(leaf.shape[0], -1), leaf_draws.noise)
             .astype(leaf.dtype)
             .reshape(leaf.shape)
-            for leaf, leaf_noise in zip(leaves, noises, strict=True)
+            for leaf, leaf_draws in zip(leaves, draws, strict=True)
         ]
-        return jax.tree.unflatten(treedef, noisy), keys.next_state(state)
+        return jax.tree.unflatten(treedef, noisy), keys.next_state(step.state)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return transformation(
+        "add_worker_noise", apply, init=init, axis_name=axis_name, weighted=True
+    )

@@ -76,7 +76,7 @@ def bulyan(
         population = gradients.population
         _check_quarter(f, population.num_workers)
         gram = gradients.gram()
-        present = population.all_present()
+        present = population.present_mask()
         sound = sound_rows(gram, present)
         left = jnp.ones_like(sound) if present is None else present
         wanted = jnp.maximum(population.num_present() - np.int32(2 * f), 1)
@@ -161,7 +161,7 @@ def minimum_diameter_mean(
         check_minority("minimum_diameter_mean", f, population.num_workers)
         _check_branches(f, population.num_workers)
         gram = gradients.gram()
-        sound = sound_rows(gram, population.all_present())
+        sound = sound_rows(gram, population.present_mask())
         num_kept = jnp.maximum(population.num_present() - np.int32(f), 1)
         distances = squared_distances(gram, sound)
         kept = combinations.least_diameter(distances, sound, num_kept, num_dropped=f)

@@ -124,23 +124,15 @@ def _coordinate_wise(
         del draws
         check_minority(name, f, population.num_workers)
         slices = collectives.to_coordinate_slices(rows, axis_name)
-        if (weights := population.all_weights()) is not None:
+        if (weights := population.weights_of_all()) is not None:
             mean = weighting.trimmed_mean_of_rows(slices, weights, f)
         else:
-            mean = mean_of_rows(slices, f, population.all_present())
+            mean = mean_of_rows(slices, f, population.present_mask())
         return collectives.from_coordinate_slices(mean, rows.shape[1], axis_name)
-
-    def finish(x: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
-        del draws, population
-        return x
-
-    def settle(rows: jax.Array, draws: LeafDraws) -> jax.Array:
-        del draws
-        return rows
 
     return aggregator(
         name,
-        Rule(reduce, finish, settle),
+        Rule(reduce),
         axis_name=axis_name,
         weighted=name == "trimmed_mean",
     )

@@ -1,13 +1,8 @@
-"""The three aggregators: stacked updates ``[M, ...]`` in, one update ``[...]`` out.
+"""The majority vote: sign(sum_i sign(g_i + b xi_i)), Algorithms 1 and 3.
 
-    majority_vote       sign(sum_i sign(g_i + b xi_i))      Algorithms 1 and 3
-    coordinate_median   median_i(g_i + b xi_i)              Algorithms 2 and 4
-    worker_mean         (1/M) sum_i g_i                     the mean they stand in for
-
-Each is an optax transformation and the only one in its chain that sees the worker axis
-and removes it. The arithmetic on rows is `voting`'s, `selection`'s and `averaging`'s
-(votes by way of `transport`), and `aggregation` carries it to trees; here the two meet,
-and options are checked.
+On one device votes are counted and decided. Over a mesh they travel as sums of integers
+(`transport="tally"`) or packed into bits (`"packed"`), with the same result to the bit:
+each device then decides the votes on one slice of the coordinates.
 """
 
 import jax
@@ -16,8 +11,6 @@ import numpy as np
 import optax
 
 from jaxmedian.kernels import ballots, packing
-from jaxmedian.kernels.ballots import count_votes
-from jaxmedian.kernels.packing import choose, tally_type
 from jaxmedian.kernels.rows import add_up
 from jaxmedian.noise import Noise, keys
 from jaxmedian.transforms.build import Rule, aggregator
@@ -106,22 +99,36 @@ def majority_vote(
     # On one device there is no wire, and counting needs no bits.
     packed = transport == "packed" and axis_name is not None
 
-    def reduce(rows: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
-        if packed:
-            return vote_in_slices(rows, draws, population, ties)
-        return count(rows, draws, population, ties)
+    def count(rows: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
+        return _tally(rows, draws, population, ties)
 
-    def finish(x: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
-        return x if packed else decide(x, draws, population, ties)
+    def decide(x: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
+        tally = collectives.total(x, population.axis_name)
+        tally = tally if population.weights is None else jnp.sign(tally)
+        return ballots.decide(
+            tally.astype(jnp.int32),
+            ties=ties,
+            tie_bits=draws.tie_bits,
+            anybody=population.is_anybody_present(),
+        )
 
-    def settle(rows: jax.Array, draws: LeafDraws) -> jax.Array:
+    def vote_packed(
+        rows: jax.Array, draws: LeafDraws, population: Population
+    ) -> jax.Array:
+        return _vote_in_slices(rows, draws, population, ties)
+
+    def cast(rows: jax.Array, draws: LeafDraws) -> jax.Array:
         return ballots.cast(
             rows, noise=draws.noise, ties=ties, zero_keys=draws.zero_keys
         )
 
+    if packed:
+        rule = Rule(vote_packed, perturb=cast)
+    else:
+        rule = Rule(count, decide, cast, additive=True)
     return aggregator(
         "majority_vote",
-        Rule(reduce, finish, settle, additive=not packed),
+        rule,
         noise=noise,
         rng_key=rng_key,
         random_ties=ties == "random",
@@ -129,14 +136,14 @@ def majority_vote(
     )
 
 
-def count(
+def _tally(
     rows: jax.Array, draws: LeafDraws, population: Population, ties: str
 ) -> jax.Array:
     """Counts the votes of the local workers: ``[d]``, int8 if M fits, else int32.
 
     With weights the count has their type.
     """
-    counted = count_votes(
+    counted = ballots.count_votes(
         rows,
         noise=draws.noise,
         ties=ties,
@@ -146,39 +153,27 @@ def count(
     )
     if population.weights is not None:
         return counted
-    return counted.astype(tally_type(population.num_workers))
+    return counted.astype(ballots.tally_type(population.num_workers))
 
 
-def decide(
-    counted: jax.Array, draws: LeafDraws, population: Population, ties: str
-) -> jax.Array:
-    """Ends a vote by adding the devices' counts; int32 ``[d]`` of -1, 0, +1."""
-    tally = collectives.total(counted, population.axis_name)
-    tally = tally if population.weights is None else jnp.sign(tally)
-    tally = tally.astype(jnp.int32)
-    return ballots.decide(
-        tally, ties=ties, tie_bits=draws.tie_bits, anybody=_anybody(population)
-    )
-
-
-def vote_in_slices(
+def _vote_in_slices(
     rows: jax.Array, draws: LeafDraws, population: Population, ties: str
 ) -> jax.Array:
     """Votes with packed decisions; int32 ``[d]`` of -1, 0 (nobody present), +1.
 
     Each device gets the votes on one slice of the coordinates, by the cheaper route of
-    `jaxmedian.routes`, counts them, and sends its decisions on, packed: with one worker
+    `kernels.packing`, counts them, and sends its decisions on, packed: with one worker
     a device, about 2 bits a coordinate and worker, up and down together.
     """
     axis_name, num_coordinates = population.axis_name, rows.shape[1]
     num_devices = collectives.size(axis_name)
     padded = packing.sliced_size(num_coordinates, num_devices)
     padding = padded - num_coordinates
-    route = choose(num_coordinates, population.num_local, num_devices)
+    route = packing.choose(num_coordinates, population.num_local, num_devices)
     if route == "bits" or population.weights is not None:  # sums of weights are long
         counted = _slice_by_bits(rows, draws, population, ties, padding)
     else:
-        tallies = jnp.pad(count(rows, draws, population, ties), (0, padding))
+        tallies = jnp.pad(_tally(rows, draws, population, ties), (0, padding))
         counted = collectives.total_of_slices(
             tallies.reshape(packing.BITS, -1), axis_name
         ).astype(jnp.int32)
@@ -192,7 +187,7 @@ def vote_in_slices(
     joined = collectives.from_coordinate_slices(sent, padded // packing.BITS, axis_name)
     above = packing.unpack_in_order(joined)[:num_coordinates]
     vote = jnp.where(above, np.int32(1), np.int32(-1))
-    anybody = _anybody(population)
+    anybody = population.is_anybody_present()
     return vote if anybody is None else vote * anybody.astype(jnp.int32)
 
 
@@ -203,7 +198,7 @@ def _slice_by_bits(
     votes = ballots.cast(rows, noise=draws.noise, ties=ties, zero_keys=draws.zero_keys)
     packed_votes = packing.pack(jnp.pad(votes > 0, ((0, 0), (0, padding))))
     received = collectives.to_coordinate_slices(packed_votes, population.axis_name)
-    return count_bits(received, population.all_present(), population.all_weights())
+    return count_bits(received, population.present_mask(), population.weights_of_all())
 
 
 def count_bits(
@@ -218,7 +213,7 @@ def count_bits(
     num_workers = received.shape[0]
     if weights is not None:
         return jnp.sign(_weigh_bits(received, weights)).astype(jnp.int32)
-    narrow = tally_type(num_workers)  # adds several times faster than int32
+    narrow = ballots.tally_type(num_workers)  # adds several times faster than int32
 
     def votes_for(worker: int | jax.Array) -> jax.Array:
         row = received[worker]
@@ -238,7 +233,3 @@ def _weigh_bits(received: jax.Array, weights: jax.Array) -> jax.Array:
         return jnp.where(packing.unpack(received[worker]), weight, -weight)
 
     return add_up(vote, received.shape[0])
-
-
-def _anybody(population: Population) -> jax.Array | None:
-    return None if population.present is None else population.num_present() > 0

@@ -16,11 +16,10 @@ import optax
 
 from jaxmedian.kernels.distances import gram_of_rows, squared_norms_of_rows
 from jaxmedian.kernels.rows import add_up, working_dtype
-from jaxmedian.transforms.build import joined_leaves
+from jaxmedian.transforms.build import Step, joined_leaves, transformation
 from jaxmedian.workers import collectives
 from jaxmedian.workers.collectives import AxisName
-from jaxmedian.workers.population import Population, refuse_weights, survey
-from jaxmedian.workers.stream import materialise
+from jaxmedian.workers.population import Population
 
 
 class Gradients:
@@ -65,7 +64,7 @@ class Gradients:
     def gram(self) -> jax.Array:
         """Computes `gram_of_rows` over all coordinates and workers, ``[M, M]``."""
         axis_name = self.population.axis_name
-        present = self.population.all_present()
+        present = self.population.present_mask()
         grams = [
             gram_of_rows(collectives.to_coordinate_slices(block, axis_name), present)
             for block in self.blocks
@@ -92,7 +91,7 @@ class Gradients:
         local = worker.astype(jnp.int32) - first * np.int32(self.population.num_local)
         here = (local >= 0) & (local < self.population.num_local)
         return [
-            collectives.only(block[local], here, self.population.axis_name)
+            collectives.broadcast_from(block[local], here, self.population.axis_name)
             for block in self.blocks
         ]
 
@@ -179,50 +178,23 @@ class Gradients:
 
 
 # gradients -> blocks, [n] of an aggregator, [m, n] of a worker transform
-Rule = Callable[[Gradients], list[jax.Array]]
+GradientRule = Callable[[Gradients], list[jax.Array]]
 
 
 def whole_gradient_rule(
-    name: str, rule: Rule, axis_name: AxisName | None, *, weighted: bool = False
+    name: str,
+    rule: GradientRule,
+    axis_name: AxisName | None,
+    *,
+    weighted: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Builds the transformation without state of a rule on whole gradients.
 
     ``weighted`` says whether it heeds the weights of the population.
     """
 
-    def init_fn(params: Any) -> optax.EmptyState:
-        del params
-        return optax.EmptyState()
+    def apply(step: Step) -> tuple[optax.Updates, optax.OptState]:
+        gradients = Gradients(step.updates, step.population)
+        return gradients.leaves(rule(gradients)), step.state
 
-    def update_fn(
-        updates: Any,
-        state: optax.EmptyState,
-        params: Any = None,
-        *,
-        worker_mask: jax.Array | None = None,
-        worker_weights: jax.Array | None = None,
-        **extra_args: Any,
-    ) -> tuple[Any, optax.EmptyState]:
-        del extra_args
-        if not weighted:
-            refuse_weights(name, worker_weights)
-        gradients = survey_gradients(
-            name, updates, params, axis_name, worker_mask, worker_weights
-        )
-        return gradients.leaves(rule(gradients)), state
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def survey_gradients(
-    name: str,
-    updates: Any,
-    params: Any,
-    axis_name: AxisName | None,
-    worker_mask: jax.Array | None,
-    worker_weights: jax.Array | None = None,
-) -> Gradients:
-    """Checks updates of the transform ``name`` and joins their leaves."""
-    updates = materialise(name, updates)
-    population = survey(name, updates, params, axis_name, worker_mask, worker_weights)
-    return Gradients(updates, population)
+    return transformation(name, apply, axis_name=axis_name, weighted=weighted)

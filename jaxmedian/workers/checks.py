@@ -1,5 +1,7 @@
 """How many hostile workers a rule is asked to withstand, and whether it can."""
 
+import difflib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -88,3 +90,23 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
         raise TypeError(f"`{name}` must be an int; got {value!r}.{hint}")
     if value < least:
         raise ValueError(f"`{name}` must be at least {least}; got {value}.")
+
+
+_OUR_EXTRA_ARGS = ("worker_mask", "worker_weights")
+_NEAR_MISSES = {"mask": "worker_mask", "weights": "worker_weights"}
+
+
+def check_extra_args(transform: str, extra_args: Mapping[str, Any]) -> None:
+    """Raises TypeError for an extra argument that is almost one of ours.
+
+    Extra arguments travel through a whole chain, and optax drops those that nobody
+    knows: a misspelt mask would be ignored.
+    """
+    for name in extra_args:
+        close = difflib.get_close_matches(name, _OUR_EXTRA_ARGS, n=1, cutoff=0.8)
+        meant = _NEAR_MISSES.get(name, close[0] if close else None)
+        if meant is not None and name not in _OUR_EXTRA_ARGS:
+            raise TypeError(
+                f"`{transform}` was given an extra argument `{name}`, which nothing "
+                f"reads. Did you mean `{meant}`?"
+            )

@@ -44,7 +44,9 @@ def total(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
     return x if axis_name is None else jax.lax.psum(x, axis_name)
 
 
-def only(x: jax.Array, here: jax.Array, axis_name: AxisName | None) -> jax.Array:
+def broadcast_from(
+    x: jax.Array, here: jax.Array, axis_name: AxisName | None
+) -> jax.Array:
     """Returns the ``x`` of the one device that is ``here``, to the bit, on all devices.
 
     Bits are added, not numbers: -0.0 + 0.0 would be 0.0.

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jaxmedian.workers import collectives
 from jaxmedian.workers.checks import check_count
 from jaxmedian.workers.collectives import AxisName
-from jaxmedian.workers.stream import WorkerStream
 
 LossFn = Callable[..., Any]
 
@@ -114,40 +113,6 @@ def map_workers(
     if worker_chunk == 1:
         return jax.lax.map(of_worker, batch)
     return jax.lax.map(of_worker, batch, batch_size=worker_chunk)
-
-
-def stream_value_and_grads(
-    loss_fn: LossFn, *, has_aux: bool, axis_name: AxisName | None, worker_chunk: int
-) -> Callable[[Any, Any], WorkerStream]:
-    """Builds ``(params, batch) -> WorkerStream``, the unstacked gradients."""
-    check_count("worker_chunk", worker_chunk)
-    value_and_grad = jax.value_and_grad(loss_fn, has_aux=has_aux)
-
-    def value_and_grads(params: Any, batch: Any) -> WorkerStream:
-        num_local = count_in_batch(batch)
-        chunk = min(worker_chunk, num_local)
-        params = collectives.vary(params, axis_name)
-
-        def of_block(first: jax.Array) -> Any:
-            # Tied to the block, or XLA moves what depends on the parameters alone
-            # (their conversion to another type, say) out of the loop, into memory.
-            block_params, _ = jax.lax.optimization_barrier((params, first))
-
-            def of_worker(worker_batch: Any) -> Any:
-                return value_and_grad(block_params, worker_batch)
-
-            if chunk == 1:
-                alone = of_worker(jax.tree.map(lambda x: jnp.asarray(x)[first], batch))
-                return jax.tree.map(lambda x: jnp.asarray(x)[None], alone)
-            block = jax.tree.map(
-                lambda x: jax.lax.dynamic_slice_in_dim(jnp.asarray(x), first, chunk),
-                batch,
-            )
-            return jax.vmap(of_worker)(block)
-
-        return WorkerStream(of_block, num_local, chunk, axis_name)
-
-    return value_and_grads
 
 
 def count_in_batch(batch: Any) -> int:

@@ -6,7 +6,7 @@ pass silently through plain optax, gradients without the axis and updates that s
 have it, so both are raised here, with every offending leaf by name.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -42,23 +42,45 @@ class Population(NamedTuple):
         first = collectives.position(self.axis_name) * np.uint32(self.num_local)
         return first + local
 
+    def as_extra_args(self) -> dict[str, jax.Array]:
+        """Returns mask and weights as what ``update`` of a transformation takes."""
+        given = {"worker_mask": self.present, "worker_weights": self.weights}
+        return {name: value for name, value in given.items() if value is not None}
+
     def num_present(self) -> jax.Array:
         """Returns how many workers are present on all devices, int32."""
         if self.present is None:
             return jnp.asarray(self.num_workers, jnp.int32)
         return collectives.total(jnp.sum(self.present, dtype=jnp.int32), self.axis_name)
 
-    def all_present(self) -> jax.Array | None:
+    def is_anybody_present(self) -> jax.Array | None:
+        """Returns whether anybody is present, a bool scalar; None if so for sure."""
+        return None if self.present is None else self.num_present() > 0
+
+    def present_mask(self) -> jax.Array | None:
         """Returns who is present among all M workers, bool ``[M]``; None if all."""
         if self.present is None:
             return None
         return collectives.gather(self.present, self.axis_name)
 
-    def all_weights(self) -> jax.Array | None:
+    def weights_of_all(self) -> jax.Array | None:
         """Returns the weights of all M workers; None if each counts as one."""
         if self.weights is None:
             return None
         return collectives.gather(self.weights, self.axis_name)
+
+    def mean_from_sum(self, local_sum: jax.Array) -> jax.Array:
+        """Divides the sum over all devices by how many workers those present count as.
+
+        The one mean over workers: of gradients, losses and diagnostics. 0 if nobody is
+        present.
+
+        Args:
+          local_sum: floating point, the sum over the local workers present, each times
+            its weight.
+        """
+        total = collectives.total(local_sum, self.axis_name)
+        return total / self.total_weight().astype(total.dtype)
 
     def total_weight(self) -> jax.Array:
         """Returns how many workers all those present count as, at least 1 if nobody."""
@@ -68,7 +90,7 @@ class Population(NamedTuple):
         return jnp.where(total > 0, total, np.asarray(1, total.dtype))
 
 
-def survey(
+def population_of(
     transform: str,
     updates: PyTree,
     params: PyTree | None,
@@ -156,7 +178,7 @@ def check_spread(
 ) -> None:
     """Checks that a transform knows the mesh axis over which workers are spread.
 
-    Without it each device would settle for its own workers, silently.
+    Without it each device would take its own workers for all, silently.
 
     Args:
       transform: name of the caller.
@@ -293,13 +315,12 @@ def _check_weights(transform: str, worker_weights: Any, num_local: int) -> jax.A
     return weights
 
 
-def refuse_weights(transform: str, worker_weights: Any) -> None:
-    """Raises ValueError if a transform that knows no weights is given some."""
-    if worker_weights is not None:
-        raise ValueError(
-            f"`{transform}` takes no `worker_weights`: `worker_mean`, `majority_vote`, "
-            "`coordinate_median`, `trimmed_mean` and `geometric_median` do."
-        )
+def refuse_weights(transform: str) -> NoReturn:
+    """Raises ValueError for a transform that knows no weights and was given some."""
+    raise ValueError(
+        f"`{transform}` takes no `worker_weights`: `worker_mean`, `majority_vote`, "
+        "`coordinate_median`, `trimmed_mean` and `geometric_median` do."
+    )
 
 
 def _shapes_by_leaf(

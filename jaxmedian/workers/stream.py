@@ -10,15 +10,32 @@ says what that costs where it is much.
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 
 from jaxmedian.workers import collectives
+from jaxmedian.workers.checks import check_count
 from jaxmedian.workers.collectives import AxisName
+from jaxmedian.workers.gradients import LossFn, count_in_batch
 
 _MUCH = 2**30  # bytes of stacked gradients that are worth a warning
+
+
+class Block(NamedTuple):
+    """The gradients of some workers.
+
+    Attributes:
+      grads: tree of leaves ``[chunk, ...]``.
+      first: number of the first of these workers on this device, int32.
+      fresh: bool ``[chunk]``, who was in no earlier block. Where the chunk does not
+        divide the number of workers, the last block overlaps the one before.
+    """
+
+    grads: Any
+    first: jax.Array
+    fresh: jax.Array
 
 
 class WorkerStream:
@@ -27,7 +44,9 @@ class WorkerStream:
     Attributes:
       axis_name: mesh axis over which workers are spread, or None.
       shapes: tree of `jax.ShapeDtypeStruct`, the stacked gradients as they would be.
-      value: losses ``[m]`` (or losses and aux); None until the stream was consumed.
+      block_shapes: a `Block` of shapes.
+      num_blocks: blocks to compute, in order.
+      value: losses ``[m]`` (or losses and aux); zeros until the stream was consumed.
       stacked: the stacked gradients, if somebody asked for them, else None.
     """
 
@@ -44,59 +63,25 @@ class WorkerStream:
           value_and_grads_from: first worker of a block -> values and gradients of its
             ``chunk`` workers, leaves ``[chunk, ...]``.
           num_workers: local workers, >= chunk.
-          chunk: workers a block.
+          chunk: workers per block.
           axis_name: mesh axis over which workers are spread, or None.
         """
         self._block = value_and_grads_from
         self._num_workers, self._chunk, self.axis_name = num_workers, chunk, axis_name
+        self.num_blocks = math.ceil(num_workers / chunk)
         value, grads = jax.eval_shape(value_and_grads_from, jnp.int32(0))
-        self._value_shapes = jax.tree.map(self._widen, value)
         self.shapes = jax.tree.map(self._widen, grads)
-        self.value: Any = None
+        self.value: Any = _blank(jax.tree.map(self._widen, value))
+        self.block_shapes, _ = jax.eval_shape(self.compute, jnp.int32(0), self.value)
         self.stacked: Any = None
 
-    def fold(
-        self, add: Callable[[Any, Any, jax.Array, jax.Array], Any], carry: Any
-    ) -> Any:
-        """Runs over the blocks: ``carry = add(carry, grads, first, fresh)``.
-
-        Args:
-          add: gets the gradients ``[chunk, ...]`` of the workers from ``first`` on.
-            Where the chunk does not divide the number of workers, the last block
-            overlaps the one before; ``fresh``, bool ``[chunk]``, says who is new.
-          carry: what to start from.
-        """
-        last = self._num_workers - self._chunk
-        num_blocks = math.ceil(self._num_workers / self._chunk)
-
-        def body(block: jax.Array, carries: tuple[Any, Any]) -> tuple[Any, Any]:
-            carry, values = carries
-            start = block * self._chunk
-            first = jnp.minimum(start, last)
-            value, grads = self._block(first)
-            fresh = first + jnp.arange(self._chunk) >= start
-            values = jax.tree.map(
-                lambda whole, part: jax.lax.dynamic_update_slice_in_dim(
-                    whole, part, first, axis=0
-                ),
-                values,
-                value,
-            )
-            return add(carry, grads, first, fresh), values
-
-        carries = collectives.vary((carry, _blank(self._value_shapes)), self.axis_name)
-        carry, self.value = jax.lax.fori_loop(0, num_blocks, body, carries)
-        return carry
-
-    def blank(self, reduce_block: Callable[..., Any]) -> Any:
-        """Returns zeros shaped as ``reduce_block(grads, first, fresh)``."""
-        grads = jax.tree.map(
-            lambda s: jax.ShapeDtypeStruct((self._chunk, *s.shape[1:]), s.dtype),
-            self.shapes,
-        )
-        first = jax.ShapeDtypeStruct((), jnp.int32)
-        fresh = jax.ShapeDtypeStruct((self._chunk,), jnp.bool_)
-        return _blank(jax.eval_shape(reduce_block, grads, first, fresh))
+    def compute(self, number: jax.Array, value: Any) -> tuple[Block, Any]:
+        """Computes block ``number``, and puts its values among those of all workers."""
+        start = number * self._chunk
+        first = jnp.minimum(start, self._num_workers - self._chunk)
+        block_value, grads = self._block(first)
+        fresh = first + jnp.arange(self._chunk) >= start
+        return Block(grads, first, fresh), _put(value, block_value, first)
 
     def stack(self, transform: str) -> Any:
         """Computes all gradients, ``[m, ...]``, for a transform that needs them."""
@@ -109,17 +94,15 @@ class WorkerStream:
                 stacklevel=2,
             )
 
-        def put(whole: Any, grads: Any, first: jax.Array, fresh: jax.Array) -> Any:
-            del fresh  # the same rows again
-            return jax.tree.map(
-                lambda rows, part: jax.lax.dynamic_update_slice_in_dim(
-                    rows, part, first, axis=0
-                ),
-                whole,
-                grads,
-            )
+        def put_block(number: jax.Array, carry: Any) -> Any:
+            whole, value = carry
+            block, value = self.compute(number, value)
+            return _put(whole, block.grads, block.first), value
 
-        self.stacked = self.fold(put, _blank(self.shapes))
+        carry = collectives.vary((_blank(self.shapes), self.value), self.axis_name)
+        self.stacked, self.value = jax.lax.fori_loop(
+            0, self.num_blocks, put_block, carry
+        )
         return self.stacked
 
     def _widen(self, shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -150,10 +133,48 @@ class WorkerStream:
     shape = dtype = ndim = size = property(_refuse)
 
 
-def materialise(transform: str, updates: Any) -> Any:
-    """Returns updates as arrays: a stream is stacked for ``transform``."""
-    return updates.stack(transform) if isinstance(updates, WorkerStream) else updates
+def _put(whole: Any, part: Any, first: jax.Array) -> Any:
+    """Writes the rows of some workers into those of all."""
+    return jax.tree.map(
+        lambda rows, some: jax.lax.dynamic_update_slice_in_dim(rows, some, first, 0),
+        whole,
+        part,
+    )
 
 
 def _blank(shapes: Any) -> Any:
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+
+def stream_value_and_grads(
+    loss_fn: LossFn, *, has_aux: bool, axis_name: AxisName | None, worker_chunk: int
+) -> Callable[[Any, Any], WorkerStream]:
+    """Builds ``(params, batch) -> WorkerStream``, the unstacked gradients."""
+    check_count("worker_chunk", worker_chunk)
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=has_aux)
+
+    def value_and_grads(params: Any, batch: Any) -> WorkerStream:
+        num_local = count_in_batch(batch)
+        chunk = min(worker_chunk, num_local)
+        params = collectives.vary(params, axis_name)
+
+        def of_block(first: jax.Array) -> Any:
+            # Tied to the block, or XLA moves what depends on the parameters alone
+            # (their conversion to another type, say) out of the loop, into memory.
+            block_params, _ = jax.lax.optimization_barrier((params, first))
+
+            def of_worker(worker_batch: Any) -> Any:
+                return value_and_grad(block_params, worker_batch)
+
+            if chunk == 1:
+                alone = of_worker(jax.tree.map(lambda x: jnp.asarray(x)[first], batch))
+                return jax.tree.map(lambda x: jnp.asarray(x)[None], alone)
+            block = jax.tree.map(
+                lambda x: jax.lax.dynamic_slice_in_dim(jnp.asarray(x), first, chunk),
+                batch,
+            )
+            return jax.vmap(of_worker)(block)
+
+        return WorkerStream(of_block, num_local, chunk, axis_name)
+
+    return value_and_grads

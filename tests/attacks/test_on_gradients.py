@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import reference
 from harness import enable_x64, first_update, params_like
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
@@ -109,7 +110,8 @@ def test_gaussian_numbers_are_the_documented_ones():
     """Worker i sends what `add_worker_noise` with the same key adds to zeros."""
     grads = gradients(500)
     sent = first_update(jm.attacks.gaussian(HOSTILE, 5, scale=3.0, mean=2.0), grads)
-    noise = jm.add_worker_noise(jm.noise.gaussian(3.0), 5)
+    key = jax.random.fold_in(jax.random.key(5), np.uint32(reference.HOSTILE_NOISE))
+    noise = jm.add_worker_noise(jm.noise.gaussian(3.0), key)
     expected = 2.0 + first_update(noise, np.zeros_like(grads))
     np.testing.assert_allclose(sent[HOSTILE], expected[HOSTILE], rtol=2e-6, atol=2e-6)
     np.testing.assert_array_equal(sent[HONEST], grads[HONEST])
@@ -128,7 +130,7 @@ def drawn(key, *, step, num_workers, count, present=None):
     """The documented choice: the first present ones of the step's permutation."""
     step_key = jax.random.fold_in(key, step)
     order = jax.random.permutation(
-        jax.random.fold_in(step_key, np.uint32(2**31 + 1)), num_workers
+        jax.random.fold_in(step_key, np.uint32(reference.HOSTILE_CHOICE)), num_workers
     )
     taken = [int(i) for i in order if present is None or present[int(i)]]
     return np.sort(taken[:count])

@@ -155,7 +155,7 @@ def test_every_order_of_the_workers_is_equally_likely():
     assert abs(forward - 0.5) < 5 * 0.5 / math.sqrt(6000)
     orders = np.array(
         [
-            reference.permutation(jax.random.key(0), step=s, num_workers=3)
+            reference.permutation(jax.random.key(0), step=s, leaf=0, num_workers=3)
             for s in range(60)
         ]
     )

@@ -103,7 +103,7 @@ def test_placed_arguments_stay_where_they_were_put():
         *map(jax.tree.leaves, ((params, state), after[:2])), strict=True
     ):
         assert new.sharding.is_equivalent_to(old.sharding, new.ndim)
-    momentum = after[1][0].trace["w"]
+    momentum = after[1][0].inner.trace["w"]
     assert {shard.data.shape for shard in momentum.addressable_shards} == {(4, 5, M)}
     assert after[0]["w"].sharding.is_fully_replicated
     assert batch["x"].sharding.spec == P(WORKERS)

@@ -13,6 +13,11 @@ import scipy.stats
 SHARED_UNIFORM = 2**31
 TALLY_TIES = 2**31 + 1
 ZERO_BITS = 2**31 + 2
+PERMUTATION = 3 * 2**30
+HOSTILE_CHOICE = 3 * 2**30 + 1
+BUCKET_ORDER = 3 * 2**30 + 2
+PARTICIPANTS = 3 * 2**30 + 5
+HOSTILE_NOISE = 3 * 2**30 + 6
 
 UNIT_LAWS = {
     "gaussian": scipy.stats.norm(),
@@ -101,11 +106,11 @@ def vote_bits(key, *, shape, step=0, leaf=0):
     }
 
 
-def permutation(key, *, step, num_workers):
-    """The order in which systematic noise deals its slots in one step."""
-    step_key = jax.random.fold_in(key, step)
-    shared_key = jax.random.fold_in(step_key, np.uint32(SHARED_UNIFORM))
-    return np.asarray(jax.random.permutation(shared_key, num_workers))
+def permutation(key, *, step, leaf, num_workers):
+    """The order in which systematic noise deals its slots to one leaf in one step."""
+    leaf_key = jax.random.fold_in(jax.random.fold_in(key, step), leaf)
+    own_key = jax.random.fold_in(leaf_key, np.uint32(PERMUTATION))
+    return np.asarray(jax.random.permutation(own_key, num_workers))
 
 
 def worker_words(key, coupling, *, shape, step=0, leaf=0, mask=None):
@@ -114,7 +119,7 @@ def worker_words(key, coupling, *, shape, step=0, leaf=0, mask=None):
     if coupling == "independent":
         return np.stack([words(key, number=i, **at) for i in range(shape[0])])
     shared = words(key, number=SHARED_UNIFORM, **at).astype(object)
-    order = permutation(key, step=step, num_workers=shape[0])
+    order = permutation(key, step=step, leaf=leaf, num_workers=shape[0])
     present = [i for i in range(shape[0]) if mask is None or mask[i]]
     result = np.zeros(shape, np.uint32)
     for worker in present:

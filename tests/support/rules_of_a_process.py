@@ -1,4 +1,4 @@
-"""One process of `tests/sharding/test_processes.py`: holds its workers' gradients, and updates.
+"""One process of `sharding/test_processes.py`: holds its workers' gradients, updates.
 
 python rules_of_a_process.py PROCESS NUM_PROCESSES PORT
 """

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import reference
 from jax.sharding import PartitionSpec as P
 
 import jaxmedian as jm
@@ -47,7 +48,7 @@ def test_exactly_as_many_take_part_and_every_pair_as_often():
 
 
 def test_the_mask_is_the_documented_one_and_a_fraction_a_count():
-    rng_key = jax.random.fold_in(KEY, np.uint32(2**31 + 3))
+    rng_key = jax.random.fold_in(KEY, np.uint32(reference.PARTICIPANTS))
     for step in range(3):
         ranks = jax.random.permutation(jax.random.fold_in(rng_key, step), M)
         np.testing.assert_array_equal(

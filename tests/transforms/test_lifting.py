@@ -44,7 +44,7 @@ def test_every_worker_has_the_transform_to_itself(inner):
 def test_every_leaf_of_the_state_gets_a_worker_axis():
     params = {"w": jnp.zeros((2, 3))}
     state = jm.per_worker(optax.trace(0.9), M).init(params)
-    assert state.trace["w"].shape == (M, 2, 3)
+    assert state.inner.trace["w"].shape == (M, 2, 3)
     adam = jm.per_worker(optax.scale_by_adam(), M).init(params)
     assert adam.count.shape == (M,)
 
