@@ -288,7 +288,7 @@ def gaussian(
         assert scene.state is not None
         own_key = jax.random.fold_in(scene.state.rng_key, keys.HOSTILE_NOISE)
         state = keys.KeyState(scene.state.count, own_key)
-        draws = draw(law, False, state, leaves, scene.population)
+        draws, _ = draw(law, False, state, leaves, scene.population)
         return [
             add_noise(jnp.full(rows.shape, mean, working_dtype(rows.dtype)), d.noise)
             for rows, d in zip(leaves, draws, strict=True)

@@ -135,7 +135,7 @@ def pivotal_votes(
         if vote_key is not None:
             assert scene.state is not None
             state = keys.KeyState(scene.state.count, vote_key)
-            draws = draw(noise, ties == "random", state, leaves, scene.population)
+            draws, _ = draw(noise, ties == "random", state, leaves, scene.population)
         return [
             _pivotal_rows(rows, leaf_draws, scene, ties)
             for rows, leaf_draws in zip(leaves, draws, strict=True)

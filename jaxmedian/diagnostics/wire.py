@@ -11,8 +11,9 @@ pairwise exchanges send them, and no algorithm less:
     collective-broadcast          s (n - 1) / n
     collective-permute            s
 
-Loops count as often as they run, of conditionals the dearest branch. What cannot be
-counted is refused.
+Loops count as often as they run, of conditionals the most expensive branch. A branch
+that is taken once in K steps by its name, such as the running mean squares of
+`noise.per_coordinate`, counts one K-th. What cannot be counted is refused.
 """
 
 import math
@@ -166,7 +167,10 @@ def _of_instruction(
         return Counter()  # counted where it starts
     called = [count(name) for name in _called(instruction.attributes)]
     if opcode == "conditional":
-        return max(called, key=lambda branch: branch.total(), default=Counter())
+        dearest = max(called, key=lambda branch: branch.total(), default=Counter())
+        every = re.search(r"sent_every_(\d+)", instruction.attributes)
+        steps = int(every[1]) if every else 1
+        return Counter({kind: sent / steps for kind, sent in dearest.items()})
     total: Counter[str] = Counter()
     for callee in called:
         total.update(callee)

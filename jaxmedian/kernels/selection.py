@@ -147,7 +147,9 @@ def _tiled_median(
         if noise is not None:
             workers = jnp.arange(num_workers)[:, None]
             shared = None if shared_words is None else tile(shared_words)[None]
-            values = noise.noisy_row(workers, values, tile(positions)[None], shared)
+            values = noise.of_tile(start, tile_size).noisy_row(
+                workers, values, tile(positions)[None], shared
+            )
         keys = to_order_keys(values)
         if present is not None:
             fill = absent_keys(present, keys.dtype)

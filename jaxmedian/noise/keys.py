@@ -103,17 +103,17 @@ def init_state(rng_key: jax.Array) -> KeyState:
     return KeyState(jnp.zeros([], jnp.int32), jnp.array(rng_key, copy=True))
 
 
-def next_state(state: KeyState) -> KeyState:
-    """Returns the state after one more step."""
+def next_state(state: Any) -> KeyState:
+    """Returns count and key after one more step, of any state that has them."""
     return KeyState(optax.safe_increment(state.count), state.rng_key)
 
 
-def step_key(state: KeyState) -> jax.Array:
+def step_key(state: Any) -> jax.Array:
     """Returns the key of the step that ``state`` is about to take."""
     return jax.random.fold_in(state.rng_key, state.count)
 
 
-def leaf_keys(state: KeyState, positions: Sequence[int]) -> jax.Array:
+def leaf_keys(state: Any, positions: Sequence[int]) -> jax.Array:
     """Returns the keys of leaves for the step that ``state`` is about to take.
 
     Args:

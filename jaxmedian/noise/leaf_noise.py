@@ -27,7 +27,8 @@ class LeafNoise(NamedTuple):
 
     Attributes:
       law: law of xi.
-      scale: b, of shape () and the dtype in which noise is computed.
+      scale: b in the dtype in which noise is computed, of shape () or, with a scale for
+        every coordinate, ``[d]``.
       key_words: uint32; ``[M, 2]`` worker keys if independent, ``[2]`` if shared.
       slots: uint32 ``[M]`` if systematic, else None.
     """
@@ -36,6 +37,13 @@ class LeafNoise(NamedTuple):
     scale: jax.Array
     key_words: jax.Array
     slots: jax.Array | None
+
+    def of_tile(self, start: jax.Array, size: int) -> "LeafNoise":
+        """Returns the noise of rows ``[M, size]`` from coordinate ``start`` on."""
+        if self.scale.ndim == 0:
+            return self
+        scale = jax.lax.dynamic_slice_in_dim(self.scale, start, size)
+        return self._replace(scale=scale[None])
 
     def words(
         self,

@@ -18,8 +18,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmedian.noise import Noise, keys
-from jaxmedian.transforms.draws import LeafDraws, draw, follows_gradients
+from jaxmedian.noise import Noise
+from jaxmedian.transforms.draws import (
+    LeafDraws,
+    draw,
+    follows_gradients,
+    init_state,
+)
 from jaxmedian.workers import collectives
 from jaxmedian.workers.checks import check_extra_args
 from jaxmedian.workers.collectives import AxisName
@@ -172,15 +177,15 @@ def aggregator(
     """
 
     def init(params: optax.Params) -> optax.OptState:
-        del params
-        return optax.EmptyState() if rng_key is None else keys.init_state(rng_key)
+        if rng_key is None:
+            return optax.EmptyState()
+        return init_state(noise, rng_key, params)
 
     def apply(step: Step) -> tuple[optax.Updates, optax.OptState]:
         leaves, treedef = jax.tree.flatten(step.shapes)
         draws, state = [LeafDraws()] * len(leaves), step.state
         if rng_key is not None:
-            draws = draw(noise, random_ties, state, step.shapes, step.population)
-            state = keys.next_state(state)
+            draws, state = draw(noise, random_ties, state, step.shapes, step.population)
         groups = joined_leaves(leaves)
         if isinstance(step.updates, WorkerStream):
             reduced = _fold(rule, step.updates, groups, draws, step.population)

@@ -11,15 +11,58 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxmedian.kernels.rows import working_dtype
-from jaxmedian.noise import Noise, Relative, keys, threefry
+from jaxmedian.noise import Noise, PerCoordinate, Relative, keys, threefry
 from jaxmedian.noise.laws import LAWS
 from jaxmedian.noise.leaf_noise import LeafNoise, systematic_slots
-from jaxmedian.transforms.noise_scales import relative_scales
+from jaxmedian.transforms.noise_scales import (
+    coordinate_scales,
+    relative_scales,
+    running_squares,
+)
 from jaxmedian.workers.population import Population
 
 _MOST_SYSTEMATIC_WORKERS = 65_535  # slots are computed in 32-bit integers
+
+
+class RunningScaleState(NamedTuple):
+    """State of a transform whose noise follows running mean squares, coordinate-wise.
+
+    Attributes:
+      count: the step it is at, int32.
+      rng_key: its unchanging key.
+      mean_squares: tree like the parameters, float32 (float64 for float64): the mean
+        over workers of g_ij^2, averaged over the steps in which it was sent.
+    """
+
+    count: jax.Array  # type: ignore[assignment]
+    rng_key: jax.Array
+    mean_squares: Any
+
+
+DrawState = keys.KeyState | RunningScaleState
+
+
+def init_state(
+    noise: Noise | None, rng_key: jax.Array, params: optax.Params
+) -> DrawState:
+    """Returns the state of a transform that draws, before its first step."""
+    state = keys.init_state(rng_key)
+    if not _runs(noise):
+        return state
+    if params is None:
+        raise ValueError(
+            '`per_coordinate(..., "rms")` keeps running mean squares like the '
+            "parameters: call `init(params)`. Plain arrays have no state: use "
+            '"sd", "range" or "mad" there.'
+        )
+
+    def zeros(leaf: Any) -> jax.Array:
+        return jnp.zeros(jnp.shape(leaf), working_dtype(leaf.dtype))
+
+    return RunningScaleState(*state, jax.tree.map(zeros, params))
 
 
 class LeafDraws(NamedTuple):
@@ -56,10 +99,10 @@ class LeafDraws(NamedTuple):
 def draw(
     noise: Noise | None,
     random_ties: bool,
-    state: keys.KeyState,
+    state: DrawState,
     tree: Any,
     population: Population,
-) -> list[LeafDraws]:
+) -> tuple[list[LeafDraws], DrawState]:
     """Draws the step at ``state`` for each leaf ``[m, ...]`` of a tree.
 
     Args:
@@ -68,15 +111,20 @@ def draw(
       state: which step of which key.
       tree: the updates, or their shapes.
       population: the workers, m of them on this device.
+
+    Returns:
+      The draws of each leaf, and the state of the next step.
     """
     leaves = jax.tree.leaves(tree)
     leaf_keys = keys.leaf_keys(state, keys.leaf_positions(tree))
     draws = [LeafDraws()] * len(leaves)
+    after: DrawState = keys.next_state(state)
     if noise is not None:
-        noises = _leaf_noises(noise, state.count, leaf_keys, leaves, population)
+        scales, after = _scales(noise, state, leaves, population)
+        noises = _leaf_noises(noise, scales, leaf_keys, population)
         draws = [LeafDraws(leaf_noise) for leaf_noise in noises]
     if not random_ties:
-        return draws
+        return draws, after
     zero_numbers = population.numbers() + keys.ZERO_BITS
     with_bits = []
     for leaf, leaf_draws, leaf_key in zip(leaves, draws, leaf_keys, strict=True):
@@ -85,12 +133,12 @@ def draw(
         positions = threefry.positions(math.prod(leaf.shape[1:]))
         tie_bits = threefry.fair_bit(threefry.words(tie_key, positions))
         with_bits.append(LeafDraws(leaf_draws.noise, zero_keys, tie_bits))
-    return with_bits
+    return with_bits, after
 
 
 def follows_gradients(noise: Noise | None) -> bool:
     """Returns whether the scale of the noise needs the gradients of all workers."""
-    return noise is not None and isinstance(noise.scale, Relative)
+    return noise is not None and isinstance(noise.scale, Relative | PerCoordinate)
 
 
 def add_noise(rows: jax.Array, noise: LeafNoise | None) -> jax.Array:
@@ -104,13 +152,11 @@ def add_noise(rows: jax.Array, noise: LeafNoise | None) -> jax.Array:
 
 def _leaf_noises(
     noise: Noise,
-    count: jax.Array,
+    scales: list[jax.Array],
     leaf_keys: jax.Array,
-    leaves: list[jax.Array],
     population: Population,
 ) -> list[LeafNoise]:
-    """Resolves scale and words of the noise of every leaf, for the local workers."""
-    scales = _scales(noise, count, leaves, population)
+    """Resolves the words of the noise of every leaf, for the local workers."""
     law = LAWS[noise.law]
     if noise.coupling == "systematic":
         slots = _slots(leaf_keys, population)
@@ -130,22 +176,43 @@ def _leaf_noises(
 
 
 def _scales(
-    noise: Noise, count: jax.Array, leaves: list[jax.Array], population: Population
-) -> list[jax.Array]:
+    noise: Noise, state: DrawState, leaves: list[jax.Array], population: Population
+) -> tuple[list[jax.Array], DrawState]:
     """Evaluates b >= 0 for every leaf, in the dtype in which its noise is computed.
 
     The laws are symmetric, so b and -b are one noise: a schedule that runs below 0
     does not turn votes round.
     """
-    if isinstance(noise.scale, Relative):
-        return relative_scales(noise.scale, leaves, population)
-    value = jnp.asarray(noise.scale(count) if callable(noise.scale) else noise.scale)
-    if value.shape != ():
+    scale, after = noise.scale, keys.next_state(state)
+    if isinstance(scale, Relative):
+        return relative_scales(scale, leaves, population), after
+    if not isinstance(scale, PerCoordinate):
+        value = _number("scale of the noise", scale, state.count)
+        return [value.astype(working_dtype(leaf.dtype)) for leaf in leaves], after
+    factor = _number("factor of the noise", scale.factor, state.count)
+    if not isinstance(state, RunningScaleState):
+        sizes = coordinate_scales(scale.statistic, leaves, population)
+        return [factor.astype(size.dtype) * size for size in sizes], after
+    before, treedef = jax.tree.flatten(state.mean_squares)
+    squares = running_squares(scale, state.count, before, leaves, population)
+    scales = [factor.astype(x.dtype) * jnp.sqrt(x.reshape(-1)) for x in squares]
+    return scales, RunningScaleState(*after, jax.tree.unflatten(treedef, squares))
+
+
+def _number(name: str, value: Any, count: jax.Array) -> jax.Array:
+    """Evaluates the magnitude of a number or of a schedule at step ``count``."""
+    number = jnp.asarray(value(count) if callable(value) else value)
+    if number.shape != ():
         raise ValueError(
-            f"The scale of the noise must be a scalar; the schedule returned shape "
-            f"{value.shape}."
+            f"The {name} must be a scalar; the schedule returned shape {number.shape}."
         )
-    return [jnp.abs(value).astype(working_dtype(leaf.dtype)) for leaf in leaves]
+    return jnp.abs(number)
+
+
+def _runs(noise: Noise | None) -> bool:
+    """Returns whether the scale of the noise has a state that runs along."""
+    scale = None if noise is None else noise.scale
+    return isinstance(scale, PerCoordinate) and scale.statistic == "rms"
 
 
 def _slots(leaf_keys: jax.Array, population: Population) -> jax.Array:

@@ -1,13 +1,20 @@
 """Scales of noise that follow the gradients: statistics over the workers present.
 
-They are computed on all devices before anything is drawn, and need all rows at once.
+    relative_scales     one b per leaf: the largest, or median, entry of a worker
+    coordinate_scales   b for every coordinate: how far the workers lie apart there
+    running_squares     mean squares for "rms", sent once in so many steps
+
+They are computed over all devices before anything is drawn, and need all rows at once.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
 
+from jaxmedian.kernels import dispersion
 from jaxmedian.kernels.rows import working_dtype
-from jaxmedian.noise import Relative
+from jaxmedian.noise import PerCoordinate, Relative
 from jaxmedian.workers import collectives
 from jaxmedian.workers.population import Population
 
@@ -53,3 +60,75 @@ def _median_peak(peaks: jax.Array) -> jax.Array:
     low = ascending[jnp.maximum(num_counted - 1, 0) // 2]
     high = ascending[num_counted // 2]
     return jnp.where(num_counted > 0, low * 0.5 + high * 0.5, 0)
+
+
+_DISPERSIONS: dict[str, dispersion.Dispersion] = {
+    "sd": dispersion.standard_deviation,
+    "range": dispersion.extent,
+    "mad": dispersion.median_deviation,
+    "unbiased": dispersion.extent,
+}
+
+
+def coordinate_scales(
+    statistic: str, leaves: list[jax.Array], population: Population
+) -> list[jax.Array]:
+    """Computes a statistic without state of every coordinate: ``[d]`` per leaf.
+
+    On a mesh each device computes it on its slice of the coordinates, for which it
+    needs the rows of all workers: the bits do not depend on the number of devices.
+    """
+    scales = [_over_workers(_DISPERSIONS[statistic], x, population) for x in leaves]
+    if statistic != "unbiased":
+        return scales
+    n = jnp.maximum(population.num_present(), 1)
+    least = n.astype(jnp.float32) / ((n + 1) // 2 * 2).astype(jnp.float32)
+    return [least.astype(s.dtype) * (1 / math.sqrt(3)) * s for s in scales]
+
+
+def running_squares(
+    scale: PerCoordinate,
+    count: jax.Array,
+    before: list[jax.Array],
+    leaves: list[jax.Array],
+    population: Population,
+) -> list[jax.Array]:
+    """Updates running mean squares ``[...]`` if those of step ``count`` are sent.
+
+    The k-th sent weigh d^(n - k) after n were sent, with d = decay^every. Coordinates
+    of which nobody present has a finite square stay as they were.
+    """
+
+    def send(before: list[jax.Array]) -> list[jax.Array]:
+        kept = jnp.float32(scale.decay**scale.every)
+        number = (count // scale.every).astype(jnp.float32)
+        weight = (1 - kept) / (1 - kept ** (number + 1))
+        after = []
+        for was, leaf in zip(before, leaves, strict=True):
+            now = _over_workers(dispersion.mean_square, leaf, population)
+            now = now.reshape(was.shape)
+            moved = was + weight.astype(was.dtype) * (now - was)
+            after.append(jnp.where(jnp.isfinite(now), moved, was))
+        if population.present is None:
+            return after
+        anybody = population.num_present() > 0
+        return [jnp.where(anybody, a, b) for a, b in zip(after, before, strict=True)]
+
+    if scale.every == 1:
+        return send(before)
+    # `diagnostics.wire_bytes` reads from this name how often the branch is taken.
+    with jax.named_scope(f"sent_every_{scale.every}"):
+        is_sent = count % scale.every == 0
+        return jax.lax.cond(is_sent, send, lambda before: before, before)
+
+
+def _over_workers(
+    statistic: dispersion.Dispersion, leaf: jax.Array, population: Population
+) -> jax.Array:
+    """Computes a statistic of the rows of all workers, ``[m, ...] -> [d]``."""
+    rows = leaf.reshape(leaf.shape[0], -1)
+    slices = collectives.to_coordinate_slices(rows, population.axis_name)
+    result = statistic(slices, population.present_mask())
+    return collectives.from_coordinate_slices(
+        result, rows.shape[1], population.axis_name
+    )

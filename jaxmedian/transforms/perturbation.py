@@ -5,7 +5,7 @@ import optax
 
 from jaxmedian.noise import Noise, keys
 from jaxmedian.transforms.build import Step, transformation
-from jaxmedian.transforms.draws import add_noise, check_noise, draw
+from jaxmedian.transforms.draws import add_noise, check_noise, draw, init_state
 from jaxmedian.workers.collectives import AxisName
 
 
@@ -54,20 +54,19 @@ def add_worker_noise(
     check_noise("add_worker_noise", noise)
     rng_key = keys.as_threefry_key(key)
 
-    def init(params: optax.Params) -> keys.KeyState:
-        del params
-        return keys.init_state(rng_key)
+    def init(params: optax.Params) -> optax.OptState:
+        return init_state(noise, rng_key, params)
 
     def apply(step: Step) -> tuple[optax.Updates, optax.OptState]:
         leaves, treedef = jax.tree.flatten(step.updates)
-        draws = draw(noise, False, step.state, step.updates, step.population)
+        draws, state = draw(noise, False, step.state, step.updates, step.population)
         noisy = [
             add_noise(leaf.reshape(leaf.shape[0], -1), leaf_draws.noise)
             .astype(leaf.dtype)
             .reshape(leaf.shape)
             for leaf, leaf_draws in zip(leaves, draws, strict=True)
         ]
-        return jax.tree.unflatten(treedef, noisy), keys.next_state(step.state)
+        return jax.tree.unflatten(treedef, noisy), state
 
     return transformation(
         "add_worker_noise", apply, init=init, axis_name=axis_name, weighted=True

@@ -1,0 +1,101 @@
+"""How far the workers' values of each coordinate lie apart: rows in, a row out.
+
+    mean_square          (1/n) sum_i g_i^2
+    standard_deviation   sqrt((1/n) sum_i (g_i - mean)^2)
+    extent               max_i g_i - min_i g_i
+    median_deviation     median_i |g_i - median|
+
+over the n finite values of the workers present; 0 where there are none. The first three
+have breakdown point 0: one worker's finite value moves them as far as it likes. Squares
+of values above 1e19 overflow float32 to inf.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxmedian.kernels.rows import add_up, working_dtype
+from jaxmedian.kernels.selection import median_of_rows
+
+Dispersion = Callable[[jax.Array, jax.Array | None], jax.Array]
+
+
+def mean_square(rows: jax.Array, present: jax.Array | None) -> jax.Array:
+    """Computes the mean square of each coordinate.
+
+    Args:
+      rows: floating point ``[M, d]``, M >= 1.
+      present: bool ``[M]``, or None if everybody is.
+
+    Returns:
+      ``[d]``, float32 (float64 for float64).
+    """
+    return _mean_of(rows, present, jnp.square)
+
+
+def standard_deviation(rows: jax.Array, present: jax.Array | None) -> jax.Array:
+    """Computes the standard deviation of each coordinate, with divisor n.
+
+    Two passes: squares of values far from 0 would cancel in one. Shapes as in
+    `mean_square`.
+    """
+    mean = _mean_of(rows, present, lambda row: row)
+    return jnp.sqrt(_mean_of(rows, present, lambda row: jnp.square(row - mean)))
+
+
+def extent(rows: jax.Array, present: jax.Array | None) -> jax.Array:
+    """Computes the difference of the largest and the least value of each coordinate.
+
+    Shapes as in `mean_square`.
+    """
+    wide = working_dtype(rows.dtype)
+
+    def furthest(sign: int) -> jax.Array:
+        """Returns the largest of sign * g; -inf where there is none."""
+        result = None
+        for worker in range(rows.shape[0]):
+            counted = _is_counted(rows[worker], worker, present)
+            row = jnp.where(counted, sign * rows[worker].astype(wide), -jnp.inf)
+            result = row if result is None else jnp.maximum(result, row)
+        assert result is not None
+        return result
+
+    width = furthest(1) + furthest(-1)
+    return jnp.where(width >= 0, width, 0)
+
+
+def median_deviation(rows: jax.Array, present: jax.Array | None) -> jax.Array:
+    """Computes the median absolute deviation from the median of each coordinate.
+
+    Values that are not finite count as infinitely far: a minority of them, or of any
+    values, leaves it within the deviations of the others. Shapes as in `mean_square`.
+    """
+    wide = rows.astype(working_dtype(rows.dtype))
+    middle = median_of_rows(wide, noise=None, even="midpoint", present=present)
+    away = jnp.abs(wide - middle[None])
+    return median_of_rows(away, noise=None, even="midpoint", present=present)
+
+
+def _mean_of(
+    rows: jax.Array,
+    present: jax.Array | None,
+    of_row: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """Averages ``of_row`` over the finite values present; 0 where there are none."""
+    wide = working_dtype(rows.dtype)
+
+    def term(worker: int | jax.Array) -> tuple[jax.Array, jax.Array]:
+        counted = _is_counted(rows[worker], worker, present)
+        value = of_row(rows[worker].astype(wide))
+        return jnp.where(counted, value, 0), counted.astype(wide)
+
+    total, number = add_up(term, rows.shape[0])
+    return total / jnp.maximum(number, 1)
+
+
+def _is_counted(
+    row: jax.Array, worker: int | jax.Array, present: jax.Array | None
+) -> jax.Array:
+    finite = jnp.isfinite(row)
+    return finite if present is None else finite & present[worker]
