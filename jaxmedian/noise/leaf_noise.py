@@ -78,7 +78,7 @@ class LeafNoise(NamedTuple):
         """Returns g + b xi for one worker's row g ``[d]``, in the noise's dtype."""
         words = self.words(worker, positions, shared)
         t = threefry.centred_uniform(words, self.scale.dtype)
-        return row.astype(self.scale.dtype) + self._hidden_scale() * self.law.sample(t)
+        return row.astype(self.scale.dtype) + self._hidden_scale() * self._sample(t)
 
     def signed_row(
         self,
@@ -109,6 +109,21 @@ class LeafNoise(NamedTuple):
         signed = jax.lax.bitcast_convert_type(surplus, jnp.int32) ^ sign_bit
         signed |= _LEAST_NORMAL  # a surplus rounded to 0 has a sign too; NaN stays NaN
         return jax.lax.bitcast_convert_type(signed, dtype)
+
+    def _sample(self, t: jax.Array) -> jax.Array:
+        """Returns xi, with a scale for every coordinate hidden from XLA.
+
+        In arrays ``[M, d]``, but not in rows ``[d]``, it would multiply the scales with
+        the constant of a law first: other last bits. A zero that it does not know is
+        not simplified away, and costs one operation on bits.
+        """
+        xi = self.law.sample(t)
+        if self.scale.ndim == 0:
+            return xi
+        integer = jnp.int64 if xi.dtype == jnp.float64 else jnp.int32
+        zero = jax.lax.optimization_barrier(jnp.zeros((), integer))
+        bits = jax.lax.bitcast_convert_type(xi, integer) ^ zero
+        return jax.lax.bitcast_convert_type(bits, xi.dtype)
 
     def _hidden_scale(self) -> jax.Array:
         """Keeps XLA from seeing a constant scale.
