@@ -19,7 +19,7 @@ from jaxmedian.optimizers import (
     noisy_sign_sgd,
     sign_sgd,
 )
-from jaxmedian.training.batches import full_batch, mini_batches, participants
+from jaxmedian.training.batches import epochs, full_batch, mini_batches, participants
 from jaxmedian.training.local_steps import worker_updates
 from jaxmedian.training.run import RunResult, run, run_pure
 from jaxmedian.training.step import make_step
@@ -89,6 +89,7 @@ __all__ = [
     "RunResult",
     "full_batch",
     "mini_batches",
+    "epochs",
     "participants",
 ]
 
