@@ -8,6 +8,7 @@ samples it takes is computed in `jaxmedian.training.bijections`.
 """
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import jax
@@ -94,8 +95,8 @@ def mini_batches(
             "take fewer, or `replace=True`."
         )
     draw = bijections.with_replacement if replace else bijections.without_replacement
-    serve = _Serve(draw, int(batch_size))
-    return jax.tree_util.Partial(serve, worker_data, _as_counts(sizes), None)
+    server = _Server(draw, int(batch_size))
+    return jax.tree_util.Partial(server, worker_data, _as_counts(sizes), None)
 
 
 def epochs(
@@ -160,13 +161,13 @@ def epochs(
         if remainder == "keep"
         else bijections.epochs_without_remainder
     )
-    serve, own_key = _Serve(draw, int(batch_size)), keys.as_threefry_key(key)
-    return jax.tree_util.Partial(serve, worker_data, _as_counts(sizes), own_key)
+    server, own_key = _Server(draw, int(batch_size)), keys.as_threefry_key(key)
+    return jax.tree_util.Partial(server, worker_data, _as_counts(sizes), own_key)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Serve:
-    """Draws indices and takes those samples; ``own_key`` replaces the key of a run."""
+class _Server:
+    """Serves the samples that are drawn; ``own_key`` replaces the key of a run."""
 
     draw: bijections.IndexDraw
     batch_size: int
@@ -179,16 +180,28 @@ class _Serve:
         key: jax.Array,
         step: jax.Array | int,
     ) -> Any:
-        num_workers, num_samples = jnp.shape(jax.tree.leaves(worker_data)[0])[:2]
-        numbers = jnp.arange(num_workers, dtype=jnp.uint32)
-        if sizes is None:
-            sizes = jnp.full(numbers.shape, num_samples, jnp.uint32)
-        used_key = key if own_key is None else own_key
-        indices = self.draw(used_key, step, sizes, self.batch_size, numbers)
-        return jax.tree.map(lambda leaf: _take_each(leaf, indices), worker_data)
+        used_key = keys.as_threefry_key(key if own_key is None else own_key)
+        return _serve(self.draw, self.batch_size, worker_data, sizes, used_key, step)
 
 
-def _take_each(leaf: Any, indices: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=(0, 1))  # compiled once outside of jit too
+def _serve(
+    draw: bijections.IndexDraw,
+    batch_size: int,
+    worker_data: Any,
+    sizes: jax.Array | None,
+    key: jax.Array,
+    step: jax.Array | int,
+) -> Any:
+    num_workers, num_samples = jnp.shape(jax.tree.leaves(worker_data)[0])[:2]
+    numbers = jnp.arange(num_workers, dtype=jnp.uint32)
+    if sizes is None:
+        sizes = jnp.full(numbers.shape, num_samples, jnp.uint32)
+    indices = draw(key, step, sizes, batch_size, numbers)
+    return jax.tree.map(lambda leaf: _take_each(leaf, indices), worker_data)
+
+
+def _take_each(leaf: jax.Array, indices: jax.Array) -> jax.Array:
     """Takes samples ``indices [M, batch]`` of ``leaf [M, n, ...]`` per worker.
 
     The worker axis stays an axis of the gather: no flat index, which 32 bits would not
@@ -198,7 +211,7 @@ def _take_each(leaf: Any, indices: jax.Array) -> jax.Array:
     def taken(samples: jax.Array, own: jax.Array) -> jax.Array:
         return jnp.take(samples, own, axis=0, mode="clip")
 
-    return jax.vmap(taken)(jnp.asarray(leaf), indices)
+    return jax.vmap(taken)(leaf, indices)
 
 
 def _as_counts(sizes: npt.ArrayLike | None) -> jax.Array | None:
@@ -215,6 +228,11 @@ def _least_size(worker_data: Any, sizes: npt.ArrayLike | None) -> int:
             f"[M, n, ...]; got {sorted(lengths)} after the worker axis."
         )
     ((num_samples,),) = lengths
+    if num_samples > 2**31:
+        raise ValueError(
+            "`worker_data` may have at most 2^31 samples per worker; got "
+            f"{num_samples}."
+        )
     if sizes is None or isinstance(sizes, jax.core.Tracer):
         return num_samples
     held = np.asarray(sizes)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from reference_orders import key_words, sample_at
 
 import jaxmedian as jm
 
@@ -174,17 +175,16 @@ def test_a_step_compiles_once():
 
 
 def drawn_batches(key, batch_size):
-    """Mini-batches by the documented keys: fold_in(fold_in(key, step), worker)."""
+    """Mini-batches by the documented keys, one sample at a time."""
     data = worker_data()
 
     def batch_of_step(step):
-        step_key = jax.random.fold_in(key, step)
-        picked = [
-            np.asarray(jax.random.permutation(jax.random.fold_in(step_key, i), SAMPLES))
-            for i in range(M)
-        ]
+        picked = []
+        for i in range(M):
+            words = key_words(key, step, 2**32 - 1, i)
+            picked.append([sample_at(j, words, SAMPLES) for j in range(batch_size)])
         return {
-            name: np.stack([leaf[i][picked[i][:batch_size]] for i in range(M)])
+            name: np.stack([leaf[i][picked[i]] for i in range(M)])
             for name, leaf in data.items()
         }
 
@@ -478,74 +478,6 @@ def test_progress_without_tqdm_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
     with pytest.raises(ImportError, match="pip install tqdm"):
         plain_run(progress=True)
-
-
-# --- batches --------------------------------------------------------------------------
-
-
-def test_full_batch_serves_the_data_as_it_is():
-    data = worker_data()
-    batch = jm.full_batch(data)(key=None, step=7)
-    jax.tree.map(np.testing.assert_array_equal, batch, data)
-
-
-@pytest.mark.parametrize("replace", [False, True])
-def test_mini_batches_come_from_a_worker_s_own_data(replace):
-    """Sample j of worker i is 100 i + j; labels travel with their samples."""
-    n, size = 10, 6
-    x = 100 * np.arange(M)[:, None] + np.arange(n)
-    data = {"x": x[..., None], "y": -x}
-    draw = jax.jit(jm.mini_batches(data, size, replace=replace))
-    repeated, seen = False, set()
-    for step in range(40):
-        batch = draw(jax.random.fold_in(jax.random.key(0), step), step)
-        assert batch["x"].shape == (M, size, 1)
-        np.testing.assert_array_equal(batch["x"][..., 0], -batch["y"])
-        rows = np.asarray(batch["x"])[..., 0]
-        assert (rows // 100 == np.arange(M)[:, None]).all()
-        repeated |= any(len(set(row)) < size for row in rows)
-        seen |= set(rows.ravel().tolist())
-        places = rows % 100
-        assert any((places[0] != places[i]).any() for i in range(1, M))
-    assert repeated == replace
-    assert len(seen) == M * n
-
-
-def test_mini_batches_are_seeded_and_uniform():
-    data = np.tile(np.arange(4), (2, 1))
-    draw = jax.jit(jax.vmap(jm.mini_batches(data, 1), in_axes=(0, None)))
-    keys = jax.random.split(jax.random.key(1), 4000)
-    first = np.asarray(draw(keys, 0))
-    np.testing.assert_array_equal(first, draw(keys, 0))
-    counts = np.bincount(first[:, 0, 0], minlength=4)
-    sd = np.sqrt(4000 * 0.25 * 0.75)
-    assert np.abs(counts - 1000).max() < 5 * sd
-
-
-@pytest.mark.parametrize(
-    ("size", "error", "message"),
-    [
-        (0, ValueError, "`batch_size` must be at least 1; got 0"),
-        (9, ValueError, "`batch_size` 9 is more than the 8 samples of a worker"),
-        (2.0, TypeError, "`batch_size` must be an int; got 2.0"),
-    ],
-)
-def test_bad_batch_sizes_are_refused(size, error, message):
-    with pytest.raises(error, match=message):
-        jm.mini_batches(worker_data(), size)
-    if size == 9:
-        assert jm.mini_batches(worker_data(), size, replace=True)
-
-
-def test_data_whose_leaves_disagree_are_refused():
-    with pytest.raises(ValueError, match="leading worker axis"):
-        jm.full_batch({"x": np.ones((3, 2)), "y": np.ones((4, 2))})
-    with pytest.raises(ValueError, match="sample axis of the same length"):
-        jm.mini_batches({"x": np.ones((3, 2)), "y": np.ones((3, 4))}, 1)
-    with pytest.raises(ValueError, match="sample axis"):
-        jm.mini_batches(np.ones(3), 1)
-    with pytest.raises(ValueError, match="leading worker axis"):
-        jm.full_batch({})
 
 
 # --- errors ---------------------------------------------------------------------------
