@@ -80,8 +80,8 @@ def run(
       optimizer: an optax chain with exactly one aggregator.
       params: initial parameters.
       next_batch: ``next_batch(key, step) -> batch [M, ...]``, traced. Its key is
-        already the step's own, ``fold_in(key, step)``. See `jaxmedian.full_batch` and
-        `jaxmedian.mini_batches`.
+        already the step's own, ``fold_in(key, step)``. See `jaxmedian.full_batch`,
+        `jaxmedian.mini_batches` and `jaxmedian.epochs`, whose key is its own.
       num_steps: steps to take, >= 0.
       key: of the batches; the optimizer's noise has its own.
       chunk: steps between two measurements, >= 1.
