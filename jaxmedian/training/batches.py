@@ -59,8 +59,8 @@ def mini_batches(
     """Serves every worker a random sub-sample of its own data in every step.
 
     Workers draw independently of each other and of the past, by the step's key: worker
-    i with ``fold_in(fold_in(key, 2**32 - 1), i)``. The time of a draw depends on the
-    batch alone, not on n. To see each sample once per epoch, see `epochs`.
+    i with ``fold_in(fold_in(key, noise.keys.BATCHES), i)``. The time of a draw depends
+    on the batch alone, not on n. To see each sample once per epoch, see `epochs`.
 
     Args:
       worker_data: tree of arrays ``[M, n, ...]``, the same n <= 2^31 in each.
@@ -111,9 +111,9 @@ def epochs(
 
     Nothing is kept from step to step: a batch is a function of ``key`` and the number
     of the step, so a resumed run goes on where it was. Worker i's order in epoch e is
-    that of ``fold_in(fold_in(fold_in(key, 2**32 - 2), i), e)``; orders of different
-    workers and epochs are independent. Workers of unequal size have epochs of their
-    own length, and start new ones in different steps.
+    that of ``fold_in(fold_in(fold_in(key, noise.keys.EPOCHS), i), e)``; orders of
+    different workers and epochs are independent. Workers of unequal size have epochs of
+    their own length, and start new ones in different steps.
 
     Args:
       worker_data: tree of arrays ``[M, n, ...]``, the same n <= 2^31 in each.

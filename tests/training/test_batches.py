@@ -103,14 +103,14 @@ def test_more_samples_than_indices_are_refused():
 
 @pytest.mark.parametrize("sizes", [None, SIZES])
 def test_mini_batches_follow_the_documented_keys(sizes):
-    """Sample at place j of the order of fold_in(fold_in(step key, 2^32 - 1), i)."""
-    assert int(keys.BATCHES) == 2**32 - 1
+    """Sample at place j of the order of fold_in(fold_in(step key, BATCHES), i)."""
+    assert int(keys.BATCHES) == 3 * 2**30 + 3
     draw = jax.jit(jm.mini_batches(numbered(), 4, sizes=sizes))
     for step in range(5):
         step_key = jax.random.fold_in(KEY, step)
         expected = []
         for i, n in enumerate(sizes or [LONGEST] * M):
-            words = key_words(step_key, 2**32 - 1, i)
+            words = key_words(step_key, 3 * 2**30 + 3, i)
             expected.append([sample_at(place, words, n) for place in range(4)])
         assert places_of(draw(step_key, step)).tolist() == expected
 
@@ -206,8 +206,8 @@ def test_without_the_remainder_each_epoch_is_whole_batches(batch_size, sizes):
 
 @pytest.mark.parametrize("remainder", ["keep", "drop"])
 def test_epochs_follow_the_documented_keys_however_far_the_step(remainder):
-    """Place p of epoch e: the order of fold_in^3(key, 2^32 - 2, i, e), by p."""
-    assert int(keys.EPOCHS) == 2**32 - 2
+    """Place p of epoch e: the order of fold_in^3(key, EPOCHS, i, e), by p."""
+    assert int(keys.EPOCHS) == 3 * 2**30 + 4
     size = 4
     next_batch = jm.epochs(numbered(), size, KEY, sizes=SIZES, remainder=remainder)
     draw = jax.jit(next_batch)
@@ -221,7 +221,7 @@ def test_epochs_follow_the_documented_keys_however_far_the_step(remainder):
                 else:
                     epoch, number = divmod(step, n // size)
                     place = number * size + j
-                words = key_words(KEY, 2**32 - 2, i, epoch)
+                words = key_words(KEY, 3 * 2**30 + 4, i, epoch)
                 row.append(sample_at(place, words, n))
             expected.append(row)
         for asked in (step, jnp.int32(step)):

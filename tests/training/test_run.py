@@ -181,7 +181,7 @@ def drawn_batches(key, batch_size):
     def batch_of_step(step):
         picked = []
         for i in range(M):
-            words = key_words(key, step, 2**32 - 1, i)
+            words = key_words(key, step, 3 * 2**30 + 3, i)
             picked.append([sample_at(j, words, SAMPLES) for j in range(batch_size)])
         return {
             name: np.stack([leaf[i][picked[i]] for i in range(M)])
