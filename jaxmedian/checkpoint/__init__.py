@@ -7,8 +7,21 @@ step *is* the sampler's position.
 
 Arrays are stored whole, however they were sharded, and come back placed as the state
 that asks for them: on one device, on another number of devices, in other processes.
+
+The state of a noisy optimizer holds a typed key, which `pickle`, `copy` and orbax take.
+Serialisers that know plain arrays only (`flax.serialization`, `equinox`'s leaves, npz)
+do not: give them the words of the keys, and wrap what they return.
+
+    def words(leaf):  # jax.tree.map(words, state) holds plain arrays
+        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.key_data(leaf) if is_key else leaf
+
+    def wrapped(leaf, like):  # jax.tree.map(wrapped, read, state) is a state again
+        is_key = jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key)
+        return jax.random.wrap_key_data(leaf) if is_key else leaf
 """
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Mapping
@@ -65,11 +78,13 @@ def save(folder: Folder | Path, step: int, state: Any) -> None:
     Args:
       folder: path, or a `Folder` that says how many checkpoints to keep.
       step: steps taken so far.
-      state: any tree of arrays and keys, such as ``(params, opt_state)``.
+      state: any tree of arrays, keys and numbers, such as ``(params, opt_state)``.
 
     Raises:
       ImportError: without orbax-checkpoint.
+      TypeError: if the state holds anything else, text for instance.
       ValueError: if the folder holds this step or a later one, or foreign files.
+      RuntimeError: if a run is writing to the folder.
 
     >>> import tempfile, jax.numpy as jnp, jaxmedian as jm
     >>> optimizer = jm.sign_sgd(0.1)
@@ -95,7 +110,10 @@ def restore(folder: Folder | Path, state: Any) -> tuple[int, Any]:
       folder: path of a folder that `save` or `jaxmedian.run` wrote. That of `run` holds
         ``(params, opt_state)``.
       state: a tree of arrays like the one saved, for instance the state at step 0. Each
-        array comes back with the dtype, the devices and the sharding it has there.
+        array comes back with the dtype, the devices and the sharding it has there;
+        a Python number as one, with all its digits; a NumPy array as one of JAX, or of
+        NumPy where JAX would round it, as 64-bit numbers without
+        ``jax_enable_x64``.
 
     Returns:
       ``(step, state)``; ``(0, state)``, as given, if the folder holds no checkpoint.
@@ -146,9 +164,10 @@ def read_state(store: Store, step: int, state: Any, notes: Mapping[str, Any]) ->
         for name, words in _arrays_of(state).items()
     }
     arrays = store.read_arrays(step, wanted, notes)
+    originals = jax.tree.leaves(state)
     leaves = [
-        _as_it_was(leaf, arrays[name]) if leaf.size else leaf
-        for name, leaf in _leaves(state)
+        _as_it_was(original, leaf, arrays[name]) if leaf.size else leaf
+        for original, (name, leaf) in zip(originals, _leaves(state), strict=True)
     ]
     return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
@@ -158,15 +177,38 @@ def _describe(state: Any) -> list[list[Any]]:
     return [[name, [*leaf.shape], str(leaf.dtype)] for name, leaf in _leaves(state)]
 
 
-def _leaves(state: Any) -> list[tuple[str, jax.Array]]:
+def _leaves(state: Any) -> list[tuple[str, jax.Array | np.ndarray]]:
     """Lists the arrays of a state by their paths in it."""
     return [
-        (
-            f"state{jax.tree_util.keystr(path)}",
-            leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf),
-        )
+        (name, _as_array(name, leaf))
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        for name in [f"state{jax.tree_util.keystr(path)}"]
     ]
+
+
+def _as_array(name: str, leaf: Any) -> jax.Array | np.ndarray:
+    """Returns a leaf as an array of JAX, or of NumPy where that would change it."""
+    if isinstance(leaf, jax.Array):
+        return leaf
+    array = np.asarray(leaf)
+    if array.dtype.kind in "OSUMm" or array.dtype.names is not None:
+        raise TypeError(
+            f"A checkpoint holds arrays, keys and numbers; `{name}` is {leaf!r}."
+        )
+    if _is_number(leaf):
+        return array
+    with contextlib.suppress(TypeError):
+        on_device = jnp.asarray(array)
+        if on_device.dtype == array.dtype:
+            return on_device
+    return array
+
+
+def _is_number(leaf: Any) -> bool:
+    """Returns whether a leaf is a number of Python's own."""
+    return isinstance(leaf, bool | int | float | complex) and not isinstance(
+        leaf, np.generic
+    )
 
 
 def _arrays_of(state: Any) -> Arrays:
@@ -195,8 +237,11 @@ def _form(leaf: list[Any] | None) -> str:
     return "absent" if leaf is None else f"{leaf[1]} {tuple(leaf[0])}"
 
 
-def _as_it_was(leaf: jax.Array, words: jax.Array) -> jax.Array:
+def _as_it_was(original: Any, leaf: jax.Array | np.ndarray, words: jax.Array) -> Any:
     """Gives restored words the kind, freedom to move and weak type of a leaf."""
+    if isinstance(leaf, np.ndarray):
+        array = np.asarray(words).view(leaf.dtype).reshape(leaf.shape)
+        return array.item() if _is_number(original) else array
     if not leaf.committed:  # free to follow the data to other devices
         words = jnp.asarray(np.asarray(words))
     if is_key(leaf):
@@ -206,7 +251,10 @@ def _as_it_was(leaf: jax.Array, words: jax.Array) -> jax.Array:
     return words
 
 
-def _words(leaf: jax.Array) -> jax.Array:
+def _words(leaf: jax.Array | np.ndarray) -> jax.Array:
+    """Returns what is stored of a leaf: keys and NumPy's own numbers as words."""
+    if isinstance(leaf, np.ndarray):
+        return jnp.asarray(np.frombuffer(leaf.tobytes(), np.uint8))
     return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 

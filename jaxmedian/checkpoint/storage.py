@@ -5,12 +5,14 @@
 
 orbax-checkpoint writes aside and renames what is whole, from all processes at once; it
 is imported when a folder is opened, so that nothing else needs it. What it does not do
-is done here: a folder that holds anything else is refused, and so are damaged bits.
+is done here: a folder that holds anything else is refused, so are damaged bits, and so
+is a second writer.
 """
 
 import contextlib
 import json
 import os
+import threading
 import zlib
 from collections.abc import Iterator, Mapping
 from types import ModuleType
@@ -19,10 +21,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxmedian.checkpoint.locks import FolderLock
+
 Arrays = dict[str, jax.Array]
 
 _MARK = "jaxmedian checkpoint 1"
 _UNFINISHED = ".orbax-checkpoint-tmp"
+
+# Stores that are closed behind the back of a user who did not want to wait.
+_closing: dict[str, threading.Thread] = {}
 
 
 class Store:
@@ -36,6 +43,7 @@ class Store:
     Raises:
       ImportError: without orbax-checkpoint.
       ValueError: if the folder holds anything but checkpoints.
+      RuntimeError: if another writer has opened it.
     """
 
     def __init__(self, path: str | os.PathLike[str], keep: int | None):
@@ -45,20 +53,46 @@ class Store:
         if "://" not in str(path):
             self.path = self.path.expanduser().resolve()
         _check_contents(self.path)
+        self._lock = None
+        if keep is not None:
+            if str(self.path) in _closing:
+                _closing.pop(str(self.path)).join()
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = FolderLock(self.path)
         options = self._orbax.CheckpointManagerOptions(
             max_to_keep=keep,
             create=keep is not None,
             cleanup_tmp_directories=keep is not None,
         )
-        self._manager = self._orbax.CheckpointManager(self.path, options=options)
+        try:
+            self._manager = self._orbax.CheckpointManager(self.path, options=options)
+            self._known = self._steps_on_disk()
+        except BaseException:
+            self._unlock()
+            raise
 
     def __enter__(self) -> "Store":
         """Returns itself."""
         return self
 
-    def __exit__(self, *error: object) -> None:
-        """Waits until the last checkpoint is whole."""
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        """Waits until the last checkpoint is whole, unless Ctrl-C was urgent."""
+        if kind is None or not issubclass(kind, KeyboardInterrupt):
+            self._close()
+            return
+        thread = threading.Thread(target=self._close, daemon=True)
+        _closing[str(self.path)] = thread
+        thread.start()
+
+    def _close(self) -> None:
+        try:
+            self._manager.close()
+        finally:
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest whole checkpoint, or None without any."""
@@ -112,7 +146,15 @@ class Store:
 
         Raises:
           ValueError: if the folder already holds this step or a later one.
+          RuntimeError: if another writer was here, where folders cannot be locked.
         """
+        foreign = self._steps_on_disk() - self._known
+        if foreign:
+            raise RuntimeError(
+                f"{self.path} is written to by somebody else, who saved step "
+                f"{max(foreign)}: give each run a folder of its own. The checkpoint of "
+                f"step {step} was not written."
+            )
         latest = self.latest_step()
         if latest is not None and step <= latest:
             raise ValueError(
@@ -128,6 +170,11 @@ class Store:
             copies = {name: _one_copy(array) for name, array in arrays.items()}
             items["arrays"] = args.StandardSave(copies)
         self._manager.save(step, args=args.Composite(**items), force=True)
+        self._known.add(step)
+
+    def _steps_on_disk(self) -> set[int]:
+        names = (entry.name for entry in self.path.iterdir())
+        return {int(name) for name in names if name.isdecimal()}
 
     @contextlib.contextmanager
     def _refusing_the_unreadable(self, step: int) -> Iterator[None]:

@@ -1,29 +1,22 @@
 """What `run` does with checkpoints: it resumes its own and refuses any other.
 
-A run is known by its keys (that of the batches and those in the optimizer's state), its
-chunk, and the shapes of its state. The metrics of all edges so far travel along.
+A run is known by what `jaxmedian.training.identity` lists and by the shapes of its
+state. The metrics of all edges so far travel along.
 """
 
 import contextlib
-import hashlib
 import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 
-from jaxmedian.checkpoint import (
-    Folder,
-    Path,
-    as_folder,
-    is_key,
-    read_state,
-    write_state,
-)
+from jaxmedian.checkpoint import Folder, Path, as_folder, read_state, write_state
 from jaxmedian.checkpoint.storage import Store
-
-Row = dict[str, Any]  # the metrics of one edge: floats, and NumPy arrays
+from jaxmedian.training.identity import differences, identity_of
+from jaxmedian.training.reporting import Row
 
 
 class Edge(NamedTuple):
@@ -87,6 +80,11 @@ class RunCheckpoints:
                 f"{place} is a checkpoint beyond `num_steps` {num_steps}: raise it, or "
                 "give another folder."
             )
+        if step < start.step:
+            raise ValueError(
+                f"{place} is a checkpoint before `step` {start.step}, at which this "
+                "run starts: give another folder."
+            )
         state = read_state(self._store, step, start.state, notes)
         self._saved_step = step
         rows = [_from_json(row) for row in notes["rows"]]
@@ -134,18 +132,18 @@ def _from_json(row: dict[str, Any]) -> Row:
 
 @contextlib.contextmanager
 def open_run(
-    folder: Folder | Path | None, key: jax.Array, opt_state: Any, chunk: int
+    folder: Folder | Path | None,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    opt_state: Any,
+    chunk: int,
 ) -> Iterator[RunCheckpoints]:
     """Opens the checkpoints of the run that these arguments start."""
     if folder is None:
         yield RunCheckpoints(None, 1, {})
         return
     folder = as_folder(folder)
-    identity = {
-        "key": _fingerprint(key),
-        "keys of the optimizer": _fingerprint(opt_state),
-        "chunk": chunk,
-    }
+    identity = identity_of(optimizer, key, opt_state, chunk)
     with Store(folder.path, folder.keep) as store:
         yield RunCheckpoints(store, folder.every, identity)
 
@@ -158,22 +156,10 @@ def _check_identity(
             f"{place} is a checkpoint of another training loop, not of `jm.run`: read "
             "it with `jm.checkpoint.restore`, or give another folder."
         )
-    changed = [name for name in here if saved.get(name) != here[name]]
+    changed = differences(saved, here)
     if changed:
-        details = ", ".join(
-            f"{name} ({saved.get(name)} there, {here[name]} here)" for name in changed
-        )
         raise ValueError(
-            f"{place} is a checkpoint of another run: it differs in {details}. Give "
-            "the arguments it was made with, or another folder. Nothing was changed."
+            f"{place} is a checkpoint of another run: it differs in "
+            f"{', '.join(changed)}. Give the arguments it was made with, or another "
+            "folder. Nothing was changed."
         )
-
-
-def _fingerprint(tree: Any) -> str:
-    """Hashes the keys of a tree; other arrays may differ by rounding, so are not."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if is_key(leaf):
-            digest.update(jax.tree_util.keystr(path).encode())
-            digest.update(np.asarray(jax.random.key_data(leaf)).tobytes())
-    return digest.hexdigest()[:16]

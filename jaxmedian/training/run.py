@@ -1,13 +1,12 @@
 """Runs of many steps with simulated workers.
 
-`run` repeats the step of `jaxmedian.training_step` in compiled chunks and comes up for
-air between them, to measure, report, save and stop; `run_pure` is the same without the
-host, so that whole runs can be vmapped over seeds and noise scales.
+`run` repeats the step of `jaxmedian.training.step` in compiled chunks and returns to
+the host between them, to measure, report, save and stop; `run_pure` is the same without
+the host, so that whole runs can be vmapped over seeds and noise scales.
 """
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,18 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmedian import diagnostics
 from jaxmedian.checkpoint import Folder, Path
 from jaxmedian.noise import keys
-from jaxmedian.training.resume import Edge, Row, open_run
-from jaxmedian.training.step import Proposal, build_proposal
+from jaxmedian.training.chunks import (
+    ExtraArgs,
+    Metric,
+    NextBatch,
+    build_chunk,
+    build_feed,
+    start_state,
+)
+from jaxmedian.training.interrupts import deferred_interrupts, wait_until_ready
+from jaxmedian.training.reporting import OnChunk, build_report, progress_bar
+from jaxmedian.training.resume import Edge, open_run
 from jaxmedian.workers.checks import check_count
 from jaxmedian.workers.gradients import LossFn
-
-NextBatch = Callable[[jax.Array, jax.Array], Any]
-ExtraArgs = Callable[[jax.Array, jax.Array], dict[str, Any]]
-Metric = Callable[[Any, Any, Any], dict[str, jax.Array]]
-OnChunk = Callable[[int, Row], bool | None]
 
 
 class RunResult(NamedTuple):
@@ -68,41 +70,59 @@ def run(
     checkpoint: Folder | Path | None = None,
     worker_chunk: int | None = None,
     extra_args: ExtraArgs | None = None,
+    opt_state: Any = None,
+    step: int = 0,
+    donate: bool = True,
 ) -> RunResult:
-    """Trains for ``num_steps`` steps, in compiled chunks.
+    """Trains up to step ``num_steps``, in compiled chunks.
 
-    Ctrl-C stops at the last chunk edge and returns what is there. With ``checkpoint``,
-    the same call goes on from there, and so it does after a kill at any moment: it ends
+    Ctrl-C stops at the next chunk edge and returns what is there, whatever the run is
+    doing: compiling, restoring, writing a checkpoint; a second Ctrl-C raises
+    KeyboardInterrupt at once, or when the compiler returns. With ``checkpoint``, the
+    same call goes on from there, and so it does after a kill at any moment: it ends
     with the parameters, state and metrics of a run that nobody stopped, to the bit.
+
+    A SIGINT handler of the program's own is called first: where it raises
+    KeyboardInterrupt the run stops as above, where it returns the run goes on. Where
+    SIGINT is ignored it stays so. In threads other than the main one Python delivers no
+    signals.
 
     Args:
       loss_fn: as in `jaxmedian.make_step`, without auxiliary output.
-      optimizer: an optax chain with exactly one aggregator.
-      params: initial parameters.
+      optimizer: an optax chain with exactly one aggregator. It gets the mean loss over
+        the workers present as ``value``, for `optax.contrib.reduce_on_plateau` and its
+        like, unless ``extra_args`` gives another.
+      params: initial parameters. The run works on copies: these arrays live on.
       next_batch: ``next_batch(key, step) -> batch [M, ...]``, traced. Its key is
         already the step's own, ``fold_in(key, step)``. See `jaxmedian.full_batch`,
         `jaxmedian.mini_batches` and `jaxmedian.epochs`, whose key is its own.
-      num_steps: steps to take, >= 0.
+      num_steps: the step at which the run ends, >= 0.
       key: of the batches; the optimizer's noise has its own.
       chunk: steps between two measurements, >= 1.
       metrics: functions ``(params, grads, updates) -> {name: scalar or array}``,
         evaluated at each chunk edge beside "loss" and those of
         `jaxmedian.diagnostics.of_step`. They see what the next step would: the
         parameters at the edge, and the gradients ``[M, ...]`` and updates of the batch
-        that comes next.
+        that comes next. No name may be "loss" or "step", or that of two functions.
       progress: show a progress bar (needs tqdm).
       on_chunk: ``on_chunk(step, row)``, called on the host at each chunk edge with the
         row of metrics, scalars as floats and arrays as NumPy arrays; True stops the
-        run. A resumed run is not called again for edges it was saved at, and once more
-        for any it passed since.
+        run, False or None does not. A function ``(step, row, params)``, or one with an
+        argument called ``params``, gets a copy of the parameters too. A resumed run is
+        not called again for edges it was saved at, and once more for any it passed
+        since.
       checkpoint: folder of this run's checkpoints (needs orbax-checkpoint), or a
         `jaxmedian.checkpoint.Folder` to save less often or keep more: one is written
         while the next chunk computes, so where chunks are shorter than a second, save
         every few. If the folder holds one, the run resumes there; a run already
-        finished returns at once; ``num_steps`` may be raised. The checkpoint of a run
-        with another ``key``, other keys in the optimizer, another ``chunk`` or state is
-        refused. Learning rates, noise scales, the loss and the data are not compared:
-        change them and change the folder.
+        finished returns at once; ``num_steps`` may be raised. A folder that another run
+        is writing to is refused. So is the checkpoint of a run with another ``key``,
+        another ``chunk`` or state, other keys in the optimizer, other transforms in its
+        chain, or other options of words or flags there: the law and coupling of noise,
+        ``ties``, ``even``, ``nesterov``. Not compared are numbers (learning rates,
+        noise scales, how many workers a rule trims), schedules, what
+        `optax.inject_hyperparams` builds from a lambda, mesh axes and transports, the
+        loss and the data: change them and change the folder.
       worker_chunk: as in `jaxmedian.make_step`. Measurements that need the gradients
         of all workers are left out where they are streamed; functions in ``metrics``
         then get None for them.
@@ -110,14 +130,27 @@ def run(
         gets beside the gradients in each step, a ``worker_mask`` of
         `jaxmedian.participants`, say. Its key is that of ``next_batch``. "loss" is the
         mean over the workers present; what is measured of gradients is of all workers.
+      opt_state: state of the optimizer to start from, as an earlier run returned it
+        beside ``params``; None for a fresh one. Copied like ``params``.
+      step: steps taken before, at which the numbers and keys of batches go on: with the
+        ``params``, ``opt_state`` and ``step`` of an earlier result the run ends with
+        the bits of an unbroken one.
+      donate: whether each chunk overwrites the parameters and the state of the one
+        before, which saves their memory.
 
     Returns:
-      A `RunResult`; its metrics are NumPy arrays.
+      A `RunResult`; its metrics are NumPy arrays, of the edges of this call (and of
+      those its checkpoint remembers). If it stopped before the first edge they are
+      empty, under the same names.
 
     Raises:
       TypeError, ValueError: for a bad number, or as `make_step` while tracing; for a
-        checkpoint that is damaged, foreign, or of another run.
+        checkpoint that is damaged, foreign, or of another run; for an ``opt_state`` of
+        another optimizer; if ``on_chunk`` returns anything but a bool or None; under
+        `jax.vmap` or `jax.jit`, for which there is `run_pure`.
+      RuntimeError: if another run is writing to the folder of checkpoints.
       ImportError: for ``progress`` without tqdm, ``checkpoint`` without orbax.
+      KeyboardInterrupt: on a second Ctrl-C.
 
     >>> import jax, jax.numpy as jnp, jaxmedian as jm
     >>> loss = lambda params, batch: 0.5 * jnp.mean((params - batch) ** 2)
@@ -128,33 +161,41 @@ def run(
     >>> round(float(result.params), 3), result.metrics["gradient_norm"].round(3)
     (2.0, array([2.333, 2.333]))
     """
-    _check_lengths(num_steps, chunk)
-    advance = jax.jit(_build_chunk(loss_fn, optimizer, metrics, worker_chunk))
-    feed, key = _feed(next_batch, extra_args), keys.as_threefry_key(key)
-    state = _start(optimizer, params)
-    with open_run(checkpoint, key, state[1], chunk) as saved:
-        edge = saved.restore(Edge(0, state, []), num_steps)
-        with _progress_bar(edge.step, num_steps, progress) as advance_bar:
-            try:
-                while edge.step < num_steps:
-                    stop = min(edge.step - edge.step % chunk + chunk, num_steps)
-                    state, row = jax.block_until_ready(
-                        advance(edge.state, feed, key, edge.step, stop)
-                    )
-                    edge = edge.go_on(stop, state, row)
-                    advance_bar(stop, edge.rows[-1]["loss"])
-                    if on_chunk is not None and on_chunk(stop, edge.rows[-1]):
-                        break
-                    saved.visit(edge)
-            except KeyboardInterrupt:
-                sys.stderr.write(
-                    f"\nInterrupted: returning the run at step {edge.step}.\n"
-                )
-        saved.save(edge)
-    names = edge.rows[0] if edge.rows else ()
-    columns = {name: np.asarray([row[name] for row in edge.rows]) for name in names}
-    params, opt_state = edge.state
-    return RunResult(params, opt_state, columns, edge.step)
+    with deferred_interrupts() as stop:
+        _check_lengths(num_steps, chunk, step)
+        compute = build_chunk(loss_fn, optimizer, metrics, worker_chunk)
+        advance = jax.jit(compute, donate_argnums=0 if donate else ())
+        feed, key = build_feed(next_batch, extra_args), keys.as_threefry_key(key)
+        report = build_report(on_chunk)
+        state = start_state(optimizer, params, opt_state)
+        _check_not_traced((state, feed, key))
+        if donate:
+            state = jax.tree.map(jnp.copy, state)
+        with open_run(checkpoint, optimizer, key, state[1], chunk) as saved:
+            edge = saved.restore(Edge(int(step), state, []), num_steps)
+            del state
+            with progress_bar(edge.step, num_steps, progress) as advance_bar:
+                try:
+                    while edge.step < num_steps and not stop.is_made:
+                        end = min(edge.step - edge.step % chunk + chunk, num_steps)
+                        state, row = advance(edge.state, feed, key, edge.step, end)
+                        _check_not_traced((state, row))
+                        wait_until_ready(row)
+                        edge = edge.go_on(end, state, row)
+                        advance_bar(end, edge.rows[-1]["loss"])
+                        if report(end, edge.rows[-1], state[0]):
+                            break
+                        saved.visit(edge)
+                except KeyboardInterrupt:  # of `on_chunk` itself, or the second
+                    if stop.is_urgent:
+                        raise
+                    stop.is_made = True
+            saved.save(edge)
+        if stop.is_made:
+            sys.stderr.write(f"\nInterrupted: returning the run at step {edge.step}.\n")
+        columns = _columns(edge, advance, feed, key, num_steps)
+        params, opt_state = edge.state
+        return RunResult(params, opt_state, columns, edge.step)
 
 
 def run_pure(
@@ -169,11 +210,13 @@ def run_pure(
     metrics: Sequence[Metric] = (),
     worker_chunk: int | None = None,
     extra_args: ExtraArgs | None = None,
+    opt_state: Any = None,
+    step: int = 0,
 ) -> RunResult:
     """Trains like `run`, as one pure function: for `jax.vmap` over seeds and scales.
 
     Args: as `run`, but nothing touches the host, so everything may be traced except
-      ``num_steps`` and ``chunk``.
+      ``num_steps``, ``chunk`` and ``step``.
 
     Returns:
       A `RunResult`; its metrics are JAX arrays, one entry a chunk edge.
@@ -191,146 +234,51 @@ def run_pure(
     >>> float(plain) > 2.2, float(noisy) < 1.0  # the gap, and noise that closes it
     (True, True)
     """
-    _check_lengths(num_steps, chunk)
-    advance = _build_chunk(loss_fn, optimizer, metrics, worker_chunk)
-    feed, key = _feed(next_batch, extra_args), keys.as_threefry_key(key)
-    starts = jnp.arange(0, num_steps, chunk, dtype=jnp.int32)
+    _check_lengths(num_steps, chunk, step)
+    advance = build_chunk(loss_fn, optimizer, metrics, worker_chunk)
+    feed, key = build_feed(next_batch, extra_args), keys.as_threefry_key(key)
+    edges = range(step - step % chunk + chunk, num_steps, chunk)
+    starts = jnp.asarray([step, *edges] if step < num_steps else [], jnp.int32)
 
     def body(state: Any, start: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
-        stop = jnp.minimum(start + np.int32(chunk), np.int32(num_steps))
-        return advance(state, feed, key, start, stop)
+        edge = start - start % np.int32(chunk) + np.int32(chunk)
+        return advance(state, feed, key, start, jnp.minimum(edge, np.int32(num_steps)))
 
-    state, rows = jax.lax.scan(body, _start(optimizer, params), starts)
+    start = start_state(optimizer, params, opt_state)
+    state, rows = jax.lax.scan(body, start, starts)
     return RunResult(*state, rows, num_steps)
 
 
-# --- one chunk ------------------------------------------------------------------------
-
-_TrainState = tuple[Any, Any]  # params, opt_state
-
-
-class _Feed(NamedTuple):
-    """What a step is given, as functions of its key and number, and with their data."""
-
-    next_batch: jax.tree_util.Partial
-    extra_args: jax.tree_util.Partial
-
-
-def _build_chunk(
-    loss_fn: LossFn,
-    optimizer: optax.GradientTransformation,
-    metrics: Sequence[Metric],
-    worker_chunk: int | None,
-) -> Callable[..., tuple[_TrainState, dict[str, jax.Array]]]:
-    """Builds the function that takes steps ``start`` to ``stop`` and then measures.
-
-    The step number ``stop`` is computed too but measured in place of taken, so that one
-    copy of the gradients and of the optimizer is compiled, not two.
-    """
-    for metric in metrics:
-        if not callable(metric):
-            raise TypeError(
-                "`metrics` must be functions (params, grads, updates) -> "
-                f"{{name: array}}; got {metric!r}."
-            )
-    propose = build_proposal(loss_fn, optimizer, False, None, worker_chunk)
-
-    def measure(params: Any, proposal: Proposal) -> dict[str, jax.Array]:
-        grads, updates = proposal.grads, proposal.updates
-        row = {"loss": proposal.loss, **diagnostics.of_step(grads, updates)}
-        for metric in metrics:
-            row |= metric(params, grads, updates)
-        return row
-
-    def advance(
-        state: _TrainState,
-        feed: _Feed,
-        key: jax.Array,
-        start: jax.Array | int,
-        stop: jax.Array | int,
-    ) -> tuple[_TrainState, dict[str, jax.Array]]:
-        def propose_step(number: jax.Array, state: _TrainState) -> Proposal:
-            step_key = jax.random.fold_in(key, number)
-            extra_args = feed.extra_args(step_key, number)
-            return propose(*state, feed.next_batch(step_key, number), **extra_args)
-
-        def visit(number: jax.Array, carry: Any) -> Any:
-            (params, opt_state), row = carry
-            proposal = propose_step(number, (params, opt_state))
-
-            def take() -> Any:
-                new_params = optax.apply_updates(params, proposal.updates)
-                return (new_params, proposal.opt_state), row
-
-            def stay() -> Any:
-                return (params, opt_state), measure(params, proposal)
-
-            return jax.lax.cond(number < stop, take, stay)
-
-        shapes = jax.eval_shape(
-            lambda state: measure(state[0], propose_step(jnp.asarray(stop), state)),
-            state,
-        )
-        blank = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-        state, row = jax.lax.fori_loop(start, stop + 1, visit, (state, blank))
-        return state, {"step": jnp.asarray(stop, jnp.int32), **row}
-
-    return advance
-
-
-def _start(optimizer: optax.GradientTransformation, params: Any) -> _TrainState:
-    params = jax.tree.map(jnp.asarray, params)
-    return params, optimizer.init(params)
-
-
-def _feed(next_batch: NextBatch, extra_args: ExtraArgs | None) -> _Feed:
-    if extra_args is not None and not callable(extra_args):
-        raise TypeError(
-            "`extra_args` must be a function (key, step) -> {name: value}; got "
-            f"{extra_args!r}. For the same value in each step, return it."
-        )
-    nothing: ExtraArgs = _no_extra_args
-    return _Feed(_as_pytree(next_batch), _as_pytree(extra_args or nothing))
-
-
-def _no_extra_args(key: jax.Array, step: jax.Array) -> dict[str, Any]:
-    del key, step
-    return {}
-
-
-def _as_pytree(function: Callable[..., Any]) -> jax.tree_util.Partial:
-    """Makes a function an argument of jitted code, so that its data is one too.
-
-    Data that a closure captures is compiled into the program as a constant, slowly.
-    """
-    if isinstance(function, jax.tree_util.Partial):
-        return function
-    return jax.tree_util.Partial(function)
-
-
-def _check_lengths(num_steps: Any, chunk: Any) -> None:
+def _check_lengths(num_steps: Any, chunk: Any, step: Any) -> None:
     check_count("chunk", chunk)
     check_count("num_steps", num_steps, least=0)
+    check_count("step", step, least=0)
+    if num_steps < step:
+        raise ValueError(
+            f"`num_steps` {num_steps} is before `step` {step}: it is the step at which "
+            "the run ends, counted from the very first."
+        )
 
 
-@contextlib.contextmanager
-def _progress_bar(
-    start: int, total: int, shown: bool
-) -> Iterator[Callable[[int, float], None]]:
-    """Yields a function that moves a progress bar to a step, if it is shown."""
-    if not shown:
-        yield lambda step, loss: None
-        return
-    try:
-        from tqdm.auto import tqdm
-    except ImportError as error:
-        raise ImportError(
-            "`progress=True` needs tqdm: `pip install tqdm`, or leave it out."
-        ) from error
-    with tqdm(initial=start, total=total, unit="step") as bar:
+def _check_not_traced(tree: Any) -> None:
+    """Raises if a run is being traced, which would leave the host without numbers."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
+        raise TypeError(
+            "`run` reports and saves on the host, so it cannot be traced by "
+            "`jax.vmap`, `jax.jit` or `jax.grad`: use `jm.run_pure`, which takes the "
+            "same arguments."
+        )
 
-        def move(step: int, loss: float) -> None:
-            bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
-            bar.update(step - bar.n)
 
-        yield move
+def _columns(edge: Edge, advance: Any, *arguments: Any) -> dict[str, np.ndarray]:
+    """Turns the rows of a run into one array per name."""
+    if edge.rows:
+        return {
+            name: np.asarray([row[name] for row in edge.rows]) for name in edge.rows[0]
+        }
+    feed, key, num_steps = arguments
+    _, row = jax.eval_shape(advance, edge.state, feed, key, edge.step, num_steps)
+    return {
+        name: np.zeros((0, *leaf.shape), leaf.dtype if leaf.shape else np.float64)
+        for name, leaf in row.items()
+    }

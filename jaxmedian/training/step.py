@@ -6,7 +6,8 @@ Read `build_proposal` and `make_step` straight down to follow a gradient from wo
 update. The optimizer is anything whose chain holds one aggregator.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +29,7 @@ def make_step(
     has_aux: bool = False,
     axis_name: AxisName | None = None,
     worker_chunk: int | None = None,
+    donate: bool = False,
 ) -> Callable[..., tuple[Any, Any, dict[str, Any]]]:
     """Builds one jitted training step of all workers.
 
@@ -41,12 +43,16 @@ def make_step(
       worker_chunk: workers whose gradients are computed at a time; None for all. A vote
         or a mean right behind them then needs memory for one chunk of gradients, not
         for all M; other transforms of ours stack them.
+      donate: whether the step may overwrite the parameters and the state it is given,
+        which saves their memory; they cannot be read afterwards.
 
     Returns:
       ``step(params, opt_state, batch, **extra_args) -> (params, opt_state, metrics)``.
       The batch's leaves are ``[M, ...]``; extra arguments (``worker_mask``, say) go to
-      the optimizer. metrics: "loss", the mean over the workers present, and "aux",
-      ``[M, ...]``, if there is any.
+      the optimizer, and so does "loss" as ``value``, for
+      `optax.contrib.reduce_on_plateau` and its like, if no other is given. metrics:
+      "loss", the mean over the workers present, float32 for losses of 16 bits, and
+      "aux", ``[M, ...]``, if there is any.
 
     Raises:
       TypeError, ValueError: while tracing, for a batch without a worker axis or an
@@ -64,7 +70,6 @@ def make_step(
     """
     propose = build_proposal(loss_fn, optimizer, has_aux, axis_name, worker_chunk)
 
-    @jax.jit
     def step(
         params: Any, opt_state: Any, batch: Any, **extra_args: Any
     ) -> tuple[Any, Any, dict[str, Any]]:
@@ -75,7 +80,7 @@ def make_step(
             metrics["aux"] = proposal.aux
         return params, proposal.opt_state, metrics
 
-    return step
+    return jax.jit(step, donate_argnums=(0, 1) if donate else ())
 
 
 class Proposal(NamedTuple):
@@ -111,32 +116,62 @@ def build_proposal(
         stream_of = stream_value_and_grads(
             loss_fn, has_aux=has_aux, axis_name=axis_name, worker_chunk=worker_chunk
         )
+    _check_optimizer(optimizer)
     optimizer = optax.with_extra_args_support(optimizer)
 
     def propose(params: Any, opt_state: Any, batch: Any, **extra_args: Any) -> Proposal:
+        worker_mask = extra_args.get("worker_mask")
         if worker_chunk is None:
             value, grads = value_and_grads(params, batch)
+            losses = value[0] if has_aux else value
+            loss = _mean_of_present(losses, worker_mask, axis_name)
             updates, new_state = optimizer.update(
-                grads, opt_state, params, **extra_args
+                grads, opt_state, params, **{"value": loss, **extra_args}
             )
         else:
             stream = stream_of(params, batch)
-            updates, new_state = optimizer.update(
-                stream, opt_state, params, **extra_args
-            )
+            with _explaining_the_missing_value():
+                updates, new_state = optimizer.update(
+                    stream, opt_state, params, **extra_args
+                )
             value, grads = stream.value, stream.stacked
+            losses = value[0] if has_aux else value
+            loss = _mean_of_present(losses, worker_mask, axis_name)
         check_aggregated("make_step", updates, params)
         check_state_kept("make_step", opt_state, new_state)
-        losses, aux = value if has_aux else (value, None)
-        loss = _mean_of_present(losses, extra_args.get("worker_mask"), axis_name)
-        return Proposal(loss, aux, grads, updates, new_state)
+        return Proposal(loss, value[1] if has_aux else None, grads, updates, new_state)
 
     return propose
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
+        raise TypeError(
+            "`optimizer` must be an optax gradient transformation, "
+            f"`jm.median_sgd(0.1)` for instance; got {optimizer!r}."
+        )
+
+
+@contextlib.contextmanager
+def _explaining_the_missing_value() -> Iterator[None]:
+    """Says what to do about an optimizer that asks for the loss of a stream."""
+    try:
+        yield
+    except TypeError as error:
+        if "argument: 'value'" not in str(error):
+            raise
+        raise TypeError(
+            "The optimizer needs the loss as `value`, which with `worker_chunk` is "
+            "known only after its update: leave `worker_chunk` out, or give a `value` "
+            "of your own as an extra argument."
+        ) from error
 
 
 def _mean_of_present(
     losses: jax.Array, worker_mask: jax.Array | None, axis_name: AxisName | None
 ) -> jax.Array:
+    """Takes the mean in float32 at least: 16 bits overflow, and count to 256 only."""
+    losses = losses.astype(jnp.promote_types(losses.dtype, jnp.float32))
     present = jnp.ones_like(losses, bool) if worker_mask is None else worker_mask
     total = jnp.sum(jnp.where(present, losses, jnp.zeros_like(losses)))
     count = jnp.sum(present, dtype=losses.dtype)

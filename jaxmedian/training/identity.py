@@ -1,0 +1,176 @@
+"""What makes a run this one and no other: its keys, its chunk, its optimizer.
+
+An optax transformation is two closures. What they are called and which options they
+hold can be read off them; that they compute the same cannot. So an optimizer is known
+by the transforms in its chain and by their words and flags. Numbers are left out, for a
+run may go on with another learning rate, and so is how workers are placed and reached.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import types
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from jaxmedian.checkpoint import is_key
+
+# Not options: where workers are and what crosses the mesh changes no result.
+_PLACING = {"name", "axis_name", "transport", "mask_compatible_extra_args"}
+# Wrappers that change nothing but how a transform is called.
+_TRANSPARENT = {"chain", "named_chain", "with_extra_args_support"}
+
+Transform = tuple[str, dict[str, str | bool]]  # its name, and its options
+
+
+def identity_of(
+    optimizer: optax.GradientTransformation, key: jax.Array, opt_state: Any, chunk: int
+) -> dict[str, Any]:
+    """Lists by name what a run must share with its checkpoint, as JSON keeps it."""
+    return {
+        "key": _fingerprint(key),
+        "keys of the optimizer": _fingerprint(opt_state),
+        "chunk": chunk,
+        "optimizer": [[name, options] for name, options in transforms_in(optimizer)],
+    }
+
+
+def differences(saved: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """Names what differs; what the older side did not note is passed over."""
+    found = [
+        f"{name} ({saved[name]} there, {value} here)"
+        for name, value in here.items()
+        if name != "optimizer" and saved.get(name, value) != value
+    ]
+    there, own = saved.get("optimizer"), here["optimizer"]
+    if there is None:
+        return found
+    if [name for name, _ in there] != [name for name, _ in own]:
+        chains = (" > ".join(name for name, _ in chain) for chain in (there, own))
+        return [*found, "the optimizer ({} there, {} here)".format(*chains)]
+    for (name, options), (_, mine) in zip(there, own, strict=True):
+        found += [
+            f"`{option}` of {name} ({options[option]!r} there, {mine[option]!r} here)"
+            for option in sorted(options.keys() & mine.keys())
+            if options[option] != mine[option]
+        ]
+    return found
+
+
+def transforms_in(optimizer: optax.GradientTransformation) -> list[Transform]:
+    """Lists the transforms of a chain in their order, with their words and flags.
+
+    >>> import optax, jaxmedian as jm
+    >>> chain = optax.chain(jm.majority_vote(ties="positive"), optax.trace(0.9))
+    >>> [(name, options.get("ties")) for name, options in transforms_in(chain)]
+    [('majority_vote', 'positive'), ('trace', None)]
+    """
+    reader = _Reader()
+    reader.read_update(optimizer.update)
+    return reader.transforms
+
+
+class _Reader:
+    """Collects the transforms that are reached from an update function."""
+
+    def __init__(self) -> None:
+        self.transforms: list[Transform] = []
+        self._seen: set[int] = set()  # functions may hold themselves
+
+    def read_update(self, update: Any) -> None:
+        """Notes the transform an update function belongs to, and those inside it."""
+        options: dict[str, str | bool] = {}
+        inside: list[Any] = []
+        held = self._parts_of(update)
+        for name, value in held:
+            self._sort(name, value, _is_ours(update), options, inside)
+        qualified = getattr(update, "__qualname__", type(update).__qualname__)
+        name = dict(held).get("name", qualified.split(".")[0])  # ours hold their names
+        if name not in _TRANSPARENT:
+            self.transforms.append((str(name), options))
+        for inner in inside:
+            self.read_update(inner)
+
+    def _sort(
+        self,
+        name: str,
+        value: Any,
+        ours: bool,
+        options: dict[str, str | bool],
+        inside: list[Any],
+    ) -> None:
+        """Sorts what a closure holds into options and inner update functions.
+
+        Of our own transforms words alone count: their flags follow from them.
+        """
+        if name.split(".")[-1] in _PLACING:
+            return
+        if isinstance(value, str) or (isinstance(value, bool) and not ours):
+            options[name] = value
+        elif ours and name == "noise" and value is None:
+            options["law"] = "none"
+        elif isinstance(value, optax.GradientTransformation):
+            inside.append(value.update)
+        elif name == "update_fns":
+            inside.extend(value)
+        elif name == "inner_factory" and value.__name__ != "<lambda>":
+            options[name] = value.__qualname__
+        elif _is_ours(value):
+            for field, held in self._parts_of(value):
+                self._sort(field, held, True, options, inside)
+        elif isinstance(value, dict | list | tuple):
+            parts: Any = value if isinstance(value, dict) else dict(enumerate(value))
+            for field, held in parts.items():
+                self._sort(f"{name}.{field}", held, ours, options, inside)
+
+    def _parts_of(self, value: Any) -> list[tuple[str, Any]]:
+        if id(value) in self._seen:
+            return []
+        self._seen.add(id(value))
+        return _held_by(value)
+
+
+def _is_ours(value: Any) -> bool:
+    """Returns whether a value's parts are options of one of our transforms."""
+    owner = value if isinstance(value, types.FunctionType) else type(value)
+    return owner.__module__.startswith("jaxmedian.") or (
+        isinstance(value, functools.partial) and _is_ours(value.func)
+    )
+
+
+def _held_by(value: Any) -> list[tuple[str, Any]]:
+    """Lists by name what a function, method, partial or record holds."""
+    if isinstance(value, types.MethodType):
+        return sorted(vars(value.__self__).items())
+    if isinstance(value, functools.partial):
+        bound = [*enumerate(value.args), *value.keywords.items()]
+        return [("func", value.func), *((str(name), held) for name, held in bound)]
+    if isinstance(value, types.FunctionType):
+        cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+        return [(name, cell.cell_contents) for name, cell in cells if _is_set(cell)]
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value)]
+        return [(name, getattr(value, name)) for name in names]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return list(zip(value._fields, value, strict=True))
+    return []
+
+
+def _is_set(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:  # a name that is bound later
+        return False
+
+
+def _fingerprint(tree: Any) -> str:
+    """Hashes the keys of a tree; other arrays may differ by rounding, so are not."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if is_key(leaf):
+            digest.update(jax.tree_util.keystr(path).encode())
+            digest.update(np.asarray(jax.random.key_data(leaf)).tobytes())
+    return digest.hexdigest()[:16]
