@@ -69,6 +69,10 @@ def deferred_interrupts() -> Iterator[StopRequest]:
     signal.signal(signal.SIGINT, request)
     try:
         yield request
+    except Exception as error:
+        if request.is_urgent:  # raised in a callback, JAX makes it an error of its own
+            raise KeyboardInterrupt from error
+        raise
     finally:
         if signal.getsignal(signal.SIGINT) is request:
             signal.signal(signal.SIGINT, previous)

@@ -5,8 +5,10 @@ the host between them, to measure, report, save and stop; `run_pure` is the same
 the host, so that whole runs can be vmapped over seeds and noise scales.
 """
 
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import jax
@@ -18,15 +20,21 @@ from jaxmedian.checkpoint import Folder, Path
 from jaxmedian.noise import keys
 from jaxmedian.training.chunks import (
     ExtraArgs,
+    Feed,
     Metric,
     NextBatch,
+    TrainState,
     build_chunk,
     build_feed,
     start_state,
 )
-from jaxmedian.training.interrupts import deferred_interrupts, wait_until_ready
-from jaxmedian.training.reporting import OnChunk, build_report, progress_bar
-from jaxmedian.training.resume import Edge, open_run
+from jaxmedian.training.interrupts import (
+    StopRequest,
+    deferred_interrupts,
+    wait_until_ready,
+)
+from jaxmedian.training.reporting import OnChunk, Row, build_report, progress_bar
+from jaxmedian.training.resume import Edge, RunCheckpoints, open_run
 from jaxmedian.workers.checks import check_count
 from jaxmedian.workers.gradients import LossFn
 
@@ -161,41 +169,65 @@ def run(
     >>> round(float(result.params), 3), result.metrics["gradient_norm"].round(3)
     (2.0, array([2.333, 2.333]))
     """
-    with deferred_interrupts() as stop:
+    with deferred_interrupts() as stop:  # nothing big is left to free behind it
         _check_lengths(num_steps, chunk, step)
-        compute = build_chunk(loss_fn, optimizer, metrics, worker_chunk)
-        advance = jax.jit(compute, donate_argnums=0 if donate else ())
-        feed, key = build_feed(next_batch, extra_args), keys.as_threefry_key(key)
-        report = build_report(on_chunk)
-        state = start_state(optimizer, params, opt_state)
-        _check_not_traced((state, feed, key))
-        if donate:
-            state = jax.tree.map(jnp.copy, state)
-        with open_run(checkpoint, optimizer, key, state[1], chunk) as saved:
-            edge = saved.restore(Edge(int(step), state, []), num_steps)
-            del state
-            with progress_bar(edge.step, num_steps, progress) as advance_bar:
-                try:
-                    while edge.step < num_steps and not stop.is_made:
-                        end = min(edge.step - edge.step % chunk + chunk, num_steps)
-                        state, row = advance(edge.state, feed, key, edge.step, end)
-                        _check_not_traced((state, row))
-                        wait_until_ready(row)
-                        edge = edge.go_on(end, state, row)
-                        advance_bar(end, edge.rows[-1]["loss"])
-                        if report(end, edge.rows[-1], state[0]):
-                            break
-                        saved.visit(edge)
-                except KeyboardInterrupt:  # of `on_chunk` itself, or the second
-                    if stop.is_urgent:
-                        raise
-                    stop.is_made = True
-            saved.save(edge)
-        if stop.is_made:
-            sys.stderr.write(f"\nInterrupted: returning the run at step {edge.step}.\n")
-        columns = _columns(edge, advance, feed, key, num_steps)
-        params, opt_state = edge.state
-        return RunResult(params, opt_state, columns, edge.step)
+        return _run(
+            build_chunk(loss_fn, optimizer, metrics, worker_chunk),
+            build_feed(next_batch, extra_args),
+            keys.as_threefry_key(key),
+            Edge(int(step), start_state(optimizer, params, opt_state), []),
+            num_steps,
+            chunk,
+            functools.partial(open_run, checkpoint, optimizer),
+            build_report(on_chunk),
+            progress,
+            donate,
+            stop,
+        )
+
+
+def _run(
+    compute: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
+    feed: Feed,
+    key: jax.Array,
+    start: Edge,
+    num_steps: int,
+    chunk: int,
+    open_checkpoints: Callable[..., AbstractContextManager[RunCheckpoints]],
+    report: Callable[[int, Row, Any], bool],
+    progress: bool,
+    donate: bool,
+    stop: StopRequest,
+) -> RunResult:
+    """Takes the chunks of a run, from one edge to the next."""
+    _check_not_traced((start.state, feed, key))
+    if donate:
+        start = Edge(start.step, jax.tree.map(jnp.copy, start.state), [])
+    advance = jax.jit(compute, donate_argnums=0 if donate else ())
+    with open_checkpoints(key, start.state[1], chunk) as saved:
+        edge = saved.restore(start, num_steps)
+        with progress_bar(edge.step, num_steps, progress) as advance_bar:
+            try:
+                while edge.step < num_steps and not stop.is_made:
+                    end = min(edge.step - edge.step % chunk + chunk, num_steps)
+                    state, row = advance(edge.state, feed, key, edge.step, end)
+                    _check_not_traced((state, row))
+                    wait_until_ready(row)
+                    edge = edge.go_on(end, state, row)
+                    advance_bar(end, edge.rows[-1]["loss"])
+                    if report(end, edge.rows[-1], state[0]):
+                        break
+                    saved.visit(edge)
+            except KeyboardInterrupt:  # of `on_chunk` itself, or the second
+                if stop.is_urgent:
+                    raise
+                stop.is_made = True
+        saved.save(edge)
+    if stop.is_made:
+        sys.stderr.write(f"\nInterrupted: returning the run at step {edge.step}.\n")
+    columns = _columns(edge, advance, feed, key, num_steps)
+    params, opt_state = edge.state
+    return RunResult(params, opt_state, columns, edge.step)
 
 
 def run_pure(

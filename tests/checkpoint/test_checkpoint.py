@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import inspect
 import os
 import pathlib
 import shutil
@@ -15,32 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 import jaxmedian as jm
 from experiments.common import killable
+from tests.support.harness import enable_x64
 
 pytest.importorskip("orbax.checkpoint")
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 bits = killable.bits
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Resumed runs are the same programs again: compile each of them once."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 def assert_same_bits(got, expected):
@@ -262,6 +246,61 @@ def test_the_checkpoint_of_another_run_is_refused(half_done, options, message):
     assert fingerprint(half_done) == before
 
 
+CHAINS = {
+    "vote": lambda: jm.majority_vote(key=1, ties="random"),
+    "median": lambda: jm.coordinate_median(jm.noise.uniform(0.1), 1),
+    "other ties": lambda: jm.majority_vote(jm.noise.uniform(0.1), 1, ties="positive"),
+    "noisy vote": lambda: jm.majority_vote(jm.noise.uniform(0.1), 1),
+    "other law": lambda: jm.majority_vote(jm.noise.gaussian(0.1), 1),
+    "other coupling": lambda: jm.majority_vote(jm.noise.uniform(0.1, "systematic"), 1),
+    "other scale": lambda: jm.majority_vote(jm.noise.uniform(0.5), 1),
+    "other transport": lambda: jm.majority_vote(
+        jm.noise.uniform(0.1), 1, ties="positive", transport="packed"
+    ),
+}
+
+
+def run_chain(name, num_steps, folder, rate=0.1, **options):
+    optimizer = optax.chain(CHAINS[name](), optax.sgd(rate, momentum=0.9, **options))
+    batches = jm.full_batch(jnp.ones((3, 2)))
+
+    def loss(params, batch):
+        return jnp.mean((params - batch) ** 2)
+
+    start = jnp.zeros(2)
+    return jm.run(loss, optimizer, start, batches, num_steps, 0, checkpoint=folder)
+
+
+@pytest.mark.parametrize(
+    ("saved", "resumed", "message"),
+    [
+        ("noisy vote", "median", r"majority_vote > trace.* there, coordinate_median"),
+        ("noisy vote", "other ties", r"`ties` of majority_vote \('zero' there, 'posi"),
+        ("noisy vote", "other law", r"`law` of majority_vote \('uniform' there, 'gau"),
+        ("noisy vote", "other coupling", r"`coupling` of majority_vote \('independ"),
+        ("vote", "noisy vote", r"`law` of majority_vote \('none' there, 'uniform'"),
+    ],
+)
+def test_a_vote_does_not_go_on_as_a_median(tmp_path, saved, resumed, message):
+    run_chain(saved, 2, tmp_path)
+    before = fingerprint(tmp_path)
+    with pytest.raises(ValueError, match=f"another run: it differs in .*{message}"):
+        run_chain(resumed, 4, tmp_path)
+    assert fingerprint(tmp_path) == before
+
+
+def test_flags_of_optax_are_compared_and_numbers_are_not(tmp_path):
+    run_chain("noisy vote", 2, tmp_path)
+    with pytest.raises(ValueError, match=r"`nesterov` of trace \(False there, True"):
+        run_chain("noisy vote", 4, tmp_path, nesterov=True)
+    assert run_chain("other scale", 4, tmp_path, rate=0.5).step == 4
+
+
+def test_what_crosses_the_mesh_is_not_compared(tmp_path):
+    run_chain("other ties", 2, tmp_path)
+    assert run_chain("other transport", 4, tmp_path).step == 4
+
+
 def test_other_states_are_refused_leaf_by_leaf(tmp_path):
     jm.checkpoint.save(tmp_path, 1, {"a": jnp.zeros(2), "b": jax.random.key(0)})
     for other, message in (
@@ -420,14 +459,72 @@ def test_every_kind_of_leaf_survives(tmp_path):
     assert read["weak"].weak_type
     assert not read["odd"].weak_type
     assert not read["odd"].committed
+    assert type(read["number"]) is int
+    assert read["number"] == 3
     words = functools.partial(jax.tree.map, np.asarray)
     for name in state.keys() - {"keys"}:
         got, expected = words(read[name]), words(state[name])
-        if name != "a/b [c]":
+        if name not in ("a/b [c]", "number"):
             assert got.tobytes() == np.asarray(jnp.asarray(expected)).tobytes(), name
     for got, key in zip(read["keys"], state["keys"], strict=True):
         drawn = jax.random.key_data(got), jax.random.key_data(key)
         np.testing.assert_array_equal(*drawn)
+
+
+def test_numbers_that_jax_would_round_come_back_whole(tmp_path):
+    """64 bits without x64, byte orders, Python's own: every digit, and their type."""
+    state = {
+        "tokens": np.int64(5_000_000_000),
+        "best": np.float64(0.123456789012345),
+        "wide": np.array([[1e300, -0.0, np.nan]]),
+        "unsigned": np.array([2**64 - 1], np.uint64),
+        "complex": np.array([1e-300 + 1j]),
+        "swapped": np.array([1.5, 1e-45], ">f4"),
+        "python": (3, 5_000_000_000, 0.1, True, 0.1 + 1e-17j),
+        "none": np.zeros((0, 2)),
+    }
+    blank = jax.tree.map(lambda leaf: leaf * 0, state)
+    blank["python"] = (0, 0, 0.0, False, 0j)
+    jm.checkpoint.save(tmp_path, 1, state)
+    _, read = jm.checkpoint.restore(tmp_path, blank)
+    assert read.pop("python") == state.pop("python")
+    for name, expected in state.items():
+        assert isinstance(read[name], np.ndarray), name
+        assert read[name].dtype == expected.dtype, name
+        assert read[name].shape == expected.shape, name
+        assert read[name].tobytes() == expected.tobytes(), name
+    types = [type(x) for x in jm.checkpoint.restore(tmp_path, blank)[1]["python"]]
+    assert types == [int, int, float, bool, complex]
+
+
+def test_wide_numbers_are_arrays_of_jax_where_it_can_hold_them(tmp_path):
+    jm.checkpoint.save(tmp_path, 1, np.float64(0.1))
+    with enable_x64(True):
+        _, read = jm.checkpoint.restore(tmp_path, np.float64(0))
+        assert isinstance(read, jax.Array)
+        assert float(read) == 0.1
+
+
+@pytest.mark.parametrize("leaf", ["text", b"bytes", np.datetime64("2020-01-01"), 2**70])
+def test_what_is_no_array_is_refused_by_name(tmp_path, leaf):
+    with pytest.raises(TypeError, match=r"arrays, keys and numbers; `state\['a'\]` is"):
+        jm.checkpoint.save(tmp_path, 1, {"a": leaf})
+
+
+def test_the_words_of_keys_pass_through_other_serialisers():
+    """The two functions of the module's docstring, read from there."""
+    serialization = pytest.importorskip("flax.serialization")
+    recipe = inspect.getdoc(jm.checkpoint).split("plain arrays only")[1]
+    code = [line[4:] for line in recipe.split("\n") if line.startswith("    ")]
+    functions = {"jax": jax}
+    exec("\n".join(code), functions)
+    state = jm.noisy_sign_sgd(0.1, jm.noise.gaussian(0.1), key=3).init(jnp.zeros(2))
+    words = jax.tree.map(functions["words"], state)
+    read = serialization.from_bytes(words, serialization.to_bytes(words))
+    got = jax.tree.map(functions["wrapped"], read, state)
+    assert jax.tree.structure(got) == jax.tree.structure(state)
+    draws = [jax.random.bits(s[0].rng_key, (4,)) for s in (got, state)]
+    np.testing.assert_array_equal(*draws)
 
 
 def test_a_state_without_arrays_and_a_single_array_are_states_too(tmp_path):
@@ -446,6 +543,60 @@ def test_a_folder_is_read_while_another_process_writes_there(tmp_path):
     jm.checkpoint.save(tmp_path, 2, jnp.ones(2))
     assert steps_in(tmp_path) == [2]
     assert not unfinished.exists()  # a writer does
+
+
+# --- two writers ----------------------------------------------------------------------
+
+
+def test_a_folder_in_use_is_refused_whoever_uses_it(tmp_path, whole):
+    """By another run of this process, and by a loop that saves for itself."""
+    complaints = []
+
+    def on_chunk(step, row):
+        for intrude in (
+            lambda: train(key=3, checkpoint=tmp_path),
+            lambda: jm.checkpoint.save(tmp_path, 100, jnp.zeros(2)),
+        ):
+            with pytest.raises(RuntimeError, match="is in use by process") as error:
+                intrude()
+            complaints.append(str(error.value))
+        assert jm.checkpoint.restore(tmp_path, empty)[0] < step  # reading is free
+
+    state = train(0)
+    empty = (state.params, state.opt_state)
+    result = train(checkpoint=tmp_path, on_chunk=on_chunk)
+    assert_same_bits(bits(result), whole)
+    assert len(complaints) == 6
+    assert f"process {os.getpid()} on " in complaints[0]
+    assert "give another folder" in complaints[0]
+    assert [name for name in os.listdir(tmp_path) if not name.isdecimal()] == []
+    assert_same_bits(bits(train(checkpoint=tmp_path)), whole)
+
+
+def test_two_processes_on_one_folder_do_not_lose_a_run(tmp_path):
+    first = start_killable(tmp_path)
+    try:
+        assert [first.stdout.readline() for _ in range(2)] == ["edge 0\n", "edge 4\n"]
+        with pytest.raises(RuntimeError, match=f"in use by process {first.pid} on"):
+            train(checkpoint=tmp_path)
+    finally:
+        first.kill()
+        first.wait()
+        first.stdout.close()
+    assert ".in-use" in os.listdir(tmp_path)  # the killed one left it: no lock
+    jm.checkpoint.save(tmp_path, 1000, jnp.zeros(2))
+    assert ".in-use" not in os.listdir(tmp_path)
+
+
+def test_without_locks_a_second_writer_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxmedian.checkpoint.locks.fcntl", None)
+
+    def on_chunk(step, row):
+        if step == 4:
+            jm.checkpoint.save(tmp_path, 1, jnp.zeros(2))
+
+    with pytest.raises(RuntimeError, match="written to by somebody else.* step 1"):
+        train(checkpoint=tmp_path, on_chunk=on_chunk)
 
 
 # --- other numbers of devices ---------------------------------------------------------
