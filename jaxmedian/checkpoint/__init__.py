@@ -198,9 +198,9 @@ def _as_array(name: str, leaf: Any) -> jax.Array | np.ndarray:
     if _is_number(leaf):
         return array
     with contextlib.suppress(TypeError):
-        on_device = jnp.asarray(array)
-        if on_device.dtype == array.dtype:
-            return on_device
+        if jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype:
+            on_device = jnp.asarray(array)
+            return on_device if on_device.dtype == array.dtype else array
     return array
 
 

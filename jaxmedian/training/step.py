@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxmedian.kernels.precision import working_dtype
 from jaxmedian.workers import collectives
 from jaxmedian.workers.collectives import AxisName
 from jaxmedian.workers.gradients import LossFn, worker_value_and_grads
@@ -171,7 +172,7 @@ def _mean_of_present(
     losses: jax.Array, worker_mask: jax.Array | None, axis_name: AxisName | None
 ) -> jax.Array:
     """Takes the mean in float32 at least: 16 bits overflow, and count to 256 only."""
-    losses = losses.astype(jnp.promote_types(losses.dtype, jnp.float32))
+    losses = losses.astype(working_dtype(losses.dtype))
     present = jnp.ones_like(losses, bool) if worker_mask is None else worker_mask
     total = jnp.sum(jnp.where(present, losses, jnp.zeros_like(losses)))
     count = jnp.sum(present, dtype=losses.dtype)

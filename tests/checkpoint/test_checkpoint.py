@@ -483,7 +483,7 @@ def test_numbers_that_jax_would_round_come_back_whole(tmp_path):
         "python": (3, 5_000_000_000, 0.1, True, 0.1 + 1e-17j),
         "none": np.zeros((0, 2)),
     }
-    blank = jax.tree.map(lambda leaf: leaf * 0, state)
+    blank = jax.tree.map(np.zeros_like, state)
     blank["python"] = (0, 0, 0.0, False, 0j)
     jm.checkpoint.save(tmp_path, 1, state)
     _, read = jm.checkpoint.restore(tmp_path, blank)
@@ -595,7 +595,7 @@ def test_without_locks_a_second_writer_is_noticed(tmp_path, monkeypatch):
         if step == 4:
             jm.checkpoint.save(tmp_path, 1, jnp.zeros(2))
 
-    with pytest.raises(RuntimeError, match="written to by somebody else.* step 1"):
+    with pytest.raises(RuntimeError, match=r"written to by somebody else.* step 1"):
         train(checkpoint=tmp_path, on_chunk=on_chunk)
 
 

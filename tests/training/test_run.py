@@ -444,16 +444,6 @@ def test_ctrl_c_returns_a_usable_partial_run(capsys):
     assert np.isfinite(again.params["w"]).all()
 
 
-def test_ctrl_c_before_the_first_edge_returns_the_start(monkeypatch):
-    def interrupted(value):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(jax, "block_until_ready", interrupted)
-    result = plain_run(chunk=3)
-    assert result.step == 0
-    assert_close(result.params, start())
-
-
 def test_other_errors_of_on_chunk_are_raised():
     def on_chunk(step, row):
         raise RuntimeError("disk full")
@@ -478,6 +468,195 @@ def test_progress_without_tqdm_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
     with pytest.raises(ImportError, match="pip install tqdm"):
         plain_run(progress=True)
+
+
+# --- from where an earlier run ended --------------------------------------------------
+
+
+@pytest.mark.parametrize("split", [4, 6])
+def test_a_run_goes_on_from_memory_to_the_same_bits(split, chunked_run):
+    """On an edge of the grid of four, and beside it."""
+    first = noisy_run(split, chunk=4)
+    optimizer = jm.noisy_median_sgd(RATE, jm.noise.uniform(0.3), 1)
+    batches = jm.mini_batches(worker_data(), 4)
+    for run in (jm.run, jm.run_pure):
+        second = run(
+            loss_fn,
+            optimizer,
+            first.params,
+            batches,
+            10,
+            2,
+            chunk=4,
+            opt_state=first.opt_state,
+            step=first.step,
+        )
+        assert second.step == 10
+        assert second.metrics["step"].tolist() == [8, 10]
+        if run is jm.run:
+            pairs = zip(
+                *map(jax.tree.leaves, (second[:2], chunked_run[:2])), strict=True
+            )
+            assert all(bool((a == b).all()) for a, b in pairs)
+            for name, column in second.metrics.items():
+                np.testing.assert_array_equal(column, chunked_run.metrics[name][1:])
+        else:
+            assert_close(second.params, chunked_run.params)
+
+
+def test_states_of_other_optimizers_and_steps_out_of_order_are_refused():
+    batches = jm.full_batch(worker_data())
+    other = optax.chain(jm.majority_vote(), optax.adam(0.1))
+    for state, message in (
+        (other.init(start()), "`opt_state` must be a state of this optimizer"),
+        (
+            optax.chain(jm.majority_vote(), optax.trace(0.9)).init(
+                {"b": jnp.zeros(2), "w": jnp.zeros(3)}
+            ),
+            r"is float32 \(2,\), of this optimizer and these parameters float32 \(\)",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            jm.run(
+                loss_fn,
+                optax.chain(jm.majority_vote(), optax.trace(0.9)),
+                start(),
+                batches,
+                2,
+                0,
+                opt_state=state,
+            )
+    with pytest.raises(ValueError, match="`num_steps` 3 is before `step` 4"):
+        noisy_run(3, step=4)
+    with pytest.raises(TypeError, match=r"`step` must be an int; got 1\.0"):
+        noisy_run(3, step=1.0)
+
+
+# --- donation -------------------------------------------------------------------------
+
+
+def test_a_run_leaves_the_arrays_it_is_given_alone(chunked_run):
+    """JAX's and NumPy's, parameters and state; one array twice is no trouble."""
+    optimizer = optax.chain(jm.median_sgd(RATE), optax.trace(0.9))
+    weights = jnp.array([1.0, -1.0, 0.25])
+    host = np.float32(0.5)
+    params = {"b": host, "w": weights}
+    state = optimizer.init({"b": jnp.float32(0.5), "w": weights})
+    state = (state[0], optax.TraceState({"b": jnp.float32(0), "w": weights}))
+    ends = []
+    for donate in (True, False):
+        result = jm.run(
+            loss_fn,
+            optimizer,
+            params,
+            jm.full_batch(worker_data()),
+            8,
+            0,
+            chunk=4,
+            opt_state=state,
+            donate=donate,
+        )
+        ends.append(result)
+        assert not weights.is_deleted()
+        np.testing.assert_array_equal(weights, [1, -1, 0.25])
+        assert host == 0.5
+    for a, b in zip(*map(jax.tree.leaves, ends), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(("donate", "most"), [(True, 2), (False, 3)])
+def test_donation_saves_a_copy_of_the_parameters(donate, most, monkeypatch):
+    """While a chunk computes: the user's, the new ones, and else those before."""
+    from jaxmedian.training import run as module
+
+    counts, shape = [], (1237,)
+
+    def count_and_wait(row):
+        counts.append(sum(array.shape == shape for array in jax.live_arrays()))
+
+    monkeypatch.setattr(module, "wait_until_ready", count_and_wait)
+    jm.run(
+        lambda params, batch: 0.5 * jnp.mean(jnp.square(params - batch)),
+        jm.sign_sgd(RATE),
+        jnp.zeros(shape),
+        jm.full_batch(jnp.ones(3)),
+        6,
+        0,
+        chunk=2,
+        donate=donate,
+    )
+    assert max(counts) == most
+
+
+@pytest.mark.parametrize("donate", [True, False])
+def test_a_step_overwrites_what_it_is_given_only_if_asked(donate):
+    optimizer = optax.chain(jm.sign_sgd(RATE), optax.trace(0.9))
+    step = jm.make_step(loss_fn, optimizer, donate=donate)
+    params = jax.tree.map(jnp.copy, start())
+    state = optimizer.init(params)
+    step(params, state, worker_data())
+    for leaf in jax.tree.leaves((params, state)):
+        assert leaf.is_deleted() == donate
+
+
+# --- the loss -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_losses_of_16_bits_are_averaged_in_32(dtype):
+    """1,001 losses of 100 add up beyond float16; 300 ones stall bfloat16 at 256."""
+    for count, value in ((1001, 100), (300, 1)):
+
+        def loss(params, batch):
+            return (params * 0 + batch).astype(dtype)
+
+        optimizer = jm.sign_sgd(0.1)
+        params = jnp.zeros((), dtype)
+        batch = jnp.full(count, value, dtype)
+        step = jm.make_step(loss, optimizer)
+        _, _, metrics = step(params, optimizer.init(params), batch)
+        assert metrics["loss"].dtype == jnp.float32
+        assert float(metrics["loss"]) == value
+
+
+def test_the_optimizer_gets_the_mean_loss_of_those_present():
+    """As `value`, unless the caller gives one."""
+
+    def update(updates, state, params=None, *, value, **extra_args):
+        del params, extra_args
+        return updates, value
+
+    keep = optax.GradientTransformationExtraArgs(lambda params: jnp.float32(0), update)
+    optimizer = optax.chain(jm.median_sgd(RATE), keep)
+    batch, mask = worker_data(), np.array([True, False, True, True, False])
+    step = jm.make_step(loss_fn, optimizer)
+    losses, _ = slow_losses_and_grads(start(), batch)
+    state = optimizer.init(start())
+    seen = [
+        step(start(), state, batch, **arguments)[1][-1]
+        for arguments in ({}, {"worker_mask": mask}, {"value": jnp.float32(7)})
+    ]
+    expected = [losses.mean(), losses[mask].mean(), 7]
+    np.testing.assert_allclose(seen, expected, rtol=1e-5)
+
+
+def test_reduce_on_plateau_works_in_a_run():
+    """A constant loss: the first step sets the best, then two more halve the scale."""
+
+    def constant(params, batch):
+        return jnp.mean(batch["y"]) + 0 * params["b"]
+
+    optimizer = optax.chain(
+        jm.sign_sgd(RATE),
+        optax.contrib.reduce_on_plateau(factor=0.5, patience=2),
+    )
+    batches = jm.full_batch(worker_data())
+    with jax.numpy_dtype_promotion("standard"):
+        for run in (jm.run, jm.run_pure):
+            result = run(constant, optimizer, start(), batches, 5, 0)
+            assert float(result.opt_state[-1].scale) == 0.25
+        with pytest.raises(TypeError, match="`worker_chunk` is known only after"):
+            jm.run(constant, optimizer, start(), batches, 5, 0, worker_chunk=2)
 
 
 # --- errors ---------------------------------------------------------------------------
