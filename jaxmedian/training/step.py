@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmedian.kernels.precision import working_dtype
+from jaxmedian.kernels.rows import working_dtype
 from jaxmedian.workers import collectives
 from jaxmedian.workers.collectives import AxisName
 from jaxmedian.workers.gradients import LossFn, worker_value_and_grads
