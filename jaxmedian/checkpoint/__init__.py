@@ -21,7 +21,6 @@ do not: give them the words of the keys, and wrap what they return.
         return jax.random.wrap_key_data(leaf) if is_key else leaf
 """
 
-import contextlib
 import dataclasses
 import os
 from collections.abc import Mapping
@@ -111,9 +110,8 @@ def restore(folder: Folder | Path, state: Any) -> tuple[int, Any]:
         ``(params, opt_state)``.
       state: a tree of arrays like the one saved, for instance the state at step 0. Each
         array comes back with the dtype, the devices and the sharding it has there;
-        a Python number as one, with all its digits; a NumPy array as one of JAX, or of
-        NumPy where JAX would round it, as 64-bit numbers without
-        ``jax_enable_x64``.
+        a Python number as one, with all its digits; a NumPy array as one of JAX, but of
+        NumPy if its numbers have 64 bits, which JAX by default would round.
 
     Returns:
       ``(step, state)``; ``(0, state)``, as given, if the folder holds no checkpoint.
@@ -174,7 +172,12 @@ def read_state(store: Store, step: int, state: Any, notes: Mapping[str, Any]) ->
 
 def _describe(state: Any) -> list[list[Any]]:
     """Lists path, shape and dtype of every leaf, as JSON keeps them."""
-    return [[name, [*leaf.shape], str(leaf.dtype)] for name, leaf in _leaves(state)]
+    return [[name, [*leaf.shape], _type_of(leaf)] for name, leaf in _leaves(state)]
+
+
+def _type_of(leaf: jax.Array | np.ndarray) -> str:
+    """Names a dtype, and whether the bytes are NumPy's."""
+    return f"{'numpy ' * isinstance(leaf, np.ndarray)}{leaf.dtype}"
 
 
 def _leaves(state: Any) -> list[tuple[str, jax.Array | np.ndarray]]:
@@ -197,11 +200,10 @@ def _as_array(name: str, leaf: Any) -> jax.Array | np.ndarray:
         )
     if _is_number(leaf):
         return array
-    with contextlib.suppress(TypeError):
-        if jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype:
-            on_device = jnp.asarray(array)
-            return on_device if on_device.dtype == array.dtype else array
-    return array
+    most = 8 if array.dtype.kind == "c" else 4  # bytes a number of JAX's by default
+    if not array.dtype.isnative or array.dtype.itemsize > most:
+        return array
+    return jnp.asarray(array)
 
 
 def _is_number(leaf: Any) -> bool:

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmedian.kernels.rows import working_dtype
 from jaxmedian.workers import collectives
 from jaxmedian.workers.collectives import AxisName
 from jaxmedian.workers.gradients import LossFn, worker_value_and_grads
@@ -172,7 +171,7 @@ def _mean_of_present(
     losses: jax.Array, worker_mask: jax.Array | None, axis_name: AxisName | None
 ) -> jax.Array:
     """Takes the mean in float32 at least: 16 bits overflow, and count to 256 only."""
-    losses = losses.astype(working_dtype(losses.dtype))
+    losses = losses.astype(np.promote_types(losses.dtype, np.float32))
     present = jnp.ones_like(losses, bool) if worker_mask is None else worker_mask
     total = jnp.sum(jnp.where(present, losses, jnp.zeros_like(losses)))
     count = jnp.sum(present, dtype=losses.dtype)

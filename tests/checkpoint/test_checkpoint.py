@@ -497,12 +497,18 @@ def test_numbers_that_jax_would_round_come_back_whole(tmp_path):
     assert types == [int, int, float, bool, complex]
 
 
-def test_wide_numbers_are_arrays_of_jax_where_it_can_hold_them(tmp_path):
-    jm.checkpoint.save(tmp_path, 1, np.float64(0.1))
+def test_wide_numbers_are_numpys_with_and_without_x64(tmp_path):
+    jm.checkpoint.save(tmp_path / "numpy", 1, np.float64(0.1))
     with enable_x64(True):
-        _, read = jm.checkpoint.restore(tmp_path, np.float64(0))
-        assert isinstance(read, jax.Array)
+        _, read = jm.checkpoint.restore(tmp_path / "numpy", np.float64(0))
+        assert isinstance(read, np.ndarray)
         assert float(read) == 0.1
+        jm.checkpoint.save(tmp_path / "jax", 1, jnp.float64(0.1))
+        assert jm.checkpoint.restore(tmp_path / "jax", jnp.float64(0))[1] == 0.1
+    with pytest.raises(
+        ValueError, match=r"is float64 \(\) there, numpy float64 \(\) h"
+    ):
+        jm.checkpoint.restore(tmp_path / "jax", np.float64(0))
 
 
 @pytest.mark.parametrize("leaf", ["text", b"bytes", np.datetime64("2020-01-01"), 2**70])
