@@ -9,6 +9,7 @@ run may go on with another learning rate, and so is how workers are placed and r
 import dataclasses
 import functools
 import hashlib
+import inspect
 import types
 from typing import Any
 
@@ -73,15 +74,46 @@ def transforms_in(optimizer: optax.GradientTransformation) -> list[Transform]:
     return reader.transforms
 
 
+def takes_value(optimizer: optax.GradientTransformation) -> bool:
+    """Returns whether a transform in a chain may read the loss, ``value``.
+
+    >>> import optax, jaxmedian as jm
+    >>> plateau = optax.chain(jm.median_sgd(0.1), optax.contrib.reduce_on_plateau())
+    >>> takes_value(jm.median_sgd(0.1)), takes_value(plateau)
+    (False, True)
+    """
+    reader = _Reader()
+    reader.read_update(optimizer.update)
+    return any(_may_read_value(update) for update in reader.updates)
+
+
+def _may_read_value(update: Any) -> bool:
+    """Trusts the signatures of optax and our own; what they build later may read it."""
+    module = str(getattr(update, "__module__", ""))
+    if "inject_hyperparams" in getattr(update, "__qualname__", ""):
+        return True
+    parameters = inspect.signature(update).parameters.values()
+    return any(
+        parameter.name == "value"
+        or (
+            parameter.kind is inspect.Parameter.VAR_KEYWORD
+            and module.split(".")[0] not in ("optax", "jaxmedian")
+        )
+        for parameter in parameters
+    )
+
+
 class _Reader:
     """Collects the transforms that are reached from an update function."""
 
     def __init__(self) -> None:
         self.transforms: list[Transform] = []
+        self.updates: list[Any] = []
         self._seen: set[int] = set()  # functions may hold themselves
 
     def read_update(self, update: Any) -> None:
         """Notes the transform an update function belongs to, and those inside it."""
+        self.updates.append(update)
         options: dict[str, str | bool] = {}
         inside: list[Any] = []
         held = self._parts_of(update)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxmedian.training.identity import takes_value
 from jaxmedian.workers import collectives
 from jaxmedian.workers.collectives import AxisName
 from jaxmedian.workers.gradients import LossFn, worker_value_and_grads
@@ -117,6 +118,7 @@ def build_proposal(
             loss_fn, has_aux=has_aux, axis_name=axis_name, worker_chunk=worker_chunk
         )
     _check_optimizer(optimizer)
+    wants_loss = takes_value(optimizer)
     optimizer = optax.with_extra_args_support(optimizer)
 
     def propose(params: Any, opt_state: Any, batch: Any, **extra_args: Any) -> Proposal:
@@ -125,8 +127,10 @@ def build_proposal(
             value, grads = value_and_grads(params, batch)
             losses = value[0] if has_aux else value
             loss = _mean_of_present(losses, worker_mask, axis_name)
+            if wants_loss:
+                extra_args = {"value": loss, **extra_args}
             updates, new_state = optimizer.update(
-                grads, opt_state, params, **{"value": loss, **extra_args}
+                grads, opt_state, params, **extra_args
             )
         else:
             stream = stream_of(params, batch)
