@@ -38,6 +38,7 @@ PARTICIPANTS = np.uint32(3 * 2**30 + 5)
 HOSTILE_NOISE = np.uint32(3 * 2**30 + 6)  # what an attack draws
 LOSS_KEYS = np.uint32(3 * 2**30 + 7)  # keys handed to losses, such as for dropout
 COORDINATES = np.uint32(3 * 2**30 + 8)  # which coordinates diagnostics look at
+RUN = np.uint32(3 * 2**30 + 9)  # what a run hands to the functions that serve it
 
 Key = Any  # a typed key, a legacy key, or an int
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmedian import diagnostics
+from jaxmedian.noise import keys
 from jaxmedian.training.step import Proposal, build_proposal
 from jaxmedian.workers.gradients import LossFn
 
@@ -59,7 +60,8 @@ def build_chunk(
         stop: jax.Array | int,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         def propose_step(number: jax.Array, state: TrainState) -> Proposal:
-            step_key = jax.random.fold_in(key, number)
+            run_key = jax.random.fold_in(key, keys.RUN)
+            step_key = jax.random.fold_in(run_key, number)
             extra_args = feed.extra_args(step_key, number)
             return propose(*state, feed.next_batch(step_key, number), **extra_args)
 

@@ -102,10 +102,11 @@ def run(
         like, unless ``extra_args`` gives another.
       params: initial parameters. The run works on copies: these arrays live on.
       next_batch: ``next_batch(key, step) -> batch [M, ...]``, traced. Its key is
-        already the step's own, ``fold_in(key, step)``. See `jaxmedian.full_batch`,
+        already the step's own, ``fold_in(fold_in(key, noise.keys.RUN), step)``: one
+        seed may serve the optimizer too. See `jaxmedian.full_batch`,
         `jaxmedian.mini_batches` and `jaxmedian.epochs`, whose key is its own.
       num_steps: the step at which the run ends, >= 0.
-      key: of the batches; the optimizer's noise has its own.
+      key: of the batches; the optimizer's noise has its own branches of it, or its own.
       chunk: steps between two measurements, >= 1.
       metrics: functions ``(params, grads, updates) -> {name: scalar or array}``,
         evaluated at each chunk edge beside "loss" and those of
