@@ -11,6 +11,7 @@ of values above 1e19 overflow float32 to inf.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ Dispersion = Callable[[jax.Array, jax.Array | None], jax.Array]
 
 
 def mean_square(rows: jax.Array, present: jax.Array | None) -> jax.Array:
-    """Computes the mean square of each coordinate.
+    """Computes the mean square of each coordinate; NaN where there is no value.
 
     Args:
       rows: floating point ``[M, d]``, M >= 1.
@@ -31,17 +32,25 @@ def mean_square(rows: jax.Array, present: jax.Array | None) -> jax.Array:
     Returns:
       ``[d]``, float32 (float64 for float64).
     """
-    return _mean_of(rows, present, jnp.square)
+    total, number = _sums(rows, present, lambda row: jnp.square(row))
+    return total / number
 
 
 def standard_deviation(rows: jax.Array, present: jax.Array | None) -> jax.Array:
     """Computes the standard deviation of each coordinate, with divisor n.
 
-    Two passes: squares of values far from 0 would cancel in one. Shapes as in
-    `mean_square`.
+    Two passes: distances are taken from the largest value, since squares of values far
+    from 0 would cancel, and are exactly 0 where all agree. Shapes as in `mean_square`.
     """
-    mean = _mean_of(rows, present, lambda row: row)
-    return jnp.sqrt(_mean_of(rows, present, lambda row: jnp.square(row - mean)))
+    largest = _largest(rows, present, 1)
+
+    def distance_and_square(row: jax.Array) -> tuple[jax.Array, jax.Array]:
+        away = largest - row
+        return away, jnp.square(away)
+
+    (total, squares), number = _sums(rows, present, distance_and_square)
+    n = jnp.maximum(number, 1)
+    return jnp.sqrt(jnp.maximum(squares / n - jnp.square(total / n), 0))
 
 
 def extent(rows: jax.Array, present: jax.Array | None) -> jax.Array:
@@ -49,19 +58,7 @@ def extent(rows: jax.Array, present: jax.Array | None) -> jax.Array:
 
     Shapes as in `mean_square`.
     """
-    wide = working_dtype(rows.dtype)
-
-    def furthest(sign: int) -> jax.Array:
-        """Returns the largest of sign * g; -inf where there is none."""
-        result = None
-        for worker in range(rows.shape[0]):
-            counted = _is_counted(rows[worker], worker, present)
-            row = jnp.where(counted, sign * rows[worker].astype(wide), -jnp.inf)
-            result = row if result is None else jnp.maximum(result, row)
-        assert result is not None
-        return result
-
-    width = furthest(1) + furthest(-1)
+    width = _largest(rows, present, 1) + _largest(rows, present, -1)
     return jnp.where(width >= 0, width, 0)
 
 
@@ -77,21 +74,30 @@ def median_deviation(rows: jax.Array, present: jax.Array | None) -> jax.Array:
     return median_of_rows(away, noise=None, even="midpoint", present=present)
 
 
-def _mean_of(
-    rows: jax.Array,
-    present: jax.Array | None,
-    of_row: Callable[[jax.Array], jax.Array],
-) -> jax.Array:
-    """Averages ``of_row`` over the finite values present; 0 where there are none."""
+def _largest(rows: jax.Array, present: jax.Array | None, sign: int) -> jax.Array:
+    """Returns the largest of sign * g of each coordinate; -inf where there is none."""
+    wide = working_dtype(rows.dtype)
+    result = jnp.full_like(rows[0], -jnp.inf, dtype=wide)
+    for worker in range(rows.shape[0]):
+        counted = _is_counted(rows[worker], worker, present)
+        row = jnp.where(counted, sign * rows[worker].astype(wide), -jnp.inf)
+        result = jnp.maximum(result, row)
+    return result
+
+
+def _sums(
+    rows: jax.Array, present: jax.Array | None, of_row: Callable[[jax.Array], Any]
+) -> tuple[Any, jax.Array]:
+    """Adds up ``of_row`` over the finite values present, and counts them."""
     wide = working_dtype(rows.dtype)
 
-    def term(worker: int | jax.Array) -> tuple[jax.Array, jax.Array]:
+    def term(worker: int | jax.Array) -> tuple[Any, jax.Array]:
         counted = _is_counted(rows[worker], worker, present)
-        value = of_row(rows[worker].astype(wide))
-        return jnp.where(counted, value, 0), counted.astype(wide)
+        values = of_row(rows[worker].astype(wide))
+        kept = jax.tree.map(lambda value: jnp.where(counted, value, 0), values)
+        return kept, counted.astype(wide)
 
-    total, number = add_up(term, rows.shape[0])
-    return total / jnp.maximum(number, 1)
+    return add_up(term, rows.shape[0])
 
 
 def _is_counted(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmedian.noise import Noise, keys
+from jaxmedian.transforms.draws import keeps_state
 from jaxmedian.transforms.median import coordinate_median
 from jaxmedian.transforms.vote import majority_vote
 from jaxmedian.workers.population import population_of
@@ -112,6 +113,11 @@ def perturbed_median(
     True
     """
     aggregator = coordinate_median(noise, key, even=even)
+    if keeps_state(noise):
+        raise ValueError(
+            '`perturbed_median` has no state, in which `per_coordinate(..., "rms")` '
+            'keeps running mean squares: use "sd", "range" or "mad".'
+        )
     return _aggregate(aggregator, "perturbed_median", x, axis, None)
 
 

@@ -50,13 +50,12 @@ def init_state(
 ) -> DrawState:
     """Returns the state of a transform that draws, before its first step."""
     state = keys.init_state(rng_key)
-    if not _runs(noise):
+    if not keeps_state(noise):
         return state
     if params is None:
         raise ValueError(
             '`per_coordinate(..., "rms")` keeps running mean squares like the '
-            "parameters: call `init(params)`. Plain arrays have no state: use "
-            '"sd", "range" or "mad" there.'
+            "parameters: call `init(params)`."
         )
 
     def zeros(leaf: Any) -> jax.Array:
@@ -209,7 +208,7 @@ def _number(name: str, value: Any, count: jax.Array) -> jax.Array:
     return jnp.abs(number)
 
 
-def _runs(noise: Noise | None) -> bool:
+def keeps_state(noise: Noise | None) -> bool:
     """Returns whether the scale of the noise has a state that runs along."""
     scale = None if noise is None else noise.scale
     return isinstance(scale, PerCoordinate) and scale.statistic == "rms"
