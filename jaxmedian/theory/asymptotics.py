@@ -8,8 +8,9 @@ import numpy as np
 
 from jaxmedian.noise import COUPLINGS, Noise
 from jaxmedian.noise.laws import LAWS
-from jaxmedian.theory import large_noise, median_law, systematic_median
+from jaxmedian.theory import median_law
 from jaxmedian.theory.arguments import choice, middle_ranks, positive_integer
+from jaxmedian.theory.numerics import large_noise, systematic_median
 
 
 def bias_coefficient(law_name: str, num_workers: int) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxmedian.noise import Noise
 from jaxmedian.noise.laws import LAWS, Law
-from jaxmedian.theory import median_law, middle_pair, order_statistics
+from jaxmedian.theory import median_law
 from jaxmedian.theory.arguments import (
     Array,
     Result,
@@ -25,9 +25,10 @@ from jaxmedian.theory.arguments import (
     standardised,
     worker_values,
 )
-from jaxmedian.theory.poisson_binomial import all_but_one
-from jaxmedian.theory.quadrature import gauss_legendre, integrate
-from jaxmedian.theory.systematic_median import middle_workers
+from jaxmedian.theory.numerics import middle_pair, order_statistics
+from jaxmedian.theory.numerics.poisson_binomial import all_but_one
+from jaxmedian.theory.numerics.quadrature import gauss_legendre, integrate
+from jaxmedian.theory.numerics.systematic_median import middle_workers
 
 _TOLERANCE = 1e-13
 

@@ -28,7 +28,7 @@ import numpy as np
 
 from jaxmedian.noise import Noise, Relative
 from jaxmedian.noise.laws import LAWS, Law
-from jaxmedian.theory import median_law, order_statistics, systematic, systematic_median
+from jaxmedian.theory import median_law
 from jaxmedian.theory.arguments import (
     Array,
     Result,
@@ -38,6 +38,7 @@ from jaxmedian.theory.arguments import (
     shaped,
     worker_values,
 )
+from jaxmedian.theory.numerics import order_statistics, systematic, systematic_median
 from jaxmedian.theory.votes import VoteProbability, outcome_laws
 
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from jaxmedian.noise import Noise
 from jaxmedian.noise.laws import LAWS, Law
-from jaxmedian.theory import order_statistics, systematic
 from jaxmedian.theory.arguments import (
     Array,
     Result,
@@ -22,7 +21,8 @@ from jaxmedian.theory.arguments import (
     standardised,
     worker_values,
 )
-from jaxmedian.theory.poisson_binomial import all_but_one
+from jaxmedian.theory.numerics import order_statistics, systematic
+from jaxmedian.theory.numerics.poisson_binomial import all_but_one
 
 
 def median_cdf(values: Any, noise: Noise, t: Any, even: str = "midpoint") -> Result:

@@ -13,13 +13,6 @@ import numpy as np
 
 from jaxmedian.noise import Noise
 from jaxmedian.noise.laws import LAWS, Law
-from jaxmedian.theory import (
-    large_noise,
-    middle_pair,
-    order_statistics,
-    systematic,
-    systematic_median,
-)
 from jaxmedian.theory.arguments import (
     Array,
     Result,
@@ -28,6 +21,13 @@ from jaxmedian.theory.arguments import (
     shaped,
     standardised,
     worker_values,
+)
+from jaxmedian.theory.numerics import (
+    large_noise,
+    middle_pair,
+    order_statistics,
+    systematic,
+    systematic_median,
 )
 
 _MOST_EVEN_WORKERS = 200

@@ -21,12 +21,12 @@ from jaxmedian.theory.arguments import (
     shaped,
     worker_values,
 )
-from jaxmedian.theory.exact_regime import (
+from jaxmedian.theory.numerics.exact_regime import (
     law_known_from,
     mean_exact_from,
     vote_exact_from,
 )
-from jaxmedian.theory.systematic_median import exact_moments
+from jaxmedian.theory.numerics.systematic_median import exact_moments
 
 RULES = ("median", "vote")
 _ROUNDING = 1 - 1e-12  # b equal to the threshold up to rounding counts as beyond it
@@ -58,7 +58,7 @@ def unbiased_scale(
     Raises:
       ValueError: for an unknown law or rule, or a vote with an even M or another law.
 
-    Reference: ours; proofs in `jaxmedian.theory.exact_regime`.
+    Reference: ours; proofs in `jaxmedian.theory.numerics.exact_regime`.
 
     >>> print(f"{unbiased_scale([1, 2, 10], 'uniform', 'vote'):.6f}")
     17.320508
@@ -113,7 +113,7 @@ def unbiased_vote(values: Any, noise: Noise) -> Result:
     """Computes E[vote] = M mean(u) / (sqrt(3) b) of the systematic uniform vote.
 
     The same number as plus - minus of `vote_probability`, where b is at least
-    `unbiased_scale`; proof in `jaxmedian.theory.exact_regime`.
+    `unbiased_scale`; proof in `jaxmedian.theory.numerics.exact_regime`.
 
     Args:
       values: u, [M] or [M, ...], worker axis first, M odd.

@@ -13,7 +13,6 @@ import numpy as np
 
 from jaxmedian.noise import Noise
 from jaxmedian.noise.laws import LAWS
-from jaxmedian.theory import systematic
 from jaxmedian.theory.arguments import (
     Array,
     Result,
@@ -22,7 +21,8 @@ from jaxmedian.theory.arguments import (
     standardised,
     worker_values,
 )
-from jaxmedian.theory.poisson_binomial import count_coefficient, count_tails
+from jaxmedian.theory.numerics import systematic
+from jaxmedian.theory.numerics.poisson_binomial import count_coefficient, count_tails
 
 
 class VoteProbability(NamedTuple):
@@ -46,7 +46,7 @@ def vote_probability(
 
     Independent noise: tails of PoissonBinomial(H(u_1 / b), ..., H(u_M / b)), with a
     small relative error even where they are tiny. Systematic noise: exact for every M,
-    see `jaxmedian.theory.systematic`, with an absolute error of about 1e-15.
+    see `jaxmedian.theory.numerics.systematic`, with an absolute error of about 1e-15.
 
     Args:
       values: u, [M] or [M, ...], worker axis first.

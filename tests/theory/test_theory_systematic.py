@@ -8,6 +8,7 @@ import pytest
 
 from jaxmedian import theory
 from jaxmedian.noise import Noise
+from jaxmedian.theory.numerics.systematic import arc_counts, at_least
 
 LAWS = ("gaussian", "laplace", "logistic", "uniform")
 
@@ -88,9 +89,7 @@ def test_the_votes_of_a_skewed_majority():
 def test_the_expected_count_does_not_depend_on_the_coupling():
     values, law = asymmetric(5, 9), "logistic"
     noise = Noise(law, 0.8, "systematic")
-    counts = [
-        theory.systematic.at_least(noise.cdf(values / 0.8), k) for k in range(1, 6)
-    ]
+    counts = [at_least(noise.cdf(values / 0.8), k) for k in range(1, 6)]
     assert sum(counts) == pytest.approx(noise.cdf(values / 0.8).sum(), rel=1e-13)
 
 
@@ -243,7 +242,7 @@ def mean_around_the_circle(values, noise, permutation):
     low, high = values.min() - edge * noise.scale, values.max() + edge * noise.scale
     t = np.linspace(low, high, 20_001)
     below = [
-        theory.systematic.arc_counts(p, permutation)[majority:].sum()
+        arc_counts(p, permutation)[majority:].sum()
         for p in noise.cdf((t[:, None] - values) / noise.scale)
     ]
     return high - np.trapezoid(below, t)

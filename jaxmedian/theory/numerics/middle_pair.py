@@ -19,14 +19,14 @@ import numpy as np
 
 from jaxmedian.noise.laws import Law
 from jaxmedian.theory.arguments import Array
-from jaxmedian.theory.order_statistics import (
+from jaxmedian.theory.numerics.order_statistics import (
     NEGLIGIBLE,
     interval,
     kinks_between,
     tails,
 )
-from jaxmedian.theory.poisson_binomial import count_coefficient
-from jaxmedian.theory.quadrature import gauss_legendre, triangle_weights
+from jaxmedian.theory.numerics.poisson_binomial import count_coefficient
+from jaxmedian.theory.numerics.quadrature import gauss_legendre, triangle_weights
 
 _ORDER = 10
 _WIDEST = 1.5  # logistic CDFs have poles at a distance of sqrt(3)

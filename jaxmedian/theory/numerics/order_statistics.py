@@ -13,8 +13,8 @@ import numpy as np
 
 from jaxmedian.noise.laws import Law
 from jaxmedian.theory.arguments import Array
-from jaxmedian.theory.poisson_binomial import count_tails
-from jaxmedian.theory.quadrature import (
+from jaxmedian.theory.numerics.poisson_binomial import count_tails
+from jaxmedian.theory.numerics.quadrature import (
     ORDER,
     Panels,
     integrate,

@@ -16,8 +16,8 @@ import numpy as np
 
 from jaxmedian.noise.laws import Law
 from jaxmedian.theory.arguments import Array, standardised
-from jaxmedian.theory.exact_regime import law_known_from, mean_exact_from
-from jaxmedian.theory.quadrature import gauss_legendre
+from jaxmedian.theory.numerics.exact_regime import law_known_from, mean_exact_from
+from jaxmedian.theory.numerics.quadrature import gauss_legendre
 
 MOST_ENUMERATED = 8
 _NEGLIGIBLE = 1e-22

@@ -20,9 +20,9 @@ import scipy.special
 
 from jaxmedian.noise.laws import Law
 from jaxmedian.theory.arguments import Array
-from jaxmedian.theory.order_statistics import reach
-from jaxmedian.theory.poisson_binomial import count_tails
-from jaxmedian.theory.quadrature import gauss_legendre
+from jaxmedian.theory.numerics.order_statistics import reach
+from jaxmedian.theory.numerics.poisson_binomial import count_tails
+from jaxmedian.theory.numerics.quadrature import gauss_legendre
 
 _TOP = 7  # highest order of e kept: the relative error is about max|e|^6
 _SERIES_LIMIT = 0.02  # up to which max|e| the series is used
