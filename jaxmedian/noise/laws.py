@@ -6,7 +6,8 @@ are the forms the kernels use on a centred uniform t in (-1, 1), H^{-1}((1 + t) 
 P(|xi| > a): elementwise, built from operations that XLA fuses, and (for ``sample``)
 written with ``log`` of the exactly representable 1 - t and 1 + t or of their product,
 which compiles to the same bits in every program. The scale b of the noise is not known
-here.
+here. The last fields are what `jaxmedian.theory` needs beyond that; for a smooth law
+their defaults do, so that a new one is a single row.
 """
 
 from collections.abc import Callable
@@ -23,6 +24,7 @@ _LOGISTIC_SCALE = _SQRT3 / float(np.pi)  # of a logistic law with variance 1
 
 Array = Any  # a NumPy or a JAX array
 Function = Callable[[Array], Array]
+Derivatives = Callable[[Array, int], list[Array]]
 
 
 class Law(NamedTuple):
@@ -38,7 +40,14 @@ class Law(NamedTuple):
       tail: a >= 0, float32 -> P(|xi| > a), traced, with a small *relative* error where
         it is above 2^-23, the least 1 + t there is.
       bound: the law lives on [-bound, bound].
-      kinks: points where the density is not smooth.
+      kinks: points where the density is not smooth, sorted.
+      derivatives: (z >= 0, top) -> h(z), h'(z), ..., the derivative of order ``top``,
+        NumPy float64, from the right at a kink. None: by interpolation, for a density
+        without kinks that is analytic within 1 of the real line.
+      curvature: small x -> H(x) - 1/2 - h(0) x, NumPy float64, to a small relative
+        error, if 0 is a kink; without it, or with kinks elsewhere, the bias of a median
+        under very large noise is accurate to a rounding of b only.
+      is_flat: the law is the uniform one on [-bound, bound].
     """
 
     name: str
@@ -49,6 +58,9 @@ class Law(NamedTuple):
     tail: Function
     bound: float
     kinks: tuple[float, ...]
+    derivatives: Derivatives | None = None
+    curvature: Function | None = None
+    is_flat: bool = False
 
 
 def _host_or_device(x: Array) -> tuple[Array, ModuleType, Any]:
@@ -84,6 +96,14 @@ def _gaussian_pdf(x: Array) -> Array:
 def _gaussian_quantile(p: Array) -> Array:
     p, _, special = _host_or_device(p)
     return special.ndtri(p)
+
+
+def _gaussian_derivatives(z: Array, top: int) -> list[Array]:
+    found = [_gaussian_pdf(z)]
+    for j in range(top):  # h' = -z h, differentiated j times
+        lower = j * found[j - 1] if j else 0.0
+        found.append(-z * found[j] - lower)
+    return found
 
 
 # Giles, "Approximating the erfinv function" (2010), single precision: erfinv(t) =
@@ -152,6 +172,18 @@ def _laplace_pdf(x: Array) -> Array:
     return xp.exp(-_SQRT2 * xp.abs(x)) / _SQRT2
 
 
+def _laplace_derivatives(z: Array, top: int) -> list[Array]:
+    return [(-_SQRT2) ** j * _laplace_pdf(z) for j in range(top + 1)]
+
+
+def _laplace_curvature(x: Array) -> Array:
+    y = _SQRT2 * np.abs(x)
+    series = np.ones_like(y)  # exp(-y) - 1 + y = y^2 / 2 (1 - y / 3 (1 - y / 4 (...)))
+    for k in range(12, 2, -1):
+        series = 1 - y * series / k
+    return np.copysign(0.25 * y * y * series, -x)
+
+
 def _laplace_quantile(p: Array) -> Array:
     p, xp, _ = _host_or_device(p)
     with np.errstate(divide="ignore"):
@@ -182,6 +214,16 @@ def _logistic_pdf(x: Array) -> Array:
     return rise * special.expit(-x / _LOGISTIC_SCALE) / _LOGISTIC_SCALE
 
 
+def _logistic_derivatives(z: Array, top: int) -> list[Array]:
+    # h = c S (1 - S), with the survival function S, S' = -h and c = pi / sqrt(3).
+    density = np.polynomial.Polynomial([0, 1, -1]) / _LOGISTIC_SCALE
+    survival, derivative, found = _logistic_cdf(-z), density, []
+    for _ in range(top + 1):
+        found.append(derivative(survival))
+        derivative = -derivative.deriv() * density
+    return found
+
+
 def _logistic_quantile(p: Array) -> Array:
     p, _, special = _host_or_device(p)
     return _LOGISTIC_SCALE * special.logit(p)
@@ -208,6 +250,10 @@ def _uniform_pdf(x: Array) -> Array:
     return xp.where(xp.abs(x) <= _SQRT3, 0.5 / _SQRT3, 0.0)
 
 
+def _uniform_derivatives(z: Array, top: int) -> list[Array]:
+    return [_uniform_pdf(z), *[np.zeros(np.shape(z))] * top]
+
+
 def _uniform_quantile(p: Array) -> Array:
     p, _, _ = _host_or_device(p)
     return _SQRT3 * (2 * p - 1)
@@ -230,6 +276,7 @@ GAUSSIAN = Law(
     tail=_gaussian_tail,
     bound=float("inf"),
     kinks=(),
+    derivatives=_gaussian_derivatives,
 )
 LAPLACE = Law(
     "laplace",
@@ -240,6 +287,8 @@ LAPLACE = Law(
     tail=_laplace_tail,
     bound=float("inf"),
     kinks=(0.0,),
+    derivatives=_laplace_derivatives,
+    curvature=_laplace_curvature,
 )
 LOGISTIC = Law(
     "logistic",
@@ -250,6 +299,7 @@ LOGISTIC = Law(
     tail=_logistic_tail,
     bound=float("inf"),
     kinks=(),
+    derivatives=_logistic_derivatives,
 )
 UNIFORM = Law(
     "uniform",
@@ -260,6 +310,8 @@ UNIFORM = Law(
     tail=_uniform_tail,
     bound=_SQRT3,
     kinks=(-_SQRT3, _SQRT3),
+    derivatives=_uniform_derivatives,
+    is_flat=True,
 )
 
 LAWS = {law.name: law for law in (GAUSSIAN, LAPLACE, LOGISTIC, UNIFORM)}

@@ -17,15 +17,7 @@ from jaxmedian.noise import Noise
 from jaxmedian.noise.laws import LAWS, Law
 from jaxmedian.theory.arguments import positive_integer, real_number, scale_of
 from jaxmedian.theory.asymptotics import limit_variance
-
-# max |h'| of the unit laws: phi(1); 1 at the kink; (pi^2 / 3) / (6 sqrt 3) at p = (1 +
-# 1/sqrt 3) / 2; the uniform density is constant wherever `theorem5_bound` uses it.
-_STEEPEST = {
-    "gaussian": float(np.exp(-0.5) / np.sqrt(2 * np.pi)),
-    "laplace": 1.0,
-    "logistic": float(np.pi**2 / (18 * np.sqrt(3.0))),
-    "uniform": 0.0,
-}
+from jaxmedian.theory.numerics.derivatives import steepest_slope
 
 
 def theorem1_bound(
@@ -181,12 +173,12 @@ def theorem5_bound(
     d = positive_integer("num_coordinates", num_coordinates)
     smooth, initial = _problem(smoothness, initial_suboptimality)
     law, b, m, width = _noisy(noise, num_workers, spread)
-    sigma = float(np.sqrt(limit_variance(law.name, m)))
+    sigma = float(np.sqrt(limit_variance(noise.law, m)))
     peak = float(law.pdf(0.0))
-    a = m * width**2 * (_STEEPEST[law.name] + m * peak**2) / 8
+    a = m * width**2 * (steepest_slope(law) + m * peak**2) / 8
     needed = float(np.sqrt(6 * a))
-    if law.name == "uniform":
-        needed = max(needed, width / (np.sqrt(3.0) - 2 * sigma / np.sqrt(3.0)))
+    if np.isfinite(law.bound):
+        needed = max(needed, width / (law.bound - 2 * sigma / np.sqrt(3.0)))
     if b < needed or b == 0:
         raise ValueError(
             f"`noise.scale` must be > 0 and >= {needed:.6g} for {m} workers and a "
@@ -257,7 +249,7 @@ def theorem6_bound(
             "`noise.scale` must be > 0; without noise use `theorem2_bound`."
         )
     d = positive_integer("num_coordinates", num_coordinates)
-    deviation = b * float(np.sqrt(limit_variance(law.name, m))) + width / 2
+    deviation = b * float(np.sqrt(limit_variance(noise.law, m))) + width / 2
     bias = min(width, m * float(law.pdf(0.0)) * width**2 / (2 * b))
     return theorem2_bound(
         learning_rate,

@@ -162,7 +162,7 @@ def _check_rule(rule: str, law: str, num_workers: int) -> None:
             f"`values` has {num_workers} workers; an exactly unbiased vote needs an "
             "odd number."
         )
-    if rule == "vote" and law != "uniform":
+    if rule == "vote" and not LAWS[law].is_flat:
         raise ValueError(
             f"`law` must be 'uniform' for an exactly unbiased vote; got {law!r}."
         )

@@ -50,7 +50,7 @@ def mean_exact_from(law: Law, num_workers: int, width: float) -> float:
     if num_workers <= 2 or width == 0:
         return 0.0
     pairs = 0.5 * width / float(law.quantile(0.5 + 1.0 / num_workers))
-    if law.name != "uniform":
+    if not law.is_flat:
         return pairs
     turning = width / (2 * np.sqrt(3.0)) * num_workers / ((num_workers + 1) // 2)
     return min(pairs, float(turning))

@@ -10,8 +10,8 @@ exactly
 with E_k the elementary symmetric polynomials. Only the part that is odd in e survives
 in bias = -b * int (F(z) + F(-z) - 1) dz over z > 0, and E_1 loses its leading term
 because the e_i sum to zero. Here the three regions are summed without any cancellation:
-where all densities are smooth (a series in e to order 7), around the kink of the
-Laplace law, and at the edges of the uniform law. The lower and the upper median of an
+where all densities are smooth (a series in e to order 7), around a kink at
+0, and at the edges of the uniform law. The lower and the upper median of an
 even number of workers have a bias of order b and do not need this file.
 """
 
@@ -20,6 +20,7 @@ import scipy.special
 
 from jaxmedian.noise.laws import Law
 from jaxmedian.theory.arguments import Array
+from jaxmedian.theory.numerics.derivatives import derivatives
 from jaxmedian.theory.numerics.order_statistics import reach
 from jaxmedian.theory.numerics.poisson_binomial import count_tails
 from jaxmedian.theory.numerics.quadrature import gauss_legendre
@@ -40,9 +41,12 @@ def applies(law: Law, num_workers: int, largest: Array) -> np.ndarray:
     With uniform noise and very many workers it never is: the bias is below one rounding
     of b there, and the sums are long.
     """
-    if law.name != "uniform":
-        return largest <= _SERIES_LIMIT
-    return largest <= (_EDGE_LIMIT if num_workers <= _EDGE_WORKERS else 0.0)
+    if law.is_flat:
+        return largest <= (_EDGE_LIMIT if num_workers <= _EDGE_WORKERS else 0.0)
+    at_zero = law.kinks == (0.0,) and law.curvature is not None
+    if law.kinks and not at_zero:
+        return np.zeros(largest.shape, bool)
+    return largest <= _SERIES_LIMIT
 
 
 def bias(law: Law, deviations: Array, scale: float, ranks: tuple[int, ...]) -> Array:
@@ -66,7 +70,7 @@ def bias(law: Law, deviations: Array, scale: float, ranks: tuple[int, ...]) -> A
 
 def _bias(law: Law, e: Array, ranks: tuple[int, ...]) -> Array:
     """Computes the bias over b for a few columns."""
-    if law.name == "uniform":
+    if law.is_flat:
         return np.array([_uniform_edges(law, column, ranks) for column in e.T])
     if not law.kinks:
         return _series(law, e, np.zeros(e.shape[1]), ranks)
@@ -81,7 +85,7 @@ def coefficient(law: Law, num_workers: int, ranks: tuple[int, ...]) -> float:
     by parts gives this one. A(H(z)) is the probability that the other M - 1 workers
     leave the decision to the last one, averaged over the ranks.
     """
-    if law.name == "uniform" and num_workers >= 5:
+    if law.is_flat and num_workers >= 5:
         return 0.0  # int A'' dz = [A'], and A' is 0 at both edges
     nodes, weights = _half_line(law, num_workers, np.zeros(1))
     p, s = law.cdf(nodes), law.cdf(-nodes)
@@ -123,9 +127,10 @@ def _log_choose(n: int, k: np.ndarray) -> Array:
 
 def _half_line(law: Law, num_workers: int, start: Array) -> tuple[Array, Array]:
     """Returns nodes and weights [C, N] on (start, Q), dense where the median is."""
-    end = reach(law, num_workers) if law.name != "uniform" else law.bound
+    end = reach(law, num_workers)
     dense = np.linspace(0, min(end, 16.0 / np.sqrt(num_workers)), 17)
-    edges = np.append(dense, np.linspace(dense[-1], end, 17)[1:])
+    kinks = [kink for kink in law.kinks if 0 < kink < end]
+    edges = np.union1d(dense, [*np.linspace(dense[-1], end, 17), *kinks])
     edges = start[:, None] + edges * (1 - start[:, None] / end)
     nodes, weights = gauss_legendre(edges[:, :-1], edges[:, 1:], _SERIES_ORDER)
     return nodes.reshape(len(start), -1), weights.reshape(len(start), -1)
@@ -174,24 +179,11 @@ def _multiply(a: Array, b: Array) -> Array:
 def _shift_series(law: Law, z: Array) -> list[Array]:
     """Returns (-1)^m h^(m-1)(z) / m! for m = 1.._TOP and z > 0."""
     factorials = scipy.special.factorial(np.arange(_TOP + 1))
-    density = law.pdf(z)
-    if law.name == "gaussian":
-        derivatives = [
-            (-1) ** j * density * scipy.special.eval_hermitenorm(j, z)
-            for j in range(_TOP)
-        ]
-    elif law.name == "laplace":
-        derivatives = [(-np.sqrt(2.0)) ** j * density for j in range(_TOP)]
-    else:  # logistic: h = c S (1 - S) with S' = -h, c = pi / sqrt(3)
-        factor = np.polynomial.Polynomial([0, 1, -1]) * (np.pi / np.sqrt(3.0))
-        polynomial, derivatives = factor, []
-        for _ in range(_TOP):
-            derivatives.append(polynomial(law.cdf(-z)))
-            polynomial = -polynomial.deriv() * factor
-    return [(-1) ** m * derivatives[m - 1] / factorials[m] for m in range(1, _TOP + 1)]
+    found = derivatives(law, z, _TOP - 1)
+    return [(-1) ** m * found[m - 1] / factorials[m] for m in range(1, _TOP + 1)]
 
 
-# --- around the kink of the Laplace law -----------------------------------------------
+# --- around a kink at 0 ---------------------------------------------------------------
 
 
 def _around_kink(law: Law, e: Array, ranks: tuple[int, ...]) -> float:
@@ -215,7 +207,10 @@ def _near_kink(law: Law, e: Array, z: Array, ranks: tuple[int, ...]) -> Array:
     of the two signs; for k >= 3 the difference is as large as its terms.
     """
     num_workers = len(e)
-    here, behind, ahead = (_curvature(x) for x in (z, z - e[:, None], z + e[:, None]))
+    if law.curvature is None:
+        raise ValueError(f"The row of {law.name} needs its `curvature` at the kink.")
+    here = law.curvature(z)
+    behind, ahead = law.curvature(z - e[:, None]), law.curvature(z + e[:, None])
     slope = law.pdf(0.0) * e[:, None]
     plus, minus = behind - here - slope, ahead - here + slope
     odd, even = behind - ahead - 2 * slope, behind + ahead - 2 * here
@@ -228,15 +223,6 @@ def _near_kink(law: Law, e: Array, z: Array, ranks: tuple[int, ...]) -> Array:
     for k in range(1, min(_TOP, num_workers) + 1):
         total += _taylor(p, s, num_workers, k, ranks) * differences[k]
     return total
-
-
-def _curvature(x: Array) -> Array:
-    """Computes H(x) - 1/2 - h(0) x of the Laplace law for small |x|, as a series."""
-    y = np.sqrt(2.0) * np.abs(x)
-    series = np.ones_like(y)  # exp(-y) - 1 + y = y^2 / 2 (1 - y / 3 (1 - y / 4 (...)))
-    for k in range(12, 2, -1):
-        series = 1 - y * series / k
-    return np.copysign(0.25 * y * y * series, -x)
 
 
 def _elementary(x: Array, top: int) -> Array:

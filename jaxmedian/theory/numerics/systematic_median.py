@@ -195,7 +195,7 @@ def _crossings(law: Law, offsets: Array, slots: np.ndarray) -> tuple[np.ndarray,
     """
     num_workers = len(offsets)
     none = np.zeros(0, int), np.zeros(0)
-    if law.name == "uniform":
+    if law.is_flat:
         return none  # the quantile function is linear: curves of two slots are parallel
     order = np.argsort(offsets, kind="stable")
     low, high = (order[side] for side in np.triu_indices(num_workers, 1))
