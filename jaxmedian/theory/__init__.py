@@ -49,8 +49,12 @@ schedules; they are asymptotic, for b well above the spread of the values.
 | noisy medianSGD | b ~ T^(1/6), rate T^(-1/3) (Theorem 6) | T^(1/10), rate T^(-2/5) |
 | bounds | Theorems 1 and 2 | the constants of Theorems 5 and 6 |
 | quadratics | the counterexample (Fig. 1) | rest points, and an AR(1) process |
+| weighted workers | - | power indices, not the weighted mean |
 | hostile workers | named (Remarks) | exact shifts and votes, the best b against f |
-| systematic noise | - | all of it: exact laws, and no bias beyond a finite b |
+| systematic noise | - | exact laws; no bias beyond a finite b (vote: uniform law) |
+
+Systematic noise is correlated quantization (Suresh, Sun, Ro and Yu, ICML 2022), there
+for the estimation of a mean; what it does to medians and votes is ours.
 
 ```pycon
 >>> from jaxmedian import noise
@@ -78,6 +82,11 @@ from jaxmedian.theory.hostile import (
 )
 from jaxmedian.theory.median_distribution import median_cdf, median_density
 from jaxmedian.theory.median_law import median_bias, median_moments
+from jaxmedian.theory.power_indices import (
+    balanced_split_index,
+    banzhaf_index,
+    shapley_shubik_index,
+)
 from jaxmedian.theory.quadratics import median_sgd_path, rest_point
 from jaxmedian.theory.scales import best_scale
 from jaxmedian.theory.schedules import (
@@ -104,6 +113,10 @@ __all__ = [
     "unbiased_scale",
     "unbiased_median",
     "unbiased_vote",
+    # weighted workers under large noise
+    "shapley_shubik_index",
+    "banzhaf_index",
+    "balanced_split_index",
     # hostile workers
     "hostile_median_shift",
     "hostile_median_error",

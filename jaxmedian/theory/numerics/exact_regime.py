@@ -27,12 +27,27 @@ V turns the cut. Every value stays within R + c n / M of the median, below c if 
 steps back by one whenever a worker crosses the cut, which happens every c / M: each
 point has the same share. (Midpoint of an even M: R <= c / 2.)
 
-**The vote**, uniform law, odd M, b >= M Q / sqrt(3). Neighbouring noises are 2 sqrt(3)
-b / M >= 2 Q apart, so n workers vote + and n vote - by their noise alone; the middle
-one is a uniformly random worker with noise uniform on +-sqrt(3) b / M, and votes + with
-probability 1/2 + M u_J / (2 sqrt(3) b). Hence E[vote] = M mean(u) / (sqrt(3) b).
+**The vote**, uniform law, b >= M Q / (sqrt(3) c) with c = 1 for odd and 2 for even M.
+Let the tally be the number of + votes minus that of - votes. Each worker votes + with
+probability 1/2 + u_i / (2 sqrt(3) b), so E[tally] = M mean(u) / (sqrt(3) b). Slot k
+holds a noise of 2 sqrt(3) b / M times k + s - M / 2, and the slots are this far apart:
+c Q or more. All but c slots in the middle have a noise of at least Q in size, as many +
+as -, whatever their workers' values; so the tally is -1 or 1 (odd), -2, 0 or 2 (even).
+With ties to 0, or to a fair bit, E[vote] = E[tally] / c = M mean(u) / (sqrt(3) b c),
+and mean(u) / Q at the threshold. For even M the vote is then a ternary step with
+E[vote^2] <= mean|u| / Q: it is not 0 only if a worker in one of the middle slots votes
+against its noise, which worker i does with probability |u_i| / (2 sqrt(3) b).
 
-All of this is ours and holds for every permutation, also a fixed one.
+**Tightness.** From the scales of a mean and of a vote on the bias is 0; a little below
+them it is not, for permutations in which the extreme workers are neighbours. The vote
+needs the uniform law: with another one E[tally] is a sum of 2 H(u_i / b) - 1, which is
+not linear in the u_i.
+
+All of this is ours and holds for every permutation, also a fixed one. The coupling is
+not: it is correlated quantization (Suresh, Sun, Ro and Yu, ICML 2022), there for the
+estimation of a mean, with a tally that is averaged and never asked for its sign. The
+uniform sign of one worker is "stochastic sign" (Jin et al., 2020) and, with ties to 0,
+the ternary step of TernGrad (Wen et al., 2017).
 """
 
 import numpy as np
@@ -57,5 +72,10 @@ def mean_exact_from(law: Law, num_workers: int, width: float) -> float:
 
 
 def vote_exact_from(num_workers: int, largest: float) -> float:
-    """Returns M Q / sqrt(3), from which the uniform vote is unbiased, for odd M."""
-    return num_workers * largest / float(np.sqrt(3.0))
+    """Returns the scale from which the systematic uniform vote is unbiased."""
+    return num_workers * largest / (float(np.sqrt(3.0)) * tally_step(num_workers))
+
+
+def tally_step(num_workers: int) -> int:
+    """Returns c, the size of the tally of an unbiased vote that is not tied."""
+    return 1 if num_workers % 2 else 2
