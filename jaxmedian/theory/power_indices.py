@@ -28,7 +28,7 @@ import numpy as np
 
 from jaxmedian.theory.arguments import Array, worker_values
 
-_MOST_STATES = 2**21  # pairs of a number of workers and a sum of their weights
+_MOST_STATES = 2**20  # pairs of a number of workers and a sum of their weights
 _MOST_DENSE = 2**24
 _GRID = 2**40  # weights that are not whole are rounded to that part of their sum
 

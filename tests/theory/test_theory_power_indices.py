@@ -127,7 +127,7 @@ def step_means(aggregator, num_steps, d):
 
 
 def test_the_weighted_vote_with_independent_noise():
-    """E is multilinear in the expected signs r_i = u_i / (sqrt(3) b): beta @ r first."""
+    """Multilinear in the expected signs r_i = u_i / (sqrt(3) b); beta @ r leads."""
     scale, num_steps, d = 6.0, 200, 20_000
     r = VALUES / (math.sqrt(3) * scale)
     expected = sum(
@@ -160,7 +160,7 @@ def test_the_weighted_median(coupling):
     """Tends to Shapley and Shubik's shares: +.280 where the weighted mean is -.108."""
     scale = theory.unbiased_scale(VALUES)
     if coupling == "independent":
-        scale *= 4
+        scale *= 2
     noise = jm.noise.uniform(scale, coupling)
     expected = theory.shapley_shubik_index(WEIGHTS) @ VALUES
     assert expected == pytest.approx(0.28, rel=1e-12)
@@ -171,10 +171,10 @@ def test_the_weighted_median(coupling):
         between = by_order.var()
         spread = (np.ptp(VALUES) + scale / math.sqrt(3)) ** 2  # the middle slot, +- u
     else:
-        between, spread = 0.0, (math.sqrt(3) * scale) ** 2
+        between, spread = 0.0, (scale + np.ptp(VALUES) / 2) ** 2
     found = step_means(jm.coordinate_median(noise, 0), num_steps, d).mean()
     error = math.sqrt(between / num_steps + spread / (num_steps * d))
-    slack = 0.0 if coupling == "systematic" else 0.01  # of the next order in 1 / b
+    slack = 0.0 if coupling == "systematic" else 0.02  # of the next order in 1 / b
     assert abs(found - expected) < 5 * error + slack < 0.3 * expected
 
 
