@@ -193,12 +193,12 @@ class _Camps(NamedTuple):
         key = np.concatenate([self.total, self.total + weight]) * self.num_workers
         key += np.concatenate([self.size, self.size + 1])
         if key.max() < _MOST_DENSE:
-            dense = np.bincount(key, chance)
+            dense = np.bincount(key, chance).astype(np.float64)
             states = np.flatnonzero(dense)
             chance = dense[states]
         else:
             states, where = np.unique(key, return_inverse=True)
-            chance = np.bincount(where, chance)
+            chance = np.bincount(where, chance).astype(np.float64)
         if len(states) > _MOST_STATES:
             raise ValueError(
                 f"`weights` of {self.num_workers} workers have too many different "
@@ -213,7 +213,8 @@ class _Camps(NamedTuple):
             return np.zeros(self.num_workers)
         lead = np.abs(2 * self.total - self.total.max())  # the largest camp is all
         decided = np.where(np.abs(lead - weight) <= rounding, 0.5, lead < weight)
-        return np.bincount(self.size, decided * self.chance, self.num_workers)
+        chance = np.bincount(self.size, decided * self.chance, self.num_workers)
+        return chance.astype(np.float64)
 
 
 def _all_but_one(camps: _Camps, weights: np.ndarray) -> Iterator[_Camps]:

@@ -5,6 +5,8 @@ import pytest
 
 from jaxmedian import theory
 from jaxmedian.noise import Noise
+from jaxmedian.theory import scales
+from jaxmedian.theory.numerics import drafts
 
 
 def skewed(num_workers, coordinates, seed):
@@ -42,7 +44,8 @@ def test_the_better_coupling_is_reported():
     assert (best.scale, best.value) == best.systematic
     assert best.value > best.independent.value + 0.05
     # A vote that is right without noise needs none.
-    best = theory.best_scale([1.0, 2.0, 10.0], "gaussian", "vote")
+    with pytest.warns(UserWarning, match="in 1 of 1 coordinates all workers agree"):
+        best = theory.best_scale([1.0, 2.0, 10.0], "gaussian", "vote")
     assert (best.scale, best.coupling, best.value) == (0.0, "independent", 1.0)
 
 
@@ -91,8 +94,11 @@ def test_descent_of_one_coordinate_is_the_excess_of_right_votes():
 
 
 def test_equal_and_symmetric_values_need_no_noise():
-    assert theory.best_scale([3.0, 3.0, 3.0]).scale == 0.0
-    assert theory.best_scale([-1.0, 0.0, 1.0]).independent == (0.0, 0.0)
+    with pytest.warns(UserWarning, match="answers b = 0"):
+        assert theory.best_scale([3.0, 3.0, 3.0]).scale == 0.0
+    with pytest.warns(UserWarning, match=r"Take `jaxmedian\.noise\.unbiased\(\)`"):
+        found = theory.best_scale([-1.0, 0.0, 1.0])
+    assert found.independent == (0.0, 0.0)
 
 
 def test_many_workers_and_a_simulated_coupling():
@@ -115,6 +121,88 @@ def test_the_simulated_error_is_that_of_all_permutations(law, even):
     error = ((centre - values.mean(axis=0)) ** 2 + variance).mean()
     # 65,536 draws: a squared Gaussian error varies by sqrt(2) of itself.
     assert best.value == pytest.approx(error, rel=5 * np.sqrt(2 / 2**15))
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "coordinates", "law", "rule", "f"),
+    [
+        (10, 40, "gaussian", "median", 0),
+        (11, 40, "logistic", "median", 1),
+        (14, 8, "gaussian", "median", 0),
+        (31, 30, "uniform", "vote", 0),
+        (26, 40, "gaussian", "descent", 2),
+    ],
+)
+def test_a_drafted_search_finds_the_optimum(num_workers, coordinates, law, rule, f):
+    """Against the exact objective on a grid: the value within 3 parts in a thousand."""
+    values = skewed(num_workers, coordinates, 5)
+    mean = values.mean(axis=0)
+    best = theory.best_scale(values, law, rule, f=f)
+
+    def achieved(scale, coupling):
+        noise = Noise(law, float(scale), coupling)
+        if rule == "median":
+            return theory.hostile_median_error(values, noise, f).mean()
+        vote = theory.hostile_vote(values, noise, f)
+        if rule == "descent":
+            return -(mean @ (vote.plus - vote.minus)) / np.abs(mean).sum()
+        return -np.where(mean > 0, vote.plus, vote.minus).mean()
+
+    for coupling in ("independent", "systematic"):
+        if rule == "median" and coupling == "systematic":
+            continue  # has no formula for so many workers
+        found = getattr(best, coupling)
+        value = found.value if rule == "median" else -found.value
+        tolerance = 1e-3 if num_workers > 12 else 1e-12
+        assert achieved(found.scale, coupling) == pytest.approx(value, rel=tolerance)
+        factors = np.geomspace(0.6, 1.6, 9)
+        others = [achieved(factor * found.scale, coupling) for factor in factors]
+        assert value <= min(others) + 3e-3 * abs(min(others))
+
+
+@pytest.mark.parametrize("rule", ["median", "vote", "descent"])
+@pytest.mark.parametrize("coordinates", [4, 30])
+def test_huge_gradients_take_no_longer(rule, coordinates, monkeypatch):
+    """A power of 2 changes nothing; a few huge coordinates do not stall the search."""
+    values = skewed(5, coordinates, 6)
+    best = theory.best_scale(values, "gaussian", rule)
+    far = theory.best_scale(2.0**500 * values, "gaussian", rule)
+    assert far.independent.scale == 2.0**500 * best.independent.scale
+    if rule != "median":
+        assert far.independent.value == best.independent.value
+    calls = []
+    search = scales.least
+
+    def counted(objective, *arguments, **options):
+        def count(scale):
+            calls.append(scale)
+            return objective(scale)
+
+        return search(count, *arguments, **options)
+
+    monkeypatch.setattr(scales, "least", counted)
+    values[:, :2] *= 1e300
+    best = theory.best_scale(values, "gaussian", rule)
+    assert np.isfinite(best.scale)
+    assert len(calls) <= 2 * (1 + 33 + 40)
+
+
+def test_draws_follow_the_exact_laws():
+    values = skewed(5, 3, 7)
+    mean = values.mean(axis=0)
+    for coupling in ("independent", "systematic"):
+        noise = Noise("laplace", 0.7, coupling)
+        draws = drafts.Draws(values, "laplace", coupling)
+        centre, variance = theory.median_moments(values, noise)
+        exact = ((centre - mean) ** 2 + variance).mean()
+        found = draws.errors(0.7, mean, "midpoint")
+        # 65,536 draws of a squared error with at most 6 times its square as variance
+        assert found == pytest.approx(exact, rel=5 * np.sqrt(6 / 2**16))
+        plus, minus = draws.votes(0.7, np.ones(3))
+        vote = theory.vote_probability(values, noise)
+        error = 5 * np.sqrt(1 / (4 * 2**16 / 3))
+        assert plus == pytest.approx(vote.plus, abs=error)
+        assert minus == pytest.approx(vote.minus, abs=error)
 
 
 def test_what_best_scale_refuses():
