@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jaxmedian.noise import Noise, Relative
+from jaxmedian.noise import Noise, PerCoordinate, Relative
 
 Array = npt.NDArray[np.float64]
 Result = Any  # a float for values [M], an array of the trailing shape for [M, ...]
@@ -71,6 +71,12 @@ def scale_of(noise: Any, values: Array) -> float:
         largest = np.abs(values).max(axis=1)
         summary = np.max if scale.statistic == "max" else np.median
         return _number("factor", scale.factor) * float(summary(largest))
+    if isinstance(scale, PerCoordinate):
+        raise TypeError(
+            "`noise.scale` is one b per coordinate, and `jaxmedian.theory` takes one b: "
+            "call it coordinate by coordinate with a number (for "
+            "`jaxmedian.noise.unbiased`: `unbiased_scale(values, mean_only=True)`)."
+        )
     return _number("scale", scale)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxmedian import theory
-from jaxmedian.noise import Noise, gaussian, relative
+from jaxmedian.noise import Noise, gaussian, relative, unbiased
 
 GOOD = gaussian(1.0)
 FUNCTIONS = [
@@ -47,6 +47,7 @@ def test_bad_noise(function):
         (0.1, TypeError, "`noise` must be a description such as"),
         (None, TypeError, "`noise` must be a description"),
         (gaussian(lambda step: 0.1), TypeError, "`noise.scale` is a schedule"),
+        (unbiased(), TypeError, "`noise.scale` is one b per coordinate"),
         (
             gaussian(jnp.float32(-1.0)),
             ValueError,

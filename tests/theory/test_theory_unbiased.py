@@ -30,14 +30,14 @@ def noisy_values(values, noise, permutation, num_points):
 # --- the kernels ----------------------------------------------------------------------
 
 
-def step_means(aggregator, rows, num_steps, **extra):
-    """Averages the aggregate of equal columns over d, for each of many steps."""
+def step_means(aggregator, rows, num_steps, groups=1, **extra):
+    """Averages the aggregate of equal columns, [num_steps, groups of them]."""
 
     @jax.jit
     def run(state):
         def step(state, _):
             out, state = aggregator.update(rows, state, **extra)
-            return state, out.mean()
+            return state, out.reshape(groups, -1).mean(axis=1)
 
         return jax.lax.scan(step, state, None, length=num_steps)[1]
 
@@ -62,6 +62,23 @@ def test_the_vote_of_an_even_number_follows_the_mean(num_workers, ties):
     assert abs(found.mean() - expected) < 5 * error < 0.1 * expected
     half = theory.unbiased_vote(values, noise)
     assert half == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("num_workers", [4, 5])
+def test_each_coordinate_at_its_own_scale(num_workers):
+    """`noise.unbiased` adds the b_j of `unbiased_scale`, and E[median] is the mean."""
+    values = np.random.default_rng(1).gamma(0.5, size=(num_workers, 3)) * [0.01, 1, 40]
+    rows = jnp.asarray(np.repeat(values, 256, axis=1), jnp.float32)
+    aggregator = jm.coordinate_median(jm.noise.unbiased(), 0)
+    found = step_means(aggregator, rows, 2000, groups=3).mean(axis=0)
+    scales = theory.unbiased_scale(values, mean_only=True)
+    for j, scale in enumerate(scales):
+        noise = Noise("uniform", float(scale), "systematic")
+        mean, variance = theory.median_moments(values[:, j], noise)
+        assert mean == pytest.approx(values[:, j].mean(), rel=1e-14)
+        error = math.sqrt(variance / (2000 * 256))
+        noise_free = np.median(values[:, j])
+        assert abs(found[j] - mean) < 5 * error < 0.2 * abs(noise_free - mean)
 
 
 @pytest.mark.parametrize("present", [11, 10, 9, 8])
