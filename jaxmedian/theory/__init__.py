@@ -74,7 +74,6 @@ from jaxmedian.theory.bounds import (
     theorem6_bound,
 )
 from jaxmedian.theory.crossover import hostile_crossover
-from jaxmedian.theory.gradient import median_moments_gradient
 from jaxmedian.theory.hostile import (
     hostile_median_error,
     hostile_median_shift,
@@ -82,6 +81,7 @@ from jaxmedian.theory.hostile import (
 )
 from jaxmedian.theory.median_distribution import median_cdf, median_density
 from jaxmedian.theory.median_law import median_bias, median_moments
+from jaxmedian.theory.moments_gradient import median_moments_gradient
 from jaxmedian.theory.power_indices import (
     balanced_split_index,
     banzhaf_index,
@@ -96,7 +96,7 @@ from jaxmedian.theory.schedules import (
 )
 from jaxmedian.theory.simulation import simulate_median, simulate_vote
 from jaxmedian.theory.unbiased import unbiased_median, unbiased_scale, unbiased_vote
-from jaxmedian.theory.votes import vote_probability
+from jaxmedian.theory.vote_law import vote_probability
 
 __all__ = [
     # the exact laws

@@ -73,8 +73,8 @@ def scale_of(noise: Any, values: Array) -> float:
         return _number("factor", scale.factor) * float(summary(largest))
     if isinstance(scale, PerCoordinate):
         raise TypeError(
-            "`noise.scale` is one b per coordinate, and `jaxmedian.theory` takes one b: "
-            "call it coordinate by coordinate with a number (for "
+            "`noise.scale` is one b per coordinate, and `jaxmedian.theory` takes one. "
+            "Call it coordinate by coordinate with a number (for "
             "`jaxmedian.noise.unbiased`: `unbiased_scale(values, mean_only=True)`)."
         )
     return _number("scale", scale)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxmedian.noise import COUPLINGS, Noise
 from jaxmedian.theory.arguments import Array, check_noise, choice, worker_values
 from jaxmedian.theory.hostile import hostile_median_error, hostile_vote
-from jaxmedian.theory.votes import VoteProbability
+from jaxmedian.theory.vote_law import VoteProbability
 
 _ROUNDING = 1e-12  # relative: what two couplings that do equally well may differ by
 

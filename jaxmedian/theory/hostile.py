@@ -39,7 +39,7 @@ from jaxmedian.theory.arguments import (
     worker_values,
 )
 from jaxmedian.theory.numerics import order_statistics, systematic, systematic_median
-from jaxmedian.theory.votes import VoteProbability, outcome_laws
+from jaxmedian.theory.vote_law import VoteProbability, outcome_laws
 
 
 class HostileShift(NamedTuple):

@@ -24,7 +24,7 @@ from jaxmedian.theory.arguments import (
     worker_values,
 )
 from jaxmedian.theory.median_law import median_bias, median_moments
-from jaxmedian.theory.votes import vote_probability
+from jaxmedian.theory.vote_law import vote_probability
 
 _BALANCED = 1e-14  # |P(+) - P(-)| below which a vote pulls nowhere
 _BISECTIONS = 60

@@ -38,7 +38,7 @@ _MOST_ENUMERATED = 5  # workers whose permutations are enumerated anew for every
 _CHEAP_VOTES = 10_000  # M^2 C of systematic votes
 _CHEAP_MEDIANS = 2000  # M C of medians; of slow ones (midpoints, systematic) 20 M C
 _SLOW_MEDIAN = 20
-_MOST_MIDPOINTS = 12  # workers of whose two middle values the covariance is integrated
+_MOST_MIDPOINTS = 1000  # M C up to which covariances of the middle two are integrated
 
 
 class BestScale(NamedTuple):
@@ -83,10 +83,10 @@ def best_scale(
 
     The value is exact at the b given, but for systematic medians (simulated with 65,536
     draws in all, an error of half a percent, unless there are at most 5 workers and few
-    coordinates) and for independent midpoints of more than 12 workers (the variance of
-    the distance of the middle two is simulated, 1e-3 at most). With few coordinates and
-    workers b is optimal to .1 %; with more it is found by simulation, which costs at
-    most .3 % of the value: where an optimum is flat, b itself may be 10 % off.
+    coordinates) and for independent midpoints of more than 1,000 values (the variance
+    of the distance of the middle two is simulated, 1e-3 at most). With few coordinates
+    and workers b is optimal to .1 %; with more it is found by simulation, which costs
+    at most .3 % of the value: where an optimum is flat, b itself may be 10 % off.
 
     Args:
       values: per-worker gradients u, [M] or [M, coordinates]: a sample of coordinates
@@ -249,8 +249,9 @@ def _errors(
 
     if coupling == "systematic":
         return _Problem(simulated, {"draft": drafted(draft)})
-    objective = nearly_exact if midpoint and num_workers > _MOST_MIDPOINTS else exact
-    return _Problem(objective, {"draft": drafted(draft)})
+    many = num_workers * coordinates > _MOST_MIDPOINTS
+    objective = nearly_exact if midpoint and many else exact
+    return _Problem(objective, {"draft": drafted(draft, fine=2)})
 
 
 def _midpoint_error(

@@ -128,7 +128,7 @@ def test_the_simulated_error_is_that_of_all_permutations(law, even):
     [
         (10, 40, "gaussian", "median", 0),
         (11, 40, "logistic", "median", 1),
-        (14, 8, "gaussian", "median", 0),
+        (26, 40, "gaussian", "median", 0),
         (31, 30, "uniform", "vote", 0),
         (26, 40, "gaussian", "descent", 2),
     ],
@@ -153,9 +153,9 @@ def test_a_drafted_search_finds_the_optimum(num_workers, coordinates, law, rule,
             continue  # has no formula for so many workers
         found = getattr(best, coupling)
         value = found.value if rule == "median" else -found.value
-        tolerance = 1e-3 if num_workers > 12 else 1e-12
+        tolerance = 1e-3 if num_workers * coordinates > 1000 else 1e-12
         assert achieved(found.scale, coupling) == pytest.approx(value, rel=tolerance)
-        factors = np.geomspace(0.6, 1.6, 9)
+        factors = [0.7, 0.85, 0.95, 1.05, 1.2, 1.4]
         others = [achieved(factor * found.scale, coupling) for factor in factors]
         assert value <= min(others) + 3e-3 * abs(min(others))
 

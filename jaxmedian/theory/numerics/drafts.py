@@ -147,8 +147,11 @@ class Draws:
         return self._values + scale * self._noise[:, ::every]
 
 
-def drafted(objective: Callable[[float, int], float]) -> tuple[Objective, Objective]:
-    """Returns the objective of b with 1/8 of the draws, and with all of them."""
-    return (lambda scale: objective(scale, _COARSE)), (
-        lambda scale: objective(scale, 1)
+def drafted(
+    objective: Callable[[float, int], float], fine: int = 1
+) -> tuple[Objective, Objective]:
+    """Returns the objective of b with 1/8 of the draws, and with 1/fine of them."""
+    return (
+        lambda scale: objective(scale, _COARSE),
+        lambda scale: objective(scale, fine),
     )
