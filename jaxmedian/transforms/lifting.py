@@ -51,6 +51,10 @@ def per_worker(
     key, such as `optax.add_noise`, gets ``fold_in(key, worker)`` for each worker, or
     all of them would draw the same numbers.
 
+    What ``inner`` refuses on one worker's updates it refuses here. A default that needs
+    a tree shaped like the parameters must be given: `optax.contrib.scale_by_muon`, for
+    one, takes its ``weight_dimension_numbers=None`` for an array, not for a tree.
+
     Args:
       inner: an optax transformation params -> params.
       num_workers: M, the global number: inside `jax.shard_map` shard the state over the
@@ -63,8 +67,8 @@ def per_worker(
       absent, or weighs 0, is kept as it was.
 
     Raises:
-      ValueError: if num_workers < 1; while tracing, for updates without a worker axis
-        or with another number of workers than the state.
+      ValueError: if num_workers < 1; while tracing, for updates without a worker axis,
+        with another number of workers than the state, or which ``inner`` refuses.
       TypeError: if num_workers is not an int or ``inner`` is no transformation.
 
     >>> import jax.numpy as jnp, optax, jaxmedian as jm
@@ -76,8 +80,14 @@ def per_worker(
     >>> state[0].inner.trace.shape
     (3, 2)
     """
+    return lift("per_worker", as_transform("inner", inner), num_workers)
+
+
+def lift(
+    name: str, inner: optax.GradientTransformationExtraArgs, num_workers: int
+) -> optax.GradientTransformationExtraArgs:
+    """Builds `per_worker` of ``inner`` under the public ``name`` that messages use."""
     check_count("num_workers", num_workers)
-    inner = as_transform("inner", inner)
 
     def init(params: optax.Params) -> PerWorkerState:
         numbers = jnp.arange(num_workers, dtype=jnp.uint32)
@@ -89,7 +99,7 @@ def per_worker(
         for leaf in jax.tree.leaves(step.state):
             if leaf.shape[0] != num_local:
                 raise ValueError(
-                    f"`per_worker` has the states of {leaf.shape[0]} workers, but the "
+                    f"`{name}` has the states of {leaf.shape[0]} workers, but the "
                     f"updates have {num_local}. Pass the number of workers "
                     "as `num_workers`; on a mesh, shard its state like the gradients."
                 )
@@ -97,12 +107,18 @@ def per_worker(
         def update_one(updates: optax.Updates, state: optax.OptState) -> Any:
             return inner.update(updates, state, step.params, **step.extra_args)
 
-        updates, state = jax.vmap(update_one)(step.updates, step.state.inner)
+        try:
+            updates, state = jax.vmap(update_one)(step.updates, step.state.inner)
+        except ValueError as error:
+            raise ValueError(
+                f"`{name}`: its inner transformation refuses the updates of one "
+                f"worker: {error}\nIf it fails without `{name}` too, give it what it "
+                "leaves to a default: `optax.contrib.scale_by_muon`, for one, needs "
+                "`weight_dimension_numbers` for parameters in a tree."
+            ) from error
         return updates, step.state.kept_where_absent(state, step.population.present)
 
-    return transformation(
-        "per_worker", apply, init=init, weighted=True, each_alone=True
-    )
+    return transformation(name, apply, init=init, weighted=True, each_alone=True)
 
 
 def _own_keys(state: Any, number: jax.Array) -> Any:

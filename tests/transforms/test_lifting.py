@@ -152,3 +152,73 @@ def test_another_number_of_workers_than_the_states_is_refused():
     state = transform.init(jnp.zeros(SIZE))
     with pytest.raises(ValueError, match=r"states of 5 workers.*updates have 4"):
         transform.update(gradients(1)[0], state, jnp.zeros(SIZE))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_an_absent_worker_keeps_its_state_keys_included(legacy):
+    key = jax.random.PRNGKey(3) if legacy else jax.random.key(3)
+
+    def update_fn(updates, state, params=None):
+        drawn = {"rng_key": jax.random.fold_in(state["rng_key"], 1), "sum": None}
+        return updates, drawn | {"sum": state["sum"] + updates}
+
+    inner = optax.GradientTransformation(
+        lambda params: {"rng_key": key, "sum": jnp.zeros_like(params)}, update_fn
+    )
+    transform, params = jm.per_worker(inner, M), jnp.zeros(SIZE)
+    grads, mask = gradients(1)[0], np.array([True, False, True, False])
+    grads[~mask] = np.nan
+    state = transform.init(params)
+    _, after = jax.jit(transform.update)(grads, state, params, worker_mask=mask)
+    np.testing.assert_array_equal(after.inner["sum"], np.where(mask[:, None], grads, 0))
+    words = [jax.random.key_data(s.inner["rng_key"]) for s in (state, after)]
+    np.testing.assert_array_equal((words[0] == words[1]).all(axis=1), ~mask)
+
+
+TREE = {"w": jnp.ones((4, 5)), "v": jnp.ones((5, 3))}
+
+
+def stacked_tree():
+    rng = np.random.default_rng(0)
+    return {
+        k: rng.normal(size=(M, *p.shape)).astype(np.float32) for k, p in TREE.items()
+    }
+
+
+def test_muon_for_parameters_in_a_tree_names_what_it_lacks():
+    """Its default fails without `per_worker` too: `jax.tree.map(..., tree, None)`."""
+    muon = optax.contrib.scale_by_muon()
+    with pytest.raises(ValueError, match="pytree structure"):
+        muon.update(TREE, muon.init(TREE), TREE)
+    transform = jm.per_worker(muon, M)
+    with pytest.raises(
+        ValueError, match="`per_worker`: its inner transformation"
+    ) as error:
+        transform.update(stacked_tree(), transform.init(TREE), TREE)
+    assert "`weight_dimension_numbers`" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        optax.contrib.scale_by_muon(
+            weight_dimension_numbers=lambda tree: jax.tree.map(
+                lambda _: optax.contrib.MuonDimensionNumbers(), tree
+            )
+        ),
+        optax.contrib.muon(0.1),
+        optax.lamb(0.1),
+        optax.adafactor(0.1),
+    ],
+    ids=["scale_by_muon", "muon", "lamb", "adafactor"],
+)
+def test_transforms_that_look_at_the_tree_of_parameters_serve_each_worker(inner):
+    together, grads = jm.per_worker(inner, M), stacked_tree()
+    got, _ = jax.jit(together.update)(grads, together.init(TREE), TREE)
+    for worker in range(M):
+        alone = jax.tree.map(lambda g, worker=worker: g[worker], grads)
+        expected, _ = jax.jit(inner.update)(alone, inner.init(TREE), TREE)
+        for leaf in TREE:
+            np.testing.assert_allclose(
+                got[leaf][worker], expected[leaf], rtol=1e-4, atol=1e-5
+            )
