@@ -100,7 +100,7 @@ def majority_vote(
     packed = transport == "packed" and axis_name is not None
 
     def count(rows: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
-        return _tally(rows, draws, population, ties)
+        return count_locally(rows, draws, population, ties)
 
     def decide(x: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
         tally = collectives.total(x, population.axis_name)
@@ -136,7 +136,7 @@ def majority_vote(
     )
 
 
-def _tally(
+def count_locally(
     rows: jax.Array, draws: LeafDraws, population: Population, ties: str
 ) -> jax.Array:
     """Counts the votes of the local workers: ``[d]``, int8 if M fits, else int32.
@@ -173,7 +173,7 @@ def _vote_in_slices(
     if route == "bits" or population.weights is not None:  # sums of weights are long
         counted = _slice_by_bits(rows, draws, population, ties, padding)
     else:
-        tallies = jnp.pad(_tally(rows, draws, population, ties), (0, padding))
+        tallies = jnp.pad(count_locally(rows, draws, population, ties), (0, padding))
         counted = collectives.total_of_slices(
             tallies.reshape(packing.BITS, -1), axis_name
         ).astype(jnp.int32)
