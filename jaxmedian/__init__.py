@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 from jaxmedian import attacks, checkpoint, diagnostics, noise, sharding, splits
 from jaxmedian.optimizers import (
     apply_updates,
+    distributed_lion,
     median_sgd,
     noisy_median_sgd,
     noisy_sign_sgd,
     sign_sgd,
+    signum,
 )
 from jaxmedian.training.batches import epochs, full_batch, mini_batches, participants
 from jaxmedian.training.local_steps import worker_updates
@@ -27,13 +29,22 @@ from jaxmedian.transforms.arrays import median, perturbed_median, vote
 from jaxmedian.transforms.centers import centered_clipping, geometric_median
 from jaxmedian.transforms.clipping import adaptive_clip_workers, clip_workers
 from jaxmedian.transforms.lifting import per_worker
-from jaxmedian.transforms.mean import worker_mean
+from jaxmedian.transforms.means import (
+    mean_around_median,
+    mean_of_signs,
+    trimmed_mean,
+    worker_mean,
+)
 from jaxmedian.transforms.median import coordinate_median
+from jaxmedian.transforms.memory import (
+    correct_drift,
+    ef21_sign,
+    interpolate_momentum,
+)
 from jaxmedian.transforms.mixing import bucketing, nearest_neighbor_mixing
 from jaxmedian.transforms.neighbors import krum, multi_krum
 from jaxmedian.transforms.perturbation import add_worker_noise
 from jaxmedian.transforms.subsets import bulyan, minimum_diameter_mean
-from jaxmedian.transforms.trimmed_means import mean_around_median, trimmed_mean
 from jaxmedian.transforms.vote import majority_vote
 from jaxmedian.workers.gradients import worker_grads, worker_value_and_grads
 
@@ -52,6 +63,9 @@ __all__ = [
     # Worker transforms: [M, ...] -> [M, ...]
     "add_worker_noise",
     "per_worker",
+    "interpolate_momentum",
+    "ef21_sign",
+    "correct_drift",
     "nearest_neighbor_mixing",
     "bucketing",
     "clip_workers",
@@ -60,6 +74,7 @@ __all__ = [
     "majority_vote",
     "coordinate_median",
     "worker_mean",
+    "mean_of_signs",
     # Aggregators that withstand hostile workers: coordinate by coordinate, by distance
     "trimmed_mean",
     "mean_around_median",
@@ -69,11 +84,13 @@ __all__ = [
     "minimum_diameter_mean",
     "geometric_median",
     "centered_clipping",
-    # Optimizers: the paper's four algorithms
+    # Optimizers: the paper's four algorithms, and two with momentum per worker
     "sign_sgd",
     "noisy_sign_sgd",
     "median_sgd",
     "noisy_median_sgd",
+    "signum",
+    "distributed_lion",
     "apply_updates",
     # Plain arrays
     "median",

@@ -1,18 +1,24 @@
-"""The paper's four algorithms, each a chain: aggregator, then learning rate.
+"""The paper's four algorithms and two with momentum per worker, each a chain.
 
     sign_sgd           Algorithm 1   x <- x - delta sign(sum_i sign(g_i))
     median_sgd         Algorithm 2   x <- x - delta median_i(g_i)
     noisy_sign_sgd     Algorithm 3   Algorithm 1 on g_i + b xi_i
     noisy_median_sgd   Algorithm 4   Algorithm 2 on g_i + b xi_i
+    signum             Algorithm 1 or 3 on the momentum of each worker
+    distributed_lion   Algorithm 1 or 3 on Lion's interpolation, and weight decay
 
-Assembly only: write your own chain for momentum, weight decay or a schedule of them.
+Assembly only: write your own chain for other momentum or a schedule of it.
 """
 
+from typing import Any
+
+import jax
 import optax
 
 from jaxmedian.noise import Noise
 from jaxmedian.noise.keys import Key
 from jaxmedian.transforms.median import coordinate_median
+from jaxmedian.transforms.memory import interpolate_momentum
 from jaxmedian.transforms.vote import majority_vote
 from jaxmedian.workers.collectives import AxisName
 from jaxmedian.workers.population import check_aggregated
@@ -148,6 +154,123 @@ def noisy_median_sgd(
     """
     median = coordinate_median(noise, key, even=even, axis_name=axis_name)
     return _then_step(median, learning_rate)
+
+
+def distributed_lion(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: float | jax.Array = 0.9,
+    b2: float | jax.Array = 0.99,
+    weight_decay: float | jax.Array = 0.0,
+    *,
+    num_workers: int,
+    noise: Noise | None = None,
+    key: Key | None = None,
+    **vote_options: Any,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Builds Distributed Lion with majority vote: one bit per coordinate and worker.
+
+    .. math::
+       u = \mathrm{sign}\Big(\sum_i \mathrm{sign}(\beta_1 m_i + (1 - \beta_1) g_i
+       + b\, \xi_i)\Big), \quad
+       m_i \leftarrow \beta_2 m_i + (1 - \beta_2) g_i, \quad
+       x \leftarrow x - \delta (u + \lambda x)
+
+    Without noise it is the method of the paper, which falls behind Lion on the mean
+    where the workers' data differ; noise on the interpolation, before its sign, repairs
+    that. Replace the vote by `jaxmedian.mean_of_signs` for the paper's averaging.
+
+    Args:
+      learning_rate: delta, the length of every coordinate's step, or a schedule of it.
+      b1: beta_1, share of the momentum in what is voted on, in [0, 1).
+      b2: beta_2, share of it that stays, in [0, 1).
+      weight_decay: lambda, decoupled: applied after the vote. Unless it is 0,
+        ``update`` needs the parameters.
+      num_workers: M, the global number.
+      noise: law, scale and coupling of b xi, or None; scales are those of the
+        interpolation.
+      key: a typed key, a legacy key or an int; for noise and ``ties="random"``.
+      **vote_options: ``ties``, ``axis_name``, ``transport`` of
+        `jaxmedian.majority_vote`.
+
+    Returns:
+      ``chain(interpolate_momentum(M, b1, b2), majority_vote(noise, key, ...),
+      add_decayed_weights(weight_decay), scale_by_learning_rate(learning_rate))``.
+      Workers absent by ``worker_mask`` keep their momentum.
+
+    Raises:
+      TypeError, ValueError: as `jaxmedian.majority_vote` and
+        `jaxmedian.interpolate_momentum`.
+
+    >>> import jax.numpy as jnp, jaxmedian as jm
+    >>> tx = jm.distributed_lion(0.1, weight_decay=0.5, num_workers=3)
+    >>> params = jnp.array([1., 1.])
+    >>> grads = jnp.array([[1., -1.], [2., -3.], [-9., 1.]])
+    >>> updates, _ = tx.update(grads, tx.init(params), params)
+    >>> [round(float(u), 6) for u in updates]
+    [-0.15, 0.05]
+
+    References:
+      Liu et al., Communication Efficient Distributed Training with Distributed Lion,
+      NeurIPS 2024. https://arxiv.org/abs/2404.00438
+      Chen et al., Symbolic Discovery of Optimization Algorithms, NeurIPS 2023 (Lion).
+      https://arxiv.org/abs/2302.06675
+    """
+    has_decay = not (isinstance(weight_decay, int | float) and weight_decay == 0)
+    return optax.chain(
+        interpolate_momentum(num_workers, b1, b2),
+        majority_vote(noise, key, **vote_options),
+        optax.add_decayed_weights(weight_decay) if has_decay else optax.identity(),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def signum(
+    learning_rate: optax.ScalarOrSchedule,
+    decay: float | jax.Array = 0.9,
+    *,
+    num_workers: int,
+    noise: Noise | None = None,
+    key: Key | None = None,
+    **vote_options: Any,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Builds Signum with majority vote: signSGD on each worker's momentum.
+
+    .. math::
+       m_i \leftarrow \beta m_i + (1 - \beta) g_i, \qquad
+       x \leftarrow x - \delta\, \mathrm{sign}\Big(\sum_i \mathrm{sign}(m_i
+       + b\, \xi_i)\Big)
+
+    Args:
+      learning_rate: delta, the length of every coordinate's step, or a schedule of it.
+      decay: beta, share of the momentum that stays, in [0, 1).
+      num_workers: M, the global number.
+      noise: law, scale and coupling of b xi, or None; scales are those of the momentum.
+      key: a typed key, a legacy key or an int; for noise and ``ties="random"``.
+      **vote_options: ``ties``, ``axis_name``, ``transport`` of
+        `jaxmedian.majority_vote`.
+
+    Returns:
+      ``chain(interpolate_momentum(M, decay, decay), majority_vote(noise, key, ...),
+      scale_by_learning_rate(learning_rate))``. Workers absent by ``worker_mask`` keep
+      their momentum.
+
+    Raises:
+      TypeError, ValueError: as `jaxmedian.majority_vote` and
+        `jaxmedian.interpolate_momentum`.
+
+    >>> import jax, jaxmedian as jm
+    >>> noise = jm.noise.uniform(0.1, "systematic")
+    >>> tx = jm.signum(1e-3, num_workers=8, noise=noise, key=0)
+
+    References:
+      Bernstein et al., signSGD: Compressed Optimisation for Non-Convex Problems, ICML
+      2018 (Signum). https://arxiv.org/abs/1802.04434
+    """
+    return optax.chain(
+        interpolate_momentum(num_workers, decay, decay),
+        majority_vote(noise, key, **vote_options),
+        optax.scale_by_learning_rate(learning_rate),
+    )
 
 
 def _then_step(

@@ -1,11 +1,12 @@
 """Worker transforms and aggregators: optax transformations of ``[M, ...]`` updates.
 
-    vote, median, mean     the paper's rules, and the mean they stand in for
-    trimmed_means          trimmed mean and mean around the median, by coordinate
+    vote, median           the paper's rules
+    means                  the mean they stand in for, trimmed, of signs, by coordinate
     centers                geometric median and centered clipping, of whole gradients
     neighbors, subsets     Krum, multi-Krum, Bulyan, minimum-diameter mean
     perturbation           noise before any rule
     lifting                per-worker state: `per_worker`
+    memory                 momentum, EF21 and drift correction per worker
     mixing, clipping       bucketing, nearest-neighbour mixing, bounds on norms
     arrays                 the same rules for plain arrays, without optax
 

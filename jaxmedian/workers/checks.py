@@ -52,6 +52,26 @@ def check_radius(name: str, value: Any) -> Any:
     return value
 
 
+def check_decay(name: str, value: Any) -> Any:
+    """Returns a number in [0, 1), or a traced scalar as it is.
+
+    Raises:
+      TypeError: if it is neither. ValueError: if it is not in [0, 1).
+    """
+    if hasattr(value, "aval") and np.shape(value) == ():
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise TypeError(
+            f"`{name}` must be a number or a scalar JAX array; got {value!r}."
+        )
+    if not 0 <= value < 1:
+        raise ValueError(
+            f"`{name}` must be in [0, 1): the share of the momentum that stays; got "
+            f"{value!r}."
+        )
+    return value
+
+
 def static_hint(name: str, value: Any) -> str:
     """Returns what to do if an argument arrived as an array, or nothing."""
     if not isinstance(value, jax.Array):

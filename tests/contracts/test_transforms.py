@@ -25,6 +25,11 @@ def halving(count):
 WORKER_TRANSFORMS = {
     "add_worker_noise": jm.add_worker_noise(jm.noise.laplace(halving), KEY),
     "per_worker": jm.per_worker(optax.trace(decay=0.9), M),
+    "interpolate_momentum": jm.interpolate_momentum(M),
+    "ef21_sign": jm.ef21_sign(M),
+    "correct_drift": jm.correct_drift(
+        jm.coordinate_median(jm.noise.gaussian(0.5), KEY), 2, M
+    ),
     "a_little_is_enough": jm.attacks.a_little_is_enough([1], scale=1.0),
     "mimic, drawn": jm.attacks.mimic(1, KEY),
     "gaussian": jm.attacks.gaussian([0], KEY),
@@ -49,6 +54,8 @@ AGGREGATORS = {
         jm.noise.uniform(jm.noise.relative(0.1), "systematic"), KEY
     ),
     "worker_mean": jm.worker_mean(),
+    "mean_of_signs": jm.mean_of_signs(),
+    "mean_of_signs, noisy": jm.mean_of_signs(jm.noise.uniform(0.5, "systematic"), KEY),
     "trimmed_mean": jm.trimmed_mean(1),
     "mean_around_median": jm.mean_around_median(1),
     "krum": jm.krum(0),
@@ -62,6 +69,10 @@ AGGREGATORS = {
     "noisy_sign_sgd": jm.noisy_sign_sgd(0.5, jm.noise.logistic(halving), KEY),
     "median_sgd": jm.median_sgd(0.5),
     "noisy_median_sgd": jm.noisy_median_sgd(0.5, jm.noise.uniform(0.5), KEY),
+    "signum": jm.signum(0.5, num_workers=M, ties="random", key=KEY),
+    "distributed_lion": jm.distributed_lion(
+        0.5, num_workers=M, noise=jm.noise.uniform(halving, "systematic"), key=KEY
+    ),
 }
 TRANSFORMS = WORKER_TRANSFORMS | AGGREGATORS
 
@@ -262,9 +273,7 @@ def test_every_transform_refuses_parameters_of_another_structure():
 
 def test_every_transform_with_a_mask_refuses_a_bad_one():
     grads, params = jnp.ones((M, 2)), jnp.zeros(2)
-    for name, transform in TRANSFORMS.items():
-        if name == "per_worker":
-            continue  # passes extra arguments on
+    for transform in TRANSFORMS.values():
         state = transform.init(params)
         with pytest.raises(ValueError, match=r"`worker_mask` of shape \(3,\)"):
             transform.update(grads, state, params, worker_mask=jnp.ones(2, bool))
