@@ -46,7 +46,7 @@ def test_every_leaf_of_the_state_gets_a_worker_axis():
     state = jm.per_worker(optax.trace(0.9), M).init(params)
     assert state.inner.trace["w"].shape == (M, 2, 3)
     adam = jm.per_worker(optax.scale_by_adam(), M).init(params)
-    assert adam.count.shape == (M,)
+    assert adam.inner.count.shape == (M,)
 
 
 def test_signum_is_momentum_a_worker_then_a_vote():
@@ -97,7 +97,7 @@ def test_a_key_in_the_state_is_folded_with_the_number_of_the_worker(legacy):
         expected = jax.random.normal(jax.random.fold_in(key, worker), (SIZE,))
         np.testing.assert_allclose(got[worker], expected, rtol=1e-6)
     state = transform.init(jnp.zeros(SIZE))
-    np.testing.assert_array_equal(state["numbers"], np.zeros((M, 2)))
+    np.testing.assert_array_equal(state.inner["numbers"], np.zeros((M, 2)))
 
 
 def test_optax_add_noise_draws_other_numbers_for_every_worker():

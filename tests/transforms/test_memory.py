@@ -98,7 +98,7 @@ def test_momentum_of_half_precision_is_kept_in_float32():
     for _ in range(1000):
         sent, state = step(jnp.ones((1, 1), jnp.bfloat16), state)
     assert sent.dtype == jnp.bfloat16
-    np.testing.assert_allclose(state.momentum, 1 - 0.999**1000, rtol=1e-4)
+    np.testing.assert_allclose(state.inner.momentum, 1 - 0.999**1000, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["b1", "b2"])
