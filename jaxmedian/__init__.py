@@ -51,6 +51,8 @@ from jaxmedian.workers.gradients import worker_grads, worker_value_and_grads
 if TYPE_CHECKING:
     from jaxmedian import theory
 
+__version__ = "0.2.0.dev0"  # the one place: pyproject.toml reads it
+
 __all__ = [
     # Namespaces
     "noise",
