@@ -45,9 +45,15 @@ def main() -> None:
     parser.add_argument("--serve", action="store_true", help="show it at localhost")
     serve = parser.parse_args().serve
     gather()
-    command = ["serve"] if serve else ["build", "--clean", "--strict"]
-    zensical = [sys.executable, "-m", "zensical", *command, "-f", "build/mkdocs.yml"]
-    raise SystemExit(subprocess.run(zensical, cwd=ROOT).returncode)
+    zensical = [sys.executable, "-m", "zensical"]
+    if serve:
+        subprocess.run([*zensical, "serve", "-f", "build/mkdocs.yml"], cwd=ROOT)
+        return
+    command = [*zensical, "build", "--clean", "--strict", "-f", "build/mkdocs.yml"]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    sys.stdout.write(built.stdout + built.stderr)
+    unreadable = "griffe: " in built.stdout + built.stderr  # it warns, strict or not
+    raise SystemExit(built.returncode or unreadable)
 
 
 def gather() -> None:
@@ -76,7 +82,10 @@ def gather() -> None:
 
 def sources() -> dict[str, str]:
     """Returns where each file of the repository stands in the site."""
-    found = dict(TEXTS)
+    found = {}
+    for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
+        found[f"notebooks/{path.name}"] = f"notebooks/{path.stem}.md"
+    found |= TEXTS  # after the notebooks, whose pictures they may show
     for path in sorted(PAGES.rglob("*.*")):
         name = path.relative_to(PAGES).as_posix()
         found[f"notebooks/pages/{name}"] = name
@@ -84,8 +93,6 @@ def sources() -> dict[str, str]:
         for path in sorted(ROOT.glob(pattern)):
             name = path.relative_to(ROOT).as_posix()
             found[name] = name
-    for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
-        found[f"notebooks/{path.name}"] = f"notebooks/{path.stem}.md"
     return found
 
 
@@ -120,7 +127,10 @@ def moved(markdown: str, source: str, target: str, pages: dict[str, str]) -> str
 
     def follow(link: re.Match[str]) -> str:
         to, anchor = link["to"], link["anchor"] or ""
-        if not to or ":" in to or (STAGE / here / to).exists():
+        if not to or ":" in to:
+            return link[0]
+        picture = posixpath.normpath(posixpath.join(here, to))  # of a notebook
+        if not picture.startswith("..") and (STAGE / picture).exists():
             return link[0]
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), to))
         if path in pages:

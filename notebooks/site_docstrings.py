@@ -1,7 +1,8 @@
-"""Fences the examples in docstrings, and links the names in them.
+"""Turns docstrings into Markdown for the site.
 
-An extension of Griffe, which reads the docstrings for the site. An example begins with
-`>>>` and ends with a blank line, as doctest has it; bare in Markdown it is a quotation.
+An extension of Griffe, which reads them. They are Markdown but for two things that other
+readers of docstrings expect: examples stand bare, as doctest has them, and formulas in
+the directive `.. math::`. Both end with a blank line.
 """
 
 import re
@@ -16,13 +17,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 from build_site import decorated, outside_code  # noqa: E402
 
 EXAMPLE = re.compile(r"^[ ]*>>> .*(?:\n[ ]*\S.*)*", re.MULTILINE)
+FORMULA = re.compile(r"^([ ]*)\.\. math:: (.*(?:\n[ ]*\S.*)*)", re.MULTILINE)
 
 
-def fenced(docstring: str) -> str:
-    """Puts every example into a fenced block.
+def as_markdown(docstring: str) -> str:
+    r"""Fences examples and puts formulas between dollars.
 
-    >>> print(fenced("Adds.\\n\\n>>> 1 + 1\\n2"))
+    >>> print(as_markdown("Adds.\n\n.. math:: a\n    + b\n\n>>> 1 + 1\n2"))
     Adds.
+    <BLANKLINE>
+    $$a
+        + b$$
     <BLANKLINE>
     ```pycon
     >>> 1 + 1
@@ -33,14 +38,14 @@ def fenced(docstring: str) -> str:
     def fence(example: re.Match[str]) -> str:
         return f"```pycon\n{textwrap.dedent(example[0])}\n```"
 
-    return EXAMPLE.sub(fence, docstring)
+    return EXAMPLE.sub(fence, FORMULA.sub(r"\1$$\2$$", docstring))
 
 
-class FencedExamples(griffe.Extension):
+class Docstrings(griffe.Extension):
     """Rewrites the docstring of everything that is read."""
 
     def on_instance(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Rewrites one docstring in place."""
         if obj.docstring is not None:
-            text = fenced(obj.docstring.value)
+            text = as_markdown(obj.docstring.value)
             obj.docstring.value = outside_code(text, decorated)

@@ -248,13 +248,14 @@ def run_pure(
 ) -> RunResult:
     """Trains like `run`, as one pure function: for `jax.vmap` over seeds and scales.
 
-    Args: as `run`, but nothing touches the host, so everything may be traced except
-      ``num_steps``, ``chunk`` and ``step``.
+    It takes the arguments of `run`, but nothing touches the host, so everything may be
+    traced except ``num_steps``, ``chunk`` and ``step``.
 
     Returns:
       A `RunResult`; its metrics are JAX arrays, one entry a chunk edge.
 
-    Raises: as `run`.
+    Raises:
+      TypeError, ValueError: as `run`.
 
     >>> import jax, jax.numpy as jnp, jaxmedian as jm
     >>> loss = lambda params, batch: 0.5 * jnp.mean((params - batch) ** 2)

@@ -42,14 +42,12 @@ def majority_vote(
 
     What a worker's entry counts, and how a tally of 0 ends:
 
-    ====================================  ==========  ============  ============
-    ``ties``                              "zero"      "random"      "positive"
-    ====================================  ==========  ============  ============
-    0, -0.0 or NaN of a present worker    no vote     fair bit      +1
-    absent worker                         no vote     no vote       no vote
-    tally 0, somebody present             0           fair bit      +1
-    nobody present                        0           0             0
-    ====================================  ==========  ============  ============
+    | ``ties`` | "zero" | "random" | "positive" |
+    |---|---|---|---|
+    | 0, -0.0 or NaN of a present worker | no vote | fair bit | +1 |
+    | absent worker | no vote | no vote | no vote |
+    | tally 0, somebody present | 0 | fair bit | +1 |
+    | nobody present | 0 | 0 | 0 |
 
     Args:
       noise: law, scale and coupling, or None for the plain vote. The votes are those of

@@ -70,12 +70,13 @@ def worker_value_and_grads(
 ) -> Callable[[Any, Any], Any]:
     """Builds the function that computes every worker's loss and gradient.
 
-    Args: as in `worker_grads`.
+    It takes the arguments of `worker_grads`.
 
     Returns:
       ``(params, batch) -> (losses [M], grads)``, or ``-> ((losses, aux), grads)``.
 
-    Raises: as `worker_grads`.
+    Raises:
+      TypeError, ValueError: as `worker_grads`.
 
     >>> import jax.numpy as jnp, jaxmedian as jm
     >>> loss = lambda params, batch: 0.5 * (params - batch) ** 2
