@@ -1,11 +1,11 @@
-"""Builds the site into build/site: `uv run --group docs python notebooks/build_site.py`.
+"""Builds the site: `uv run --group docs python notebooks/build_site.py`.
 
-Texts and notebooks stay where readers of the repository look for them. This gathers them
-in build/pages as plain Markdown, and Zensical renders that folder: links between files of
-the repository become links between pages (or to the repository, where there is no page),
-formulas become MathML, and public names in code type link to their entry in the API.
-A link that leads nowhere, and any warning of the generator, fails the build. With
-`--serve` the site is shown at localhost in place of being written.
+Texts and notebooks stay where readers of the repository look for them. This gathers
+them in build/pages as plain Markdown, and Zensical renders that folder to build/site:
+links between files of the repository become links between pages (or to the repository,
+where there is no page), formulas become MathML, and public names in code type link to
+their entry in the API. A link that leads nowhere, and any warning of the generator, fails the build.
+With `--serve` the site is shown at localhost in place of being written.
 """
 
 import argparse
@@ -102,7 +102,9 @@ def rendered(notebook: nbformat.NotebookNode, folder: Path) -> str:
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             badge = r"\[!\[Open In Colab\]\([^)]+\)\]\(([^)]+)\)"
-            parts.append(re.sub(badge, r"[Open in Colab](\1){ .md-button }", cell.source))
+            parts.append(
+                re.sub(badge, r"[Open in Colab](\1){ .md-button }", cell.source)
+            )
             continue
         code = f"```python\n{cell.source}\n```"
         if cell.source.startswith("# Setup."):
@@ -174,7 +176,7 @@ def decorated(text: str) -> str:
     >>> decorated("Use `jm.median`, see [`jm.vote`](x.md); `jnp.median` is slow.")
     'Use [`jm.median`][jaxmedian.median], see [`jm.vote`](x.md); `jnp.median` is slow.'
     >>> decorated("so $b$ is")
-    'so <math xmlns="..." display="inline"><mrow><mi>b</mi></mrow></math> is'
+    'so <math xmlns="..." display="inline"...><mrow><mi>b</mi></mrow></math> is'
     """
     text = re.sub(r"(?m)^(?!#).*$", lambda line: _linked(line[0]), text)
     formula = re.compile(r"(?s)\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$`]+?)\$")

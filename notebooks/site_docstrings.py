@@ -1,8 +1,8 @@
 """Turns docstrings into Markdown for the site.
 
-An extension of Griffe, which reads them. They are Markdown but for two things that other
-readers of docstrings expect: examples stand bare, as doctest has them, and formulas in
-the directive `.. math::`. Both end with a blank line.
+An extension of Griffe, which reads them. They are Markdown but for two things that
+other readers expect: examples stand bare, as doctest has them, and formulas in the
+directive `.. math::`. Both end with a blank line.
 """
 
 import re
@@ -14,7 +14,7 @@ from typing import Any
 import griffe
 
 sys.path.insert(0, str(Path(__file__).parent))
-from build_site import decorated, outside_code  # noqa: E402
+from build_site import decorated, outside_code
 
 EXAMPLE = re.compile(r"^[ ]*>>> .*(?:\n[ ]*\S.*)*", re.MULTILINE)
 FORMULA = re.compile(r"^([ ]*)\.\. math:: (.*(?:\n[ ]*\S.*)*)", re.MULTILINE)
@@ -23,16 +23,8 @@ FORMULA = re.compile(r"^([ ]*)\.\. math:: (.*(?:\n[ ]*\S.*)*)", re.MULTILINE)
 def as_markdown(docstring: str) -> str:
     r"""Fences examples and puts formulas between dollars.
 
-    >>> print(as_markdown("Adds.\n\n.. math:: a\n    + b\n\n>>> 1 + 1\n2"))
-    Adds.
-    <BLANKLINE>
-    $$a
-        + b$$
-    <BLANKLINE>
-    ```pycon
-    >>> 1 + 1
-    2
-    ```
+    >>> as_markdown("Adds.\n\n.. math:: a + b\n\n>>> 1 + 1\n2")
+    'Adds.\n\n$$a + b$$\n\n```pycon\n>>> 1 + 1\n2\n```'
     """
 
     def fence(example: re.Match[str]) -> str:

@@ -1,14 +1,8 @@
-"""Every Python block of the front page, the guide and the site's pages runs, in order.
-
-Each page has one namespace, and what it says of its results is checked after it ran.
-"""
+"""Every Python block of README and GUIDE runs, in order, in one namespace for each."""
 
 import re
-import sys
-import types
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -33,109 +27,13 @@ def anchors_of(text):
     return {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
 
 
-def run_blocks(page):
-    """Runs a page; every `result` of `jm.run` that has several rows must descend."""
+@pytest.mark.parametrize("page", ["README.md", "notebooks/GUIDE.md"])
+def test_every_python_block_runs(page):
     blocks = blocks_of((ROOT / page).read_text())
-    for package in ("equinox", "flax", "haiku", "safetensors", "tensorboardX"):
-        if any(re.search(rf"(import|from) {package}\b", block) for block in blocks):
-            pytest.importorskip(package)
-    namespace, last = {}, None
+    assert len(blocks) >= 2
+    namespace = {}
     for block in blocks:
         exec(compile(block, page, "exec"), namespace)
-        result = namespace.get("result")
-        if result is not last and len(result.metrics["step"]) > 1:
-            losses = result.metrics["loss"]
-            assert losses[-1] < losses[0], block
-        last = result
-    return namespace
-
-
-@pytest.mark.parametrize(
-    "page", ["README.md", "notebooks/GUIDE.md", "notebooks/pages/concepts.md"]
-)
-def test_every_python_block_runs(page):
-    assert run_blocks(page)
-
-
-def test_the_start_page_trains_as_it_says(capsys):
-    page = "notebooks/pages/index.md"
-    namespace = run_blocks(page)
-    (said,) = re.findall(r"```text\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-    for line in said.splitlines():
-        name, accuracy = re.fullmatch(r"(.*?) +(\S+)", line).groups()
-        found = namespace["results"][name].metrics["accuracy"][-1]
-        assert abs(found - float(accuracy)) < 0.04, name  # gradients differ by XLA
-    assert 0.10 < namespace["best"].scale < 0.20
-    assert namespace["best"].coupling == "systematic"
-
-
-def test_the_recipes_for_models():
-    namespace = run_blocks("notebooks/pages/recipes/models.md")
-    worker_data, trained = namespace["worker_data"], namespace["trained"]
-    with jax.numpy_rank_promotion("allow"):
-        scores = trained(worker_data["x"].reshape(-1, 8))  # statistics pooled
-    hits = jnp.argmax(scores, axis=1) == worker_data["y"].ravel()
-    assert hits.mean() > 0.8
-
-
-def test_the_recipes_for_training():
-    namespace = run_blocks("notebooks/pages/recipes/training.md")
-    params, loss = namespace["params"], namespace["loss"]
-    key = jax.random.key(1)
-    # Frozen stays, to the bit; a gradient of 0 alone does not protect from the noise.
-    frozen_loss = lambda params, batch: loss(  # noqa: E731
-        {**params, "in": jax.lax.stop_gradient(params["in"])}, batch
-    )
-    jm, next_batch = namespace["jm"], namespace["next_batch"]
-    bare = jm.noisy_sign_sgd(1e-2, namespace["noise"], key=0)
-    for tx, stays in (
-        (bare, False),
-        (
-            namespace["optax"].chain(
-                bare,
-                namespace["optax"].masked(
-                    namespace["optax"].set_to_zero(), namespace["frozen"]
-                ),
-            ),
-            True,
-        ),
-    ):
-        moved = jm.run(frozen_loss, tx, params, next_batch, 1, key=0).params
-        assert bool(jnp.array_equal(moved["in"], params["in"])) == stays
-        assert not jnp.array_equal(moved["out"], params["out"])
-    # Accumulated over micro-batches, the gradient is that of the whole batch.
-    whole = jm.worker_grads(loss)(params, next_batch(key, 0))
-    parts = jm.worker_grads(namespace["accumulated"](loss))(
-        params, namespace["micro_batches"](key, 0)
-    )
-    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
-    # Adapters alone have moved.
-    groups = namespace["group_of"]
-    assert groups((jax.tree_util.DictKey("adapter_up"),), None) == "train"
-
-
-def test_the_recipes_for_devices_logs_and_files(monkeypatch):
-    logged = {}
-    wandb = types.SimpleNamespace(
-        init=lambda project, mode: None,
-        log=lambda row, step: logged.update({step: row}),
-        finish=lambda: None,
-    )
-    monkeypatch.setitem(sys.modules, "wandb", wandb)  # nothing leaves this machine
-    namespace = run_blocks("notebooks/pages/recipes/systems.md")
-    assert list(logged) == [20, 40, 60, 80, 100]
-    losses = [row["loss"] for row in logged.values()]
-    np.testing.assert_array_equal(losses, namespace["result"].metrics["loss"])
-    assert any("tfevents" in path.name for path in Path(namespace["folder"]).iterdir())
-    state = namespace["result"].opt_state
-    words = namespace["with_words"]
-    for name in ("opt_state", "from_flax", "from_safetensors"):
-        read = namespace[name]
-        assert jax.tree.structure(read) == jax.tree.structure(state), name
-        for a, b in zip(*map(jax.tree.leaves, (read, state)), strict=True):
-            assert a.dtype == b.dtype, name
-            np.testing.assert_array_equal(words(a), words(b))
 
 
 def test_the_loop_of_the_readme_hovers_at_the_mean():

@@ -1,0 +1,139 @@
+"""Every Python block of the site's pages runs, in order, and does what the page says.
+
+Each page has one namespace. Nothing is sent anywhere: where a page logs to a service, a
+stand-in takes its place.
+"""
+
+import re
+import sys
+import types
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+PAGES = Path(__file__).parents[1] / "notebooks" / "pages"
+OPTIONAL = (
+    "equinox",
+    "flax",
+    "haiku",
+    "orbax.checkpoint",
+    "safetensors",
+    "tensorboardX",
+)
+
+
+@pytest.fixture(autouse=True)
+def compile_fast():
+    """Compiles for one run, not for speed."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def run_blocks(page):
+    """Runs a page; every `result` of `jm.run` that has several rows must descend."""
+    text = (PAGES / page).read_text(encoding="utf-8")
+    for package in OPTIONAL:
+        if re.search(rf"(import|from) {package.split('.')[0]}\b", text):
+            pytest.importorskip(package)
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert blocks
+    namespace, last = {}, None
+    for block in blocks:
+        exec(compile(block, page, "exec"), namespace)
+        result = namespace.get("result")
+        if result is not last and len(result.metrics["step"]) > 1:
+            losses = result.metrics["loss"]
+            assert losses[-1] < losses[0], block
+        last = result
+    return namespace
+
+
+def test_the_start_page_trains_as_it_says(capsys):
+    page = "index.md"
+    namespace = run_blocks(page)
+    (said,) = re.findall(
+        r"```text\n(.*?)```", (PAGES / page).read_text(encoding="utf-8"), re.DOTALL
+    )
+    for line in said.splitlines():
+        name, accuracy = re.fullmatch(r"(.*?) +(\S+)", line).groups()
+        found = namespace["results"][name].metrics["accuracy"][-1]
+        assert abs(found - float(accuracy)) < 0.04, name  # gradients differ by XLA
+    assert 0.10 < namespace["best"].scale < 0.20
+    assert namespace["best"].coupling == "systematic"
+
+
+def test_the_recipes_for_models():
+    namespace = run_blocks("recipes/models.md")
+    worker_data, trained = namespace["worker_data"], namespace["trained"]
+    with jax.numpy_rank_promotion("allow"):
+        scores = trained(worker_data["x"].reshape(-1, 8))  # statistics pooled
+    hits = jnp.argmax(scores, axis=1) == worker_data["y"].ravel()
+    assert hits.mean() > 0.8
+
+
+def test_the_recipes_for_training():
+    namespace = run_blocks("recipes/training.md")
+    params, loss = namespace["params"], namespace["loss"]
+    key = jax.random.key(1)
+    # Frozen stays, to the bit; without the mask noise moves what has no gradient.
+    jm, optax = namespace["jm"], namespace["optax"]
+
+    def frozen_loss(params, batch):
+        return loss({**params, "in": jax.lax.stop_gradient(params["in"])}, batch)
+
+    bare = jm.noisy_sign_sgd(1e-2, namespace["noise"], key=0)
+    masked = optax.chain(bare, optax.masked(optax.set_to_zero(), namespace["frozen"]))
+    for optimizer, stays in ((bare, False), (masked, True)):
+        step = jm.make_step(frozen_loss, optimizer)
+        batch = namespace["next_batch"](key, 0)
+        moved, _, _ = step(params, optimizer.init(params), batch)
+        assert bool(jnp.array_equal(moved["in"], params["in"])) == stays
+        assert not jnp.array_equal(moved["out"], params["out"])
+    # Accumulated over micro-batches, the gradient is that of the whole batch.
+    whole = jm.worker_grads(loss)(params, namespace["next_batch"](key, 0))
+    parts = jm.worker_grads(namespace["accumulated"](loss))(
+        params, namespace["micro_batches"](key, 0)
+    )
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    # Adapters alone have moved.
+    before, after = namespace["adapted"], namespace["adapted_params"]
+    for a, b in zip(
+        *map(jax.tree.leaves, (before["base"], after["base"])), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    assert jnp.any(after["adapter_up"] != 0)
+
+
+def test_the_recipes_for_devices_logs_and_files(monkeypatch):
+    logged = {}
+    wandb = types.SimpleNamespace(
+        init=lambda project, mode: None,
+        log=lambda row, step: logged.update({step: row}),
+        finish=lambda: None,
+    )
+    monkeypatch.setitem(sys.modules, "wandb", wandb)  # nothing leaves this machine
+    namespace = run_blocks("recipes/systems.md")
+    assert list(logged) == [20, 40, 60, 80, 100]
+    losses = [row["loss"] for row in logged.values()]
+    np.testing.assert_array_equal(losses, namespace["result"].metrics["loss"])
+    assert any("tfevents" in path.name for path in Path(namespace["folder"]).iterdir())
+    state = namespace["result"].opt_state
+    words = namespace["with_words"]
+    for name in ("opt_state", "from_flax", "from_safetensors"):
+        read = namespace[name]
+        assert jax.tree.structure(read) == jax.tree.structure(state), name
+        for a, b in zip(*map(jax.tree.leaves, (read, state)), strict=True):
+            assert a.dtype == b.dtype, name
+            np.testing.assert_array_equal(words(a), words(b))
+
+
+def test_the_example_of_the_concepts_is_an_optimizer():
+    optimizer = run_blocks("concepts.md")["optimizer"]
+    grads, params = jnp.ones((3, 2)), jnp.zeros(2)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    np.testing.assert_array_equal(updates, np.float32([-0.01, -0.01]))
