@@ -3,6 +3,7 @@
 Built by `python notebooks/build.py`; see there.
 """
 
+import importlib.util
 import json
 import os
 import re
@@ -75,6 +76,42 @@ def test_the_setup_cell_is_the_same_everywhere():
     setups = {code_of(name)[0]["source"] for name in NAMES}
     assert len(setups) == 1
     assert f'address = "{REPOSITORY}"' in setups.pop()
+
+
+@pytest.mark.parametrize("missing", [(), ("mlxtend",), ("jaxmedian", "flax")])
+def test_the_setup_cell_brings_what_is_missing_and_nothing_else(
+    missing, tmp_path, monkeypatch
+):
+    """As on Colab, whose JAX must stay: nothing is downloaded here."""
+    commands, found = [], importlib.util.find_spec
+
+    def run(command, check):
+        assert check
+        commands.append(command)
+        if command[0] == "git":
+            Path(command[-1]).mkdir()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: None if name in missing else found("os"),
+    )
+    setup = compile(code_of(NAMES[0])[0]["source"], "setup", "exec")
+    before = [*sys.path]
+    exec(setup, {})
+    clone = tmp_path / "jaxmedian-main"
+    cloned = "jaxmedian" in missing
+    git = ["git", "clone", "--depth=1", REPOSITORY, Path(clone.name)]
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps"]
+    packages = [name for name in missing if name != "jaxmedian"]
+    assert commands == [git] * cloned + [[*pip, name] for name in packages]
+    assert sys.path == [str(clone)] * cloned + before
+    commands.clear()
+    exec(setup, {})  # run again: what was cloned is there
+    assert not any(command[0] == "git" for command in commands)
 
 
 @pytest.mark.parametrize("name", NAMES)
