@@ -5,7 +5,7 @@ them in build/pages as plain Markdown, and Zensical renders that folder to build
 links between files of the repository become links between pages (or to the repository,
 where there is no page), formulas become MathML, and public names in code type link to
 their entry in the API. A link that leads nowhere, and any warning of the generator,
-fails the build. With `--serve` the site is shown at localhost in place of being written.
+fails the build. With `--serve` the site is shown at localhost.
 """
 
 import argparse
