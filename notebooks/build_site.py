@@ -176,17 +176,18 @@ def decorated(text: str) -> str:
     >>> decorated("Use `jm.median`, see [`jm.vote`](x.md); `jnp.median` is slow.")
     'Use [`jm.median`][jaxmedian.median], see [`jm.vote`](x.md); `jnp.median` is slow.'
     >>> decorated("so $b$ is")
-    'so <math xmlns="..." display="inline"...><mrow><mi>b</mi></mrow></math> is'
+    'so <span><math xmlns="..." ...><mrow><mi>b</mi></mrow></math></span> is'
     """
     text = re.sub(r"(?m)^(?!#).*$", lambda line: _linked(line[0]), text)
     formula = re.compile(r"(?s)\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$`]+?)\$")
-    return formula.sub(
-        lambda found: convert(
-            (found["block"] or found["inline"]).strip(),
-            display="block" if found["block"] else "inline",
-        ),
-        text,
-    )
+
+    def typeset(found: re.Match[str]) -> str:
+        if found["block"]:
+            return convert(found["block"].strip(), display="block")
+        # In a span, lest Markdown takes it for a block where it begins a line.
+        return f"<span>{convert(found['inline'].strip(), display='inline')}</span>"
+
+    return formula.sub(typeset, text)
 
 
 def _linked(line: str) -> str:
