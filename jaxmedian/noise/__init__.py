@@ -63,6 +63,9 @@ class PerCoordinate:
       statistic: "sd", "range", "mad", "rms" or "unbiased".
       every: steps from one "rms" that is sent to the next.
       decay: of the running mean of squares, per step.
+
+    >>> per_coordinate(2.0, "sd")
+    PerCoordinate(factor=2.0, statistic='sd', every=1, decay=0.99)
     """
 
     factor: float | jax.Array | Schedule
