@@ -12,7 +12,6 @@ by coordinate.
 """
 
 import statistics
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -356,7 +355,7 @@ def nan(
     return attack("nan", workers, key, craft, axis_name)
 
 
-def _check_number(name: str, value: Any) -> None:
+def _check_number(name: str, value: object) -> None:
     """Raises unless the value is a finite number or a traced scalar."""
     if isinstance(value, jax.Array):
         if value.shape != ():

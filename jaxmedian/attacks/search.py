@@ -148,7 +148,7 @@ def _squared_distance(result: Any, mean: Any) -> jax.Array:
     return jnp.where(jnp.isnan(total), np.asarray(np.inf, total.dtype), total)
 
 
-def _check_scales(scales: Any) -> None:
+def _check_scales(scales: object) -> None:
     if isinstance(scales, jax.Array):
         shape: tuple[int, ...] = scales.shape
         finite = isinstance(scales, jax.core.Tracer) or bool(jnp.isfinite(scales).all())

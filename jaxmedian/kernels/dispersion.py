@@ -39,13 +39,18 @@ def mean_square(rows: jax.Array, present: jax.Array | None) -> jax.Array:
 def standard_deviation(rows: jax.Array, present: jax.Array | None) -> jax.Array:
     """Computes the standard deviation of each coordinate, with divisor n.
 
-    Two passes: distances are taken from the largest value, since squares of values far
-    from 0 would cancel, and are exactly 0 where all agree. Shapes as in `mean_square`.
+    Squares of values far from 0 would cancel: distances are taken from a value that
+    some worker holds, and so are exactly 0 where all agree. Shapes as in `mean_square`.
     """
-    largest = _largest(rows, present, 1)
+    held = rows[0] if present is None else rows[jnp.argmax(present)]
+    held = held.astype(working_dtype(rows.dtype))
+    # One pass over the rows where the first worker's values are finite, else two.
+    held = jax.lax.cond(
+        jnp.isfinite(held).all(), lambda: held, lambda: _largest(rows, present, 1)
+    )
 
     def distance_and_square(row: jax.Array) -> tuple[jax.Array, jax.Array]:
-        away = largest - row
+        away = row - held
         return away, jnp.square(away)
 
     (total, squares), number = _sums(rows, present, distance_and_square)

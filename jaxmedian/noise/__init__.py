@@ -342,7 +342,7 @@ def unbiased() -> Noise:
     return uniform(per_coordinate(1.0, "unbiased"), "systematic")
 
 
-def _check_number(name: str, value: Any) -> None:
+def _check_number(name: str, value: object) -> None:
     """Raises unless value is a finite number >= 0 or a scalar JAX array."""
     if isinstance(value, jax.Array):
         if value.ndim != 0:

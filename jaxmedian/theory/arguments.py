@@ -21,7 +21,9 @@ Result = Any  # a float for values [M], an array of the trailing shape for [M, .
 EVEN_RULES = ("midpoint", "lower", "upper")
 
 
-def worker_values(values: Any, name: str = "values") -> tuple[Array, tuple[int, ...]]:
+def worker_values(
+    values: npt.ArrayLike, name: str = "values"
+) -> tuple[Array, tuple[int, ...]]:
     """Returns values as [M, C] in float64, and their shape without the worker axis."""
     try:
         raw = np.asarray(values)
@@ -54,7 +56,7 @@ def shaped(results: Any, shape: tuple[int, ...]) -> Result:
     return float(array.reshape(())) if shape == () else array.reshape(shape)
 
 
-def check_noise(noise: Any) -> Noise:
+def check_noise(noise: object) -> Noise:
     """Returns the noise, or raises if it is anything else."""
     if not isinstance(noise, Noise):
         raise TypeError(
@@ -64,7 +66,7 @@ def check_noise(noise: Any) -> Noise:
     return noise
 
 
-def scale_of(noise: Any, values: Array) -> float:
+def scale_of(noise: object, values: Array) -> float:
     """Returns b as a float; a relative scale is resolved on the values [M, C]."""
     scale = check_noise(noise).scale
     if isinstance(scale, Relative):

@@ -5,9 +5,10 @@ that is near the mean, bad when hostile workers have carried it away. Both coupl
 compared at the same b, by the worst cases of `jaxmedian.theory.hostile`.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from jaxmedian.noise import COUPLINGS, Noise
 from jaxmedian.theory.arguments import Array, check_noise, choice, worker_values
@@ -34,7 +35,7 @@ class HostileCrossover(NamedTuple):
 
 
 def hostile_crossover(
-    values: Any, noise: Noise, rule: str = "median", even: str = "midpoint"
+    values: npt.ArrayLike, noise: Noise, rule: str = "median", even: str = "midpoint"
 ) -> HostileCrossover:
     """Finds with how many hostile workers systematic noise becomes the worse coupling.
 

@@ -25,6 +25,7 @@ import numbers
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from jaxmedian.noise import Noise, Relative
 from jaxmedian.noise.laws import LAWS, Law
@@ -55,12 +56,12 @@ class HostileShift(NamedTuple):
 
 
 def hostile_median_shift(
-    values: Any,
+    values: npt.ArrayLike,
     noise: Noise,
     f: int,
     even: str = "midpoint",
     *,
-    permutation: Any = None,
+    permutation: npt.ArrayLike | None = None,
 ) -> HostileShift:
     """Computes how far f hostile workers can carry E[median] from the honest mean.
 
@@ -103,12 +104,12 @@ def hostile_median_shift(
 
 
 def hostile_median_error(
-    values: Any,
+    values: npt.ArrayLike,
     noise: Noise,
     f: int,
     even: str = "midpoint",
     *,
-    permutation: Any = None,
+    permutation: npt.ArrayLike | None = None,
 ) -> Result:
     """Computes the greatest E(median - honest mean)^2 that f hostile workers can cause.
 
@@ -149,7 +150,11 @@ def hostile_median_error(
 
 
 def hostile_vote(
-    values: Any, noise: Noise, f: int, *, permutation: Any = None
+    values: npt.ArrayLike,
+    noise: Noise,
+    f: int,
+    *,
+    permutation: npt.ArrayLike | None = None,
 ) -> VoteProbability:
     """Computes the law of the vote when f hostile workers vote against the mean.
 
@@ -191,7 +196,12 @@ def hostile_vote(
 
 
 def split_moments(
-    u: Array, noise: Noise, f: int, low: int, even: str, permutation: Any
+    u: Array,
+    noise: Noise,
+    f: int,
+    low: int,
+    even: str,
+    permutation: npt.ArrayLike | None,
 ) -> tuple[Array, Array]:
     """Computes mean and variance [C] with ``low`` hostile at -inf, the others at +inf.
 
@@ -244,7 +254,9 @@ def check_hostile(f: Any, num_honest: int) -> int:
     return int(f)
 
 
-def _check_enumerable(num_honest: int, f: int, permutation: Any) -> None:
+def _check_enumerable(
+    num_honest: int, f: int, permutation: npt.ArrayLike | None
+) -> None:
     most = systematic_median.MOST_ENUMERATED
     if f and permutation is None and num_honest + f > most:
         raise ValueError(
@@ -255,7 +267,11 @@ def _check_enumerable(num_honest: int, f: int, permutation: Any) -> None:
 
 
 def _checked(
-    values: Any, noise: Noise, f: Any, even: str, permutation: Any
+    values: npt.ArrayLike,
+    noise: Noise,
+    f: Any,
+    even: str,
+    permutation: npt.ArrayLike | None,
 ) -> tuple[Array, tuple[int, ...], float]:
     """Returns the honest values [M - f, C], their trailing shape, and b."""
     u, shape = worker_values(values)

@@ -6,9 +6,8 @@ systematic noise. For odd M, and for the lower or the upper median of an even M;
 midpoint has no such formula. Moments are in `median_law`.
 """
 
-from typing import Any
-
 import numpy as np
+import numpy.typing as npt
 
 from jaxmedian.noise import Noise
 from jaxmedian.noise.laws import LAWS, Law
@@ -25,7 +24,9 @@ from jaxmedian.theory.numerics import order_statistics, systematic
 from jaxmedian.theory.numerics.poisson_binomial import all_but_one
 
 
-def median_cdf(values: Any, noise: Noise, t: Any, even: str = "midpoint") -> Result:
+def median_cdf(
+    values: npt.ArrayLike, noise: Noise, t: npt.ArrayLike, even: str = "midpoint"
+) -> Result:
     """Computes P(median <= t) of the noisy median.
 
     Args:
@@ -58,7 +59,9 @@ def median_cdf(values: Any, noise: Noise, t: Any, even: str = "midpoint") -> Res
     return shaped(below, shape)
 
 
-def median_density(values: Any, noise: Noise, t: Any, even: str = "midpoint") -> Result:
+def median_density(
+    values: npt.ArrayLike, noise: Noise, t: npt.ArrayLike, even: str = "midpoint"
+) -> Result:
     """Computes the density of the noisy median at t.
 
     f(t) = sum_i h((t - u_i) / b) / b * P(exactly rank - 1 of the other workers <= t).
@@ -102,7 +105,7 @@ def median_density(values: Any, noise: Noise, t: Any, even: str = "midpoint") ->
 
 
 def _at_thresholds(
-    values: Any, noise: Noise, t: Any, even: str
+    values: npt.ArrayLike, noise: Noise, t: npt.ArrayLike, even: str
 ) -> tuple[Law, Array, Array, float, int, tuple[int, ...]]:
     """Checks the arguments and spreads values and thresholds to [M, N] and [N]."""
     u, shape = worker_values(values)

@@ -7,9 +7,8 @@ way of computing: `order_statistics` and `middle_pair` for independent noise,
 noise, sorting for scale 0. The whole law is in `median_distribution`.
 """
 
-from typing import Any
-
 import numpy as np
+import numpy.typing as npt
 
 from jaxmedian.noise import Noise
 from jaxmedian.noise.laws import LAWS, Law
@@ -36,11 +35,11 @@ _BLOCK = 2**22
 
 
 def median_moments(
-    values: Any,
+    values: npt.ArrayLike,
     noise: Noise,
     even: str = "midpoint",
     *,
-    permutation: Any = None,
+    permutation: npt.ArrayLike | None = None,
 ) -> tuple[Result, Result]:
     """Computes the exact mean and variance of the noisy median, coordinate-wise.
 
@@ -93,7 +92,7 @@ def median_moments(
     return shaped(mean, shape), shaped(variance, shape)
 
 
-def median_bias(values: Any, noise: Noise, even: str = "midpoint") -> Result:
+def median_bias(values: npt.ArrayLike, noise: Noise, even: str = "midpoint") -> Result:
     """Computes E[median] - mean of the values, to a small *relative* error.
 
     Subtracting the mean from `median_moments` loses all digits once b is some thousand

@@ -9,9 +9,10 @@ With the midpoint rule worker i counts half for each of the two middle values. M
 are homogeneous in (u, b), which gives the derivatives with respect to b for nothing.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from jaxmedian.noise import Noise
 from jaxmedian.noise.laws import LAWS, Law
@@ -50,7 +51,7 @@ class MomentsGradient(NamedTuple):
 
 
 def median_moments_gradient(
-    values: Any, noise: Noise, even: str = "midpoint"
+    values: npt.ArrayLike, noise: Noise, even: str = "midpoint"
 ) -> MomentsGradient:
     """Computes the derivatives of `median_moments`, by formula and not by differences.
 

@@ -22,9 +22,10 @@ weighted mean.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from jaxmedian.theory.arguments import Array, worker_values
 
@@ -33,7 +34,7 @@ _MOST_DENSE = 2**24
 _GRID = 2**40  # weights that are not whole are rounded to that part of their sum
 
 
-def shapley_shubik_index(weights: Any) -> Array:
+def shapley_shubik_index(weights: npt.ArrayLike) -> Array:
     """Computes the weight of each value in a weighted median under large noise.
 
     phi_i is the chance that worker i, in a random order of all workers, is the one at
@@ -63,7 +64,7 @@ def shapley_shubik_index(weights: Any) -> Array:
     return _index(weights, lambda others: np.full(others + 1, 1 / (others + 1)))
 
 
-def banzhaf_index(weights: Any) -> Array:
+def banzhaf_index(weights: npt.ArrayLike) -> Array:
     """Computes how often each worker decides a weighted vote of independent fair coins.
 
     beta_i is the chance that the others' votes differ by less than w_i, and half of the
@@ -87,7 +88,7 @@ def banzhaf_index(weights: Any) -> Array:
     return _index(weights, _binomial)
 
 
-def balanced_split_index(weights: Any) -> Array:
+def balanced_split_index(weights: npt.ArrayLike) -> Array:
     """Computes how often each worker decides a vote that the others split evenly.
 
     The chance, over all divisions of the other workers into two camps of as many
@@ -129,7 +130,7 @@ def _balanced(others: int) -> Array:
     return chances
 
 
-def _index(weights: Any, of_sizes: Callable[[int], Array]) -> Array:
+def _index(weights: npt.ArrayLike, of_sizes: Callable[[int], Array]) -> Array:
     """Averages the chance to decide over the size of one camp of the others."""
     whole, rounding = _whole_weights(weights)
     different, which, copies = np.unique(whole, return_inverse=True, return_counts=True)
@@ -147,7 +148,7 @@ def _index(weights: Any, of_sizes: Callable[[int], Array]) -> Array:
     return np.array(result)[which]
 
 
-def _whole_weights(weights: Any) -> tuple[np.ndarray, int]:
+def _whole_weights(weights: npt.ArrayLike) -> tuple[np.ndarray, int]:
     """Returns weights as int64, and by how much sums of them may be off."""
     flat, shape = worker_values(weights, "weights")
     if shape:

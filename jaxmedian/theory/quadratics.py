@@ -8,9 +8,9 @@ counterexample (Fig. 1) and Theorem 3.
 """
 
 import math
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from jaxmedian.noise import Noise
 from jaxmedian.theory.arguments import (
@@ -31,7 +31,7 @@ _BISECTIONS = 60
 
 
 def rest_point(
-    values: Any, noise: Noise, rule: str = "vote", even: str = "midpoint"
+    values: npt.ArrayLike, noise: Noise, rule: str = "vote", even: str = "midpoint"
 ) -> Result:
     """Computes where a noisy algorithm rests on f_i(x) = (x - a_i)^2 / 2.
 
@@ -71,7 +71,7 @@ def rest_point(
     return shaped(0.5 * (ends[0] + ends[1]), shape)
 
 
-def _mean_of_median(values: Any, noise: Noise, even: str) -> Result:
+def _mean_of_median(values: npt.ArrayLike, noise: Noise, even: str) -> Result:
     """Computes E[median] alone, which is known more often than the variance is."""
     a, shape = worker_values(values)
     bias = np.asarray(median_bias(values, noise, even)).ravel()
@@ -90,7 +90,7 @@ def _last(a: Array, noise: Noise, limit: float) -> Array:
 
 
 def median_sgd_path(
-    values: Any,
+    values: npt.ArrayLike,
     noise: Noise,
     learning_rate: float,
     start: float,

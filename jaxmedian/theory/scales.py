@@ -14,6 +14,7 @@ import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from jaxmedian.noise import COUPLINGS, Noise
 from jaxmedian.noise.laws import LAWS
@@ -62,7 +63,7 @@ class BestScale(NamedTuple):
 
 
 def best_scale(
-    values: Any,
+    values: npt.ArrayLike,
     law: str = "gaussian",
     rule: str = "median",
     even: str = "midpoint",

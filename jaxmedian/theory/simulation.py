@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import numpy.typing as npt
 
 from jaxmedian.noise import Noise
 from jaxmedian.noise.laws import LAWS
@@ -53,7 +54,7 @@ class SimulatedVote(NamedTuple):
 
 
 def simulate_median(
-    values: Any, noise: Noise, key: Any, draws: int, even: str = "midpoint"
+    values: npt.ArrayLike, noise: Noise, key: Any, draws: int, even: str = "midpoint"
 ) -> SimulatedMedian:
     """Estimates the moments of the noisy median by simulation.
 
@@ -100,7 +101,9 @@ def simulate_median(
     return SimulatedMedian(shaped(origin + m1, shape), shaped(unbiased, shape), errors)
 
 
-def simulate_vote(values: Any, noise: Noise, key: Any, draws: int) -> SimulatedVote:
+def simulate_vote(
+    values: npt.ArrayLike, noise: Noise, key: Any, draws: int
+) -> SimulatedVote:
     """Estimates the law of the noisy majority vote by simulation.
 
     Args:

@@ -10,9 +10,8 @@ workers everything holds for those present, whose number changes the vote's size
 `unbiased_vote`). With weights it does not hold: see `shapley_shubik_index`.
 """
 
-from typing import Any
-
 import numpy as np
+import numpy.typing as npt
 
 from jaxmedian.noise import Noise
 from jaxmedian.noise.laws import LAWS
@@ -38,7 +37,7 @@ _ROUNDING = 1 - 1e-12  # b equal to the threshold up to rounding counts as beyon
 
 
 def unbiased_scale(
-    values: Any,
+    values: npt.ArrayLike,
     law: str = "uniform",
     rule: str = "median",
     *,
@@ -93,7 +92,7 @@ def unbiased_scale(
     return shaped([threshold(LAWS[law], len(u), side) for side in width], shape)
 
 
-def unbiased_median(values: Any, noise: Noise) -> tuple[Result, Result]:
+def unbiased_median(values: npt.ArrayLike, noise: Noise) -> tuple[Result, Result]:
     """Computes E = mean(u) and Var = var(u) + b^2 v_M of the systematic median.
 
     v_M is `limit_variance` with systematic coupling: 1 / M^2 for uniform noise. The
@@ -124,7 +123,7 @@ def unbiased_median(values: Any, noise: Noise) -> tuple[Result, Result]:
     return shaped(mean, shape), shaped(variance, shape)
 
 
-def unbiased_vote(values: Any, noise: Noise) -> Result:
+def unbiased_vote(values: npt.ArrayLike, noise: Noise) -> Result:
     """Computes E[vote] of the systematic uniform vote beyond its threshold.
 
         E[vote] = M mean(u) / (sqrt(3) b)      for odd M,
@@ -164,7 +163,7 @@ def unbiased_vote(values: Any, noise: Noise) -> Result:
 
 
 def _beyond_threshold(
-    values: Any, noise: Noise, rule: str
+    values: npt.ArrayLike, noise: Noise, rule: str
 ) -> tuple[Array, tuple[int, ...], float]:
     u, shape = worker_values(values)
     scale = scale_of(noise, u)

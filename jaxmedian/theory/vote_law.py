@@ -7,9 +7,10 @@ never ties a single worker's vote; without noise a worker at exactly 0 does not 
 the rule ties="zero" of `jaxmedian.majority_vote`.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from jaxmedian.noise import Noise
 from jaxmedian.noise.laws import LAWS
@@ -40,7 +41,7 @@ class VoteProbability(NamedTuple):
 
 
 def vote_probability(
-    values: Any, noise: Noise, *, permutation: Any = None
+    values: npt.ArrayLike, noise: Noise, *, permutation: npt.ArrayLike | None = None
 ) -> VoteProbability:
     """Computes P(+1), P(-1) and P(tie) of the noisy majority vote, coordinate-wise.
 
@@ -75,7 +76,9 @@ def vote_probability(
     return VoteProbability(*(shaped(part, shape) for part in laws))
 
 
-def outcome_laws(u: Array, noise: Noise, scale: float, permutation: Any) -> list[Array]:
+def outcome_laws(
+    u: Array, noise: Noise, scale: float, permutation: npt.ArrayLike | None
+) -> list[Array]:
     """Computes P(+1), P(-1), P(tie), [C] each; a worker at +-inf votes for certain."""
     if scale == 0:
         tally = np.sign(u).sum(axis=0)
@@ -98,7 +101,9 @@ def _independent(up: Array, down: Array) -> list[Array]:
     return [plus, minus, count_coefficient(up, down, num_workers // 2)]
 
 
-def _systematic(down: Array, permutation: Any) -> tuple[float, float, float]:
+def _systematic(
+    down: Array, permutation: npt.ArrayLike | None
+) -> tuple[float, float, float]:
     """Counts the - votes of one coordinate, [M] probabilities."""
     num_workers = len(down)
     majority = num_workers // 2 + 1

@@ -144,7 +144,7 @@ def _normalised(weights: jax.Array) -> jax.Array:
     return weights / jnp.where(total > 0, total, np.asarray(1, total.dtype))
 
 
-def _check_stop(tolerance: Any, max_steps: Any) -> None:
+def _check_stop(tolerance: object, max_steps: object) -> None:
     if isinstance(tolerance, bool) or not isinstance(
         tolerance, int | float | np.number
     ):

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 
-def check_f(rule: str, f: Any) -> int:
+def check_f(rule: str, f: object) -> int:
     """Returns f as an int.
 
     Raises:
@@ -72,7 +72,7 @@ def check_decay(name: str, value: Any) -> Any:
     return value
 
 
-def static_hint(name: str, value: Any) -> str:
+def static_hint(name: str, value: object) -> str:
     """Returns what to do if an argument arrived as an array, or nothing."""
     if not isinstance(value, jax.Array):
         return ""
@@ -82,7 +82,7 @@ def static_hint(name: str, value: Any) -> str:
     )
 
 
-def as_transform(name: str, value: Any) -> optax.GradientTransformationExtraArgs:
+def as_transform(name: str, value: object) -> optax.GradientTransformationExtraArgs:
     """Returns the transformation, which then takes extra arguments.
 
     Raises:
@@ -95,7 +95,7 @@ def as_transform(name: str, value: Any) -> optax.GradientTransformationExtraArgs
     return optax.with_extra_args_support(value)
 
 
-def check_option(name: str, value: Any, options: tuple[str, ...]) -> None:
+def check_option(name: str, value: object, options: tuple[str, ...]) -> None:
     """Raises ValueError unless ``value`` is one of the options."""
     if value not in options:
         raise ValueError(
@@ -103,7 +103,7 @@ def check_option(name: str, value: Any, options: tuple[str, ...]) -> None:
         )
 
 
-def check_count(name: str, value: Any, least: int = 1) -> None:
+def check_count(name: str, value: object, least: int = 1) -> None:
     """Raises unless ``value`` is an int >= ``least``."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         hint = static_hint(name, value)

@@ -16,15 +16,17 @@ of the median, which need every V and not one threshold, are in `systematic_medi
 """
 
 import math
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from jaxmedian.noise import Noise
 from jaxmedian.theory.arguments import Array
 
 
-def check_permutation(permutation: Any, noise: Noise, num_workers: int) -> None:
+def check_permutation(
+    permutation: npt.ArrayLike | None, noise: Noise, num_workers: int
+) -> None:
     """Raises unless permutation is None or fits systematic noise."""
     if permutation is None:
         return
@@ -46,7 +48,7 @@ def check_permutation(permutation: Any, noise: Noise, num_workers: int) -> None:
 # --- one permutation: arcs ------------------------------------------------------------
 
 
-def arc_counts(p: Array, permutation: Any) -> Array:
+def arc_counts(p: Array, permutation: npt.ArrayLike | None) -> Array:
     """Computes P(exactly k workers are under), k = 0..M, for one permutation.
 
     Args:

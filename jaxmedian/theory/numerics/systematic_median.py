@@ -10,9 +10,10 @@ given, or irrelevant (`exact_regime`). Lengths are in noise scales.
 
 import itertools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from jaxmedian.noise.laws import Law
 from jaxmedian.theory.arguments import Array, standardised
@@ -42,7 +43,11 @@ class Middle(NamedTuple):
 
 
 def moments(
-    law: Law, u: Array, scale: float, ranks: tuple[int, ...], permutation: Any
+    law: Law,
+    u: Array,
+    scale: float,
+    ranks: tuple[int, ...],
+    permutation: npt.ArrayLike | None,
 ) -> tuple[float, float]:
     """Computes mean and variance of the median of u [M] under systematic noise."""
     width = float(np.ptp(u))
@@ -105,7 +110,11 @@ def equal_variance(law: Law, num_workers: int, ranks: tuple[int, ...]) -> float:
 
 
 def middle_workers(
-    law: Law, u: Array, scale: float, ranks: tuple[int, ...], permutation: Any
+    law: Law,
+    u: Array,
+    scale: float,
+    ranks: tuple[int, ...],
+    permutation: npt.ArrayLike | None,
 ) -> Iterator[Middle]:
     """Follows the workers of the given ranks over all V and all arrangements."""
     num_workers = len(u)
@@ -123,7 +132,9 @@ def middle_workers(
             yield Middle(share * middle.weight, sign * middle.height, middle.worker)
 
 
-def _arrangements(law: Law, u: Array, scale: float, permutation: Any) -> np.ndarray:
+def _arrangements(
+    law: Law, u: Array, scale: float, permutation: npt.ArrayLike | None
+) -> np.ndarray:
     """Returns the equally likely slots of the workers for s in (0, 1), [A, M]."""
     num_workers = len(u)
     if permutation is None:
