@@ -11,17 +11,15 @@ import importlib
 import sys
 from pathlib import Path
 
-EXPERIMENTS = (
-    *("reproduce", "toy", "mnist", "cifar", "sweep"),  # the paper's figures
-    *("stall", "paper_size"),  # Figure 2: every step, and at its full size
-    *("exactness", "gap", "density", "coupling", "estimator"),  # the theory
-    *("rates", "bounds"),  # convergence
-    *("choose_noise", "gap_in_training", "coupling_in_training"),  # theory on data
-    *("subsampling", "heterogeneity", "bucketing_reference"),  # data
-    *("neighbours", "local_steps"),  # other methods
-    *("robustness_price", "byzantine", "peers"),  # hostile workers
-    *("benchmark", "communication", "tpu", "processes", "resume"),  # systems
-)
+BOXES = {
+    "paper": "reproduce toy mnist cifar sweep stall paper_size rates bounds",
+    "theory": "exactness gap density coupling estimator choose_noise gap_in_training "
+    "coupling_in_training",
+    "methods": "subsampling heterogeneity bucketing_reference neighbours local_steps",
+    "hostile": "robustness_price byzantine peers",
+    "systems": "benchmark communication tpu processes resume",
+}
+EXPERIMENTS = {name: box for box, names in BOXES.items() for name in names.split()}
 _STOPPED = 130  # what shells expect of a program that ends by SIGINT
 
 
@@ -46,17 +44,17 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(name: str, *options: str) -> int:
-    from experiments.common.claims import all_hold, print_table
-    from experiments.common.options import did_you_mean, parse
-    from experiments.common.plots import look
-    from experiments.common.results import save
-    from experiments.common.resuming import can_resume, open_checkpoints
+    from experiments.common.harness.claims import all_hold, print_table
+    from experiments.common.harness.options import did_you_mean, parse
+    from experiments.common.harness.plots import look
+    from experiments.common.harness.results import save
+    from experiments.common.harness.resuming import can_resume, open_checkpoints
 
     if name not in EXPERIMENTS:
         hint = did_you_mean(name, {known: known for known in EXPERIMENTS})
         hint = hint or " `python -m experiments` lists them."
         raise ValueError(f"there is no experiment {name!r}.{hint}")
-    experiment = importlib.import_module(f"experiments.{name}")
+    experiment = importlib.import_module(f"experiments.{EXPERIMENTS[name]}.{name}")
     config, out, resume = parse(experiment, name, list(options))
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out takes a folder; {out} is a file.")
@@ -83,7 +81,7 @@ def _listing() -> str:
 
 
 def _first_line(name: str) -> str:
-    folder = Path(__file__).parent
+    folder = Path(__file__).parent / EXPERIMENTS[name]
     package = folder / name / "__init__.py"
     source = package if package.exists() else folder / f"{name}.py"
     return source.read_text().removeprefix('"""').splitlines()[0]

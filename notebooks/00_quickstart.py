@@ -58,9 +58,9 @@ import numpy as np
 import optax
 
 import jaxmedian as jm
-from experiments.common.digits import load_mnist5k
-from experiments.common.models import mnist_network
-from experiments.common.plots import use_look
+from experiments.common.data.digits import load_mnist5k
+from experiments.common.harness.plots import use_look
+from experiments.common.training.models import mnist_network
 
 jax.config.update("jax_num_cpu_devices", NUM_DEVICES)  # virtual ones, of one CPU
 use_look()

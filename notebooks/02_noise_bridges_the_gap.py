@@ -65,9 +65,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import jaxmedian as jm
-from experiments.common.digits import load_mnist5k
-from experiments.common.models import mnist_network
-from experiments.common.plots import use_look
+from experiments.common.data.digits import load_mnist5k
+from experiments.common.harness.plots import use_look
+from experiments.common.training.models import mnist_network
 
 use_look()
 values = np.array(VALUES)

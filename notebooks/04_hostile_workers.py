@@ -65,9 +65,9 @@ import optax
 from flax import nnx
 
 import jaxmedian as jm
-from experiments.common.digits import load_digits8x8
-from experiments.common.models import TwoLayers, classifier
-from experiments.common.plots import use_look
+from experiments.common.data.digits import load_digits8x8
+from experiments.common.harness.plots import use_look
+from experiments.common.training.models import TwoLayers, classifier
 
 use_look()
 NUM_WORKERS = NUM_HONEST + NUM_HOSTILE

@@ -62,8 +62,8 @@ import optax
 from flax import linen, nnx
 
 import jaxmedian as jm
-from experiments.common.digits import load_digits8x8
-from experiments.common.plots import use_look
+from experiments.common.data.digits import load_digits8x8
+from experiments.common.harness.plots import use_look
 
 use_look()
 digits = load_digits8x8(seed=0)  # scikit-learn's: 8x8 pixels, 0 to 16

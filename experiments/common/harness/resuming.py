@@ -1,0 +1,70 @@
+"""Where an experiment keeps its checkpoints, and whose they are: ``--resume``.
+
+An experiment whose ``run`` takes ``checkpoints``, a folder, saves each of its runs in a
+folder of its own below it. The settings lie beside them: checkpoints made with others
+are not resumed.
+"""
+
+import inspect
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from experiments.common.harness.results import as_json
+
+_SETTINGS = "settings.json"
+
+
+def can_resume(run: Callable[..., Any]) -> bool:
+    """Returns whether an experiment saves checkpoints."""
+    return "checkpoints" in inspect.signature(run).parameters
+
+
+def open_checkpoints(out: Path, config: Any, resume: bool) -> Path:
+    """Returns the folder of an experiment's checkpoints, emptied unless it resumes.
+
+    Raises:
+      ValueError: to resume with other settings, or if the folder is somebody else's.
+    """
+    folder = out / "checkpoints"
+    settings = folder / _SETTINGS
+    wanted = as_json(config)
+    if resume and settings.exists():
+        _check_settings(settings, json.loads(wanted))
+        return folder
+    if resume:
+        print(f"Nothing to resume in {folder}/: starting from the beginning.")
+    if folder.exists() and any(folder.iterdir()):
+        if not settings.exists():
+            raise ValueError(f"{folder} holds no checkpoints of experiments: move it.")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings.write_text(wanted)
+    return folder
+
+
+def _check_settings(settings: Path, wanted: dict[str, Any]) -> None:
+    saved = json.loads(settings.read_text())
+    changed = _differences(saved, wanted)
+    if changed:
+        raise ValueError(
+            f"the checkpoints in {settings.parent} were made with "
+            f"{', '.join(changed)}. Give the same options, or leave out --resume to "
+            "start from the beginning."
+        )
+
+
+def _differences(saved: Any, wanted: Any, name: str = "") -> list[str]:
+    """Lists "option saved value" for all that differ, nested settings included."""
+    if isinstance(saved, dict) and isinstance(wanted, dict):
+        return [
+            difference
+            for key in {**saved, **wanted}
+            for difference in _differences(
+                saved.get(key), wanted.get(key), f"{name}.{key}" if name else key
+            )
+        ]
+    option = name.replace("_", "-")
+    return [] if saved == wanted else [f"--{option} {saved} (now {wanted})"]

@@ -1,0 +1,1 @@
+"""Networks, aggregation rules, and the trainer of experiments."""

@@ -1,0 +1,135 @@
+"""What the attacks show: the worst case of every rule, with and without its helpers."""
+
+from collections.abc import Sequence
+
+import jaxmedian as jm
+from experiments.common.harness.claims import Claim
+from experiments.common.training.rules import FAMILIES, bucketed_rule, noisy_rule
+from experiments.common.training.trainer import report, standard_error
+from experiments.hostile.byzantine.config import Config
+from experiments.hostile.byzantine.trials import Trial, split_name
+
+
+def judge(config: Config, trials: Sequence[Trial]) -> tuple[Claim, ...]:
+    """Returns the claims of the first split and the first f."""
+    split, f = split_name(config.alphas[0]), config.hostile[0]
+    met = {t.rule: t for t in trials if (t.split, t.f) == (split, f)}
+    where = f"{f} of {config.num_workers} hostile, {split}"
+    judged = config.num_steps >= 100
+    claims = [
+        *(worst_claim(family, met, where) for family in FAMILIES),
+        broken_claim(met, where, judged),
+        price_claim(met, where, judged),
+        pivotal_claim(met, where, judged),
+    ]
+    return tuple(claim for claim in claims if claim is not None)
+
+
+def worst_claim(family: str, met: dict[str, Trial], where: str) -> Claim | None:
+    """States the worst accuracy of a rule as it is, with noise and after bucketing."""
+    variants = {
+        "as it is": family,
+        "noise": noisy_rule(family, "independent"),
+        "systematic noise": noisy_rule(family, "systematic"),
+        "bucketing": bucketed_rule(family),
+    }
+    cells = [
+        _worst(label, met[name]) for label, name in variants.items() if name in met
+    ]
+    if not cells:
+        return None
+    statement = f"{family}: worst test accuracy over attacks, {where}"
+    return Claim(statement, "-", "; ".join(cells), None)
+
+
+def _worst(label: str, trial: Trial) -> str:
+    attack, accuracy = trial.worst(trial.prepared())
+    _, unprepared = trial.worst(trial.unprepared())
+    return (
+        f"{label} {report(accuracy)} ({attack}), "
+        f"{unprepared.mean():.3f} where tuned without attack"
+    )
+
+
+def broken_claim(met: dict[str, Trial], where: str, judged: bool) -> Claim | None:
+    """Claims that numbers which are none stop the mean, and nobody else."""
+    broken = ("inf", "NaN")
+    reached = {
+        name: min(
+            float(trial.runs[attack].last(trial.prepared()).mean()) for attack in broken
+        )
+        for name, trial in met.items()
+        if set(broken) <= set(trial.runs)
+    }
+    if "mean" not in reached or len(reached) < 2:
+        return None
+    mean = reached.pop("mean")
+    weakest = min(reached, key=lambda name: reached[name])
+    return Claim(
+        f"Infinities and NaN stop the mean and no robust rule, {where}",
+        "-",
+        f"mean {mean:.3f}; the others at least {reached[weakest]:.3f} ({weakest})",
+        mean < 0.2 < reached[weakest] if judged else None,
+    )
+
+
+def price_claim(met: dict[str, Trial], where: str, judged: bool) -> Claim | None:
+    """Claims that the b which suits a median in peace costs it its robustness.
+
+    It speaks of the couplings for which peace and attack choose different b.
+    """
+    noisy = [
+        name
+        for name in (noisy_rule("median", c) for c in jm.noise.COUPLINGS)
+        if name in met and met[name].prepared() != met[name].unprepared()
+    ]
+    if "median" not in met or not noisy:
+        return None
+    _, without = met["median"].worst(met["median"].prepared())
+    losses = {}
+    for name in noisy:
+        trial = met[name]
+        _, accuracy = trial.worst(trial.unprepared())
+        losses[name] = without - accuracy
+    here = "; ".join(f"{name} {report(loss)} below" for name, loss in losses.items())
+    lower = all(loss.mean() > 2 * standard_error(loss) for loss in losses.values())
+    return Claim(
+        "With a b that only peace would choose, the worst accuracy of the noisy median "
+        f"is below the noise-free median's (two standard errors), {where}",
+        "robustness falls (Remarks)",
+        here,
+        lower if judged else None,
+    )
+
+
+def pivotal_claim(met: dict[str, Trial], where: str, judged: bool) -> Claim | None:
+    """Claims that lies where they decide do the harm of lies everywhere.
+
+    The two attacks end every vote alike, but where the honest mean is so small that
+    noise turns even a million times it.
+    """
+    everywhere, deciding = "inner product, 1e6", "pivotal votes"
+    differences = {
+        name: trial.runs[deciding].last(trial.prepared())
+        - trial.runs[everywhere].last(trial.prepared())
+        for name, trial in met.items()
+        if {everywhere, deciding} <= set(trial.runs)
+    }
+    if not differences:
+        return None
+    here = "; ".join(
+        f"{name} {100 * difference.mean():.2f} +- "
+        f"{100 * standard_error(difference):.2f} points"
+        for name, difference in differences.items()
+    )
+    close = all(
+        abs(difference.mean()) <= 0.01 + 3 * standard_error(difference)
+        for difference in differences.values()
+    )
+    return Claim(
+        "Hostile voters who lie only where it decides do the harm of those who always "
+        f"lie (a point, and three standard errors), {where}",
+        "-",
+        here,
+        close if judged else None,
+    )

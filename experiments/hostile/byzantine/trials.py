@@ -1,0 +1,139 @@
+"""Training every rule under every attack, and what each setting came to."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+import jaxmedian as jm
+from experiments.common.training.rules import Rule, place_rule, rule_grid, rule_noise
+from experiments.common.training.trainer import Problem, Runs, build_trainer
+from experiments.hostile.byzantine.attacks import (
+    NO_ATTACK,
+    Attack,
+    Scene,
+    attack_gradients,
+    spoil_batches,
+)
+from experiments.hostile.byzantine.config import Config
+
+_ATTACK_KEY = 2**31  # folded into a run's key: hostile noise is not that of the rule
+
+
+class Trial(NamedTuple):
+    """One rule, split and f, under every attack.
+
+    Attributes:
+      rule: its name.
+      split: its name.
+      f: how many are hostile.
+      runs: attack -> its runs, every one with the same settings.
+    """
+
+    rule: str
+    split: str
+    f: int
+    runs: Mapping[str, Runs]
+
+    def prepared(self) -> int:
+        """Returns the setting with the best worst validation accuracy over attacks."""
+        accuracy = [
+            runs.metrics["validation_accuracy"][:, :, -1].mean(axis=1)
+            for runs in self.runs.values()
+        ]
+        return int(np.min(accuracy, axis=0).argmax())
+
+    def unprepared(self) -> int:
+        """Returns the setting with the best validation accuracy without attack."""
+        return self.runs[NO_ATTACK].best()
+
+    def worst(self, setting: int) -> tuple[str, np.ndarray]:
+        """Returns the worst attack on a setting, and its test accuracies ``[S]``."""
+        reached = {
+            name: runs.last(setting)
+            for name, runs in self.runs.items()
+            if name != NO_ATTACK
+        }
+        name = min(reached, key=lambda name: float(reached[name].mean()))
+        return name, reached[name]
+
+
+def share_out(labels: np.ndarray, config: Config, alpha: float, f: int) -> Any:
+    """Shares digits among the honest; the f hostile, who come last, know all digits.
+
+    So no digit is lost with the hostile, and the mean of the honest is the same mean
+    under every attack.
+    """
+    honest = jm.splits.dirichlet(labels, config.num_workers - f, alpha=alpha)
+    everything = np.tile(np.arange(len(labels)), f)
+    ends = honest.offsets[-1] + len(labels) * np.arange(1, f + 1)
+    return jm.splits.Split(
+        np.concatenate([honest.order, everything]),
+        np.concatenate([honest.offsets, ends]),
+    )
+
+
+def hostile_workers(config: Config, f: int) -> tuple[int, ...]:
+    """Returns the numbers of the hostile: the last."""
+    return tuple(range(config.num_workers - f, config.num_workers))
+
+
+def try_rule(
+    config: Config,
+    problem: Problem,
+    name: str,
+    rule: Rule,
+    attacks: Mapping[str, Attack],
+    f: int,
+) -> list[Trial]:
+    """Trains a rule on every split under every attack that can be tried with it."""
+    met = {name: attack for name, attack in attacks.items() if attack.meets(rule)}
+    workers = hostile_workers(config, f)
+
+    def build(
+        key: Any, rate: Any, which: Any, **tuned: Any
+    ) -> optax.GradientTransformation:
+        placed = place_rule(rule, config.num_workers, f, key, **tuned)
+        scene = Scene(
+            workers,
+            jax.random.fold_in(key, _ATTACK_KEY),
+            rule_noise(rule, key, tuned.get("scale")),
+            placed,
+        )
+        return optax.chain(
+            attack_gradients([*met.values()], scene, which),
+            placed,
+            optax.scale_by_learning_rate(
+                optax.cosine_decay_schedule(rate, config.num_steps)
+            ),
+        )
+
+    train = build_trainer(
+        problem,
+        build,
+        batch_size=config.batch_size,
+        num_steps=config.num_steps,
+        chunk=config.num_steps,
+        spoil=lambda serve, which: spoil_batches(
+            [*met.values()], workers, serve, which
+        ),
+    )
+    settings = rule_grid(
+        rule, config.vote_rates, config.mean_rates, config.scales, config.radii
+    )
+    trials = []
+    for alpha in config.alphas:
+        split = share_out(np.asarray(problem.train["labels"]), config, alpha, f)
+        runs = {
+            attack: train(settings, split, which=number)
+            for number, attack in enumerate(met)
+        }
+        trials.append(Trial(name, split_name(alpha), f, runs))
+    return trials
+
+
+def split_name(alpha: float) -> str:
+    """Names a split."""
+    return f"alpha = {alpha:g}"

@@ -1,0 +1,1 @@
+"""Heterogeneous data, and other methods beside ours."""

@@ -1,0 +1,1 @@
+"""The figures and the rates of the paper."""

@@ -1,0 +1,1 @@
+"""Speed, bytes, memory, processes, kills."""

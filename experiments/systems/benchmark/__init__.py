@@ -1,0 +1,255 @@
+"""Speed of every rule against jax.numpy, NumPy, torch and ByzFL, in one process.
+
+Claim: a vote or a median costs little more than reading the gradients, noise included.
+Every candidate takes turns with the others; medians of the turns are compared, as
+ratios to the fastest peer and to the read limit (adding the rows). Beside them stand
+compile time and peak memory. torch and ByzFL are compared with where they are
+installed.
+
+    python -m experiments benchmark                  every M and d, an hour
+    python -m experiments benchmark --preset readme  the README's table, 6 minutes
+    python -m experiments benchmark --preset quick   M = 11 and 51, d = 100,000
+
+Expect on two CPU cores, d = 1,000,000: see the README's table. Times are noisy; the
+ratios are what to quote. summary.json names the device.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+import jaxmedian as jm
+from experiments.common.harness.claims import Claim
+from experiments.common.harness.plots import panels
+from experiments.common.harness.results import Result
+from experiments.systems.benchmark import kernels, trees, whole_steps
+from experiments.systems.benchmark.timing import Timing, take_turns
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to time.
+
+    Attributes:
+      workers: M.
+      sizes: d, coordinates.
+      most_entries: pairs with M d above this are left out.
+      turns: the most turns of a candidate.
+      budget: seconds after which a slow candidate takes no further turn.
+      only: names of the works to time; all by default.
+      step_workers: M of the whole training steps.
+      step_batches: batch sizes of the whole training steps.
+      trees: whether to compile whole models too.
+      seed: of the data.
+    """
+
+    workers: tuple[int, ...] = (1, 3, 5, 7, 11, 31, 51, 101, 255, 1001)
+    sizes: tuple[int, ...] = (100_000, 1_000_000, 10_000_000)
+    most_entries: int = 120_000_000
+    turns: int = 7
+    budget: float = 4.0
+    only: tuple[str, ...] = ()
+    step_workers: tuple[int, ...] = (10, 51)
+    step_batches: tuple[int, ...] = (32, 400)
+    trees: bool = True
+    seed: int = 0
+
+
+PRESETS = {
+    "quick": Config(workers=(11, 51), sizes=(100_000,), step_batches=(32,)),
+    "readme": Config(
+        workers=(11, 51, 101, 1001),
+        sizes=(100_000, 1_000_000),
+        budget=1.0,
+        only=(
+            "vote",
+            "median",
+            "noisy vote, gaussian independent",
+            "noisy vote, uniform systematic",
+            "noisy median, gaussian independent",
+        ),
+    ),
+    "tiny": Config(
+        workers=(3,),
+        sizes=(1000,),
+        turns=1,
+        step_workers=(2,),
+        step_batches=(4,),
+        trees=False,
+    ),
+}
+
+
+def run(config: Config) -> Result:
+    """Times every work for every M and d, and the whole steps."""
+    rng = np.random.default_rng(config.seed)
+    rows: list[dict[str, Any]] = []
+    for size in config.sizes:
+        for num_workers in config.workers:
+            if num_workers * size <= config.most_entries:
+                x = rng.standard_normal((num_workers, size), dtype=np.float32)
+                rows += _time_kernels(config, x)
+    for num_workers in config.step_workers:
+        for batch_size in config.step_batches:
+            rows += _time_steps(config, num_workers, batch_size)
+    claims = [*_speed_claims(rows), *_tree_claims(config)]
+    return Result({}, tuple(claims), {"rows": rows})
+
+
+def _time_kernels(config: Config, x: np.ndarray) -> list[dict[str, Any]]:
+    read_limit = kernels.read_limit(jnp.asarray(x))
+    rows = []
+    for work in kernels.works(x, config.only):
+        candidates = {"read limit": read_limit, **work.ours, **work.peers}
+        timings = take_turns(candidates, config.turns, config.budget)
+        place = {"work": work.name, "M": x.shape[0], "d": x.shape[1]}
+        rows += _rows(
+            place, timings, work.compile_seconds, set(work.peers), "read limit"
+        )
+    return rows
+
+
+def _time_steps(
+    config: Config, num_workers: int, batch_size: int
+) -> list[dict[str, Any]]:
+    candidates, seconds = whole_steps.steps(num_workers, batch_size)
+    timings = take_turns(candidates, config.turns, config.budget)
+    place = {"work": f"training step, batch {batch_size}", "M": num_workers}
+    peers = {name for name in candidates if name.startswith("torch")}
+    return _rows(place, timings, seconds, peers, "row mean")
+
+
+def _rows(
+    place: dict[str, Any],
+    timings: dict[str, Timing],
+    compile_seconds: dict[str, float],
+    peers: set[str],
+    floor: str,
+) -> list[dict[str, Any]]:
+    """Makes one row a candidate, and prints those of our own."""
+    fastest = min((timings[name].seconds for name in peers), default=float("nan"))
+    rows = []
+    for name, timing in timings.items():
+        row = place | {
+            "candidate": name,
+            "ms": 1e3 * timing.seconds,
+            "turns": timing.turns,
+            "peak_mib": timing.peak_mib,
+            "compile_s": compile_seconds.get(name),
+            "times_faster_than_fastest_peer": fastest / timing.seconds,
+            f"ratio_to_{floor.replace(' ', '_')}": timing.seconds
+            / timings[floor].seconds,
+        }
+        rows.append(row)
+        if name in compile_seconds:
+            print(
+                f"M={place['M']:5} {place.get('d', ''):>9} {place['work']:34} {name:32}"
+                f"{row['ms']:9.2f} ms  peers x{fastest / timing.seconds:6.1f}  {floor} "
+                f"x{timing.seconds / timings[floor].seconds:6.2f}  "
+                f"compile {compile_seconds[name]:.1f} s  {timing.peak_mib:.0f} MiB",
+                flush=True,
+            )
+    return rows
+
+
+# Least ratios to the fastest peer, M -> times; d = 1,000,000, and 100,000 for M = 1001.
+_LEAST = {
+    "median": {11: 12.0, 51: 3.0, 101: 3.0, 1001: 3.0},
+    "noisy vote, gaussian independent": {11: 6.0, 51: 7.0, 101: 9.0, 1001: 7.0},
+    "noisy vote, uniform systematic": {11: 12.0, 51: 12.0, 101: 10.0, 1001: 8.0},
+    "noisy median, gaussian independent": {11: 6.0, 51: 5.0, 101: 4.0, 1001: 3.0},
+}
+
+
+def _speed_claims(rows: list[dict[str, Any]]) -> list[Claim]:
+    claims = []
+    for work, least in _LEAST.items():
+        for num_workers, times in least.items():
+            size = 100_000 if num_workers == 1001 else 1_000_000
+            found = [
+                row["times_faster_than_fastest_peer"]
+                for row in rows
+                if (row["work"], row["M"], row.get("d"), row["candidate"])
+                == (work, num_workers, size, "jaxmedian")
+            ]
+            if found:
+                claims.append(
+                    Claim(
+                        f"{work}, M = {num_workers}, d = {size:,}: at least "
+                        f"{times:g} times faster than the fastest peer",
+                        "-",
+                        f"{found[0]:.1f} times",
+                        bool(found[0] >= times),
+                    )
+                )
+    return claims
+
+
+def _tree_claims(config: Config) -> list[Claim]:
+    """Compiles whole models; what must hold is stated in each claim."""
+    if not config.trees:
+        return []
+    noise = jm.noise.gaussian(0.1)
+    vote, median = jm.noisy_sign_sgd(0.1, noise, 0), jm.noisy_median_sgd(0.1, noise, 0)
+    claims = []
+    for name, optimizer in (("vote", vote), ("median", median)):
+        shapes = trees.resnet20_shapes()
+        cost = trees.cost_of_step(shapes, jnp.float32, 31, optimizer, None)
+        claims.append(
+            Claim(
+                f"ResNet-20, M = 31, noisy {name}: step compiled within 40 s",
+                "-",
+                f"{cost.compile_seconds:.1f} s",
+                cost.compile_seconds <= 40,
+            )
+        )
+    cost = trees.cost_of_step(trees.gpt2_shapes(), jnp.bfloat16, 8, vote, 1)
+    claims.append(
+        Claim(
+            "GPT-2 small in bfloat16, M = 8, worker_chunk = 1, noisy vote: compiled "
+            "within 60 s, to run in parameters + one gradient + tally + 10 %",
+            "-",
+            f"{cost.compile_seconds:.1f} s, {cost.peak_mib:.0f} of "
+            f"{cost.bound_mib:.0f} MiB",
+            cost.compile_seconds <= 60 and cost.peak_mib <= cost.bound_mib,
+        )
+    )
+    peak = trees.streamed_peak_mib(1001, 1_000_000, worker_chunk=16)
+    claims.append(
+        Claim(
+            "M = 1001, d = 1,000,000, worker_chunk = 16, noisy vote: below 600 MiB",
+            "-",
+            f"{peak:.0f} MiB",
+            peak < 600,
+        )
+    )
+    return claims
+
+
+def plot(result: Result) -> Figure:
+    """Draws time a number against M, ours and the fastest peer's, for the largest d."""
+    titles = (
+        "median",
+        "noisy vote, gaussian independent",
+        "noisy vote, uniform systematic",
+    )
+    figure, axes = panels(len(titles))
+    rows = [row for row in result.extra["rows"] if "d" in row]
+    for axis, title in zip(axes, titles, strict=True):
+        of_work = [row for row in rows if row["work"] == title]
+        for name in dict.fromkeys(row["candidate"] for row in of_work):
+            points: dict[int, float] = {}
+            for row in of_work:
+                if row["candidate"] == name:
+                    points[row["M"]] = 1e6 * row["ms"] / (row["M"] * row["d"])
+            axis.plot(list(points), list(points.values()), marker=".", label=name)
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xlabel("workers")
+        axis.set_title(title)
+        axis.legend(fontsize=6)
+    axes[0].set_ylabel("ns a number")
+    return figure

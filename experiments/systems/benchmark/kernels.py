@@ -1,0 +1,173 @@
+"""One aggregation of ``[M, d]`` float32 numbers: ours, and the same by others.
+
+Each function lists candidates, name -> function that does the work and waits for it.
+Ours are jitted transforms' own kernels through the public API; the others are what
+their users would write.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxmedian as jm
+from experiments.common.harness.installed import installed_byzfl, installed_torch
+from jaxmedian.kernels.rows import sum_of_rows
+
+Run = Callable[[], object]
+SCALE = 0.3  # b, for gradients of standard deviation 1
+
+
+class Work(NamedTuple):
+    """One thing to do, with every way to do it.
+
+    Attributes:
+      name: what is computed.
+      ours: our candidates.
+      peers: everybody else's.
+      compile_seconds: of each of ours.
+    """
+
+    name: str
+    ours: dict[str, Run]
+    peers: dict[str, Run]
+    compile_seconds: dict[str, float]
+
+
+def read_limit(x: jax.Array) -> Run:
+    """Adds the rows: the least that any rule has to do."""
+    return compiled(lambda x: sum_of_rows(x, present=None), x)[0]
+
+
+def works(x: np.ndarray, only: tuple[str, ...] = ()) -> list[Work]:
+    """Lists the works on rows ``[M, d]``: those of the names ``only``, or all."""
+    on_device = jnp.asarray(x)
+    noises = {
+        "gaussian independent": jm.noise.gaussian(SCALE),
+        "laplace independent": jm.noise.laplace(SCALE),
+        "logistic independent": jm.noise.logistic(SCALE),
+        "uniform independent": jm.noise.uniform(SCALE),
+        "gaussian systematic": jm.noise.gaussian(SCALE, "systematic"),
+        "uniform systematic": jm.noise.uniform(SCALE, "systematic"),
+    }
+    transforms = {"vote": jm.majority_vote(), "median": jm.coordinate_median()}
+    peers = {"vote": lambda: _vote_peers(x), "median": lambda: _median_peers(x)}
+    for name, noise in noises.items():
+        for kind, build in (
+            ("vote", jm.majority_vote),
+            ("median", jm.coordinate_median),
+        ):
+            title = f"noisy {kind}, {name}"
+            transforms[title] = build(noise, 0)
+            peers[title] = functools.partial(_noisy_peers, x, noise.law, kind)
+    unknown = set(only) - set(transforms)
+    if unknown:
+        raise ValueError(f"--only takes some of {list(transforms)}; got {unknown}.")
+    return [
+        _work(name, transform, peers[name](), on_device)
+        for name, transform in transforms.items()
+        if not only or name in only
+    ]
+
+
+def _work(name: str, transform: Any, peers: dict[str, Run], x: jax.Array) -> Work:
+    state = transform.init(x[0])
+    run, seconds = compiled(lambda x, state: transform.update(x, state)[0], x, state)
+    return Work(name, {"jaxmedian": run}, peers, {"jaxmedian": seconds})
+
+
+def compiled(function: Callable[..., Any], *arguments: Any) -> tuple[Run, float]:
+    """Compiles for the arguments; returns the call and the seconds that took."""
+    start = time.perf_counter()
+    program = jax.jit(function).lower(*arguments).compile()
+    seconds = time.perf_counter() - start
+    return lambda: jax.block_until_ready(program(*arguments)), seconds
+
+
+def _vote_peers(x: np.ndarray) -> dict[str, Run]:
+    on_device = jnp.asarray(x)
+    naive, _ = compiled(lambda x: jnp.sign(jnp.sum(jnp.sign(x), axis=0)), on_device)
+    peers: dict[str, Run] = {
+        "jax.numpy": naive,
+        "numpy": lambda: np.sign(np.sign(x).sum(axis=0)),
+    }
+    if (torch := installed_torch()) is not None:
+        t = torch.from_numpy(x)
+        peers["torch"] = lambda: torch.sign(torch.sign(t).sum(dim=0))
+    return peers
+
+
+def _median_peers(x: np.ndarray) -> dict[str, Run]:
+    middle = x.shape[0] // 2
+    on_device = jnp.asarray(x)
+    naive, _ = compiled(lambda x: jnp.median(x, axis=0), on_device)
+    peers: dict[str, Run] = {
+        "jax.numpy": naive,
+        "numpy partition": lambda: np.partition(x, middle, axis=0)[middle],
+    }
+    if (torch := installed_torch()) is not None:
+        t = torch.from_numpy(x)
+        peers["torch.median"] = lambda: torch.median(t, dim=0)
+        peers["torch.sort"] = lambda: torch.sort(t, dim=0).values[middle]
+        peers["torch.kthvalue"] = lambda: torch.kthvalue(t, middle + 1, dim=0)
+    if (byzfl := installed_byzfl()) is not None:
+        peers["ByzFL"] = lambda: byzfl.Median()(x)
+    return peers
+
+
+def _noisy_peers(x: np.ndarray, law: str, kind: str) -> dict[str, Run]:
+    """The vote or the median after independent noise of the same law."""
+    on_device = jnp.asarray(x)
+    sample = {
+        "gaussian": jax.random.normal,
+        "laplace": jax.random.laplace,
+        "logistic": jax.random.logistic,
+        "uniform": lambda key, shape: jax.random.uniform(key, shape, minval=-1.0),
+    }[law]
+    unit = {"gaussian": 1, "laplace": 2**-0.5, "logistic": 3**0.5 / np.pi}.get(
+        law, 3**0.5
+    )
+    key = jax.random.key(0)
+
+    def noisy(x: jax.Array, key: jax.Array) -> jax.Array:
+        return x + SCALE * unit * sample(key, x.shape)
+
+    def naive(x: jax.Array, key: jax.Array) -> jax.Array:
+        if kind == "median":
+            return jnp.median(noisy(x, key), axis=0)
+        return jnp.sign(jnp.sum(jnp.sign(noisy(x, key)), axis=0))
+
+    peers = {"jax.numpy": compiled(naive, on_device, key)[0]}
+    if (torch := installed_torch()) is not None and law in ("gaussian", "uniform"):
+        finish = _torch_vote if kind == "vote" else _torch_median
+        for name, draw in _torch_noise(torch, x, law).items():
+            peers[name] = finish(torch, draw)
+    return peers
+
+
+def _torch_noise(torch: Any, x: np.ndarray, law: str) -> dict[str, Callable[[], Any]]:
+    """Two ways to write x + b xi in torch: a fresh array, and one buffer in place."""
+    t = torch.from_numpy(x)
+    buffer = torch.empty_like(t)
+    width = SCALE * 3**0.5
+    if law == "gaussian":
+        return {
+            "torch randn_like": lambda: t + SCALE * torch.randn_like(t),
+            "torch normal_": lambda: buffer.normal_(0.0, SCALE).add_(t),
+        }
+    return {
+        "torch rand_like": lambda: t + width * (2 * torch.rand_like(t) - 1),
+        "torch uniform_": lambda: buffer.uniform_(-width, width).add_(t),
+    }
+
+
+def _torch_vote(torch: Any, draw: Callable[[], Any]) -> Run:
+    return lambda: torch.sign(torch.sign(draw()).sum(dim=0))
+
+
+def _torch_median(torch: Any, draw: Callable[[], Any]) -> Run:
+    return lambda: torch.median(draw(), dim=0)

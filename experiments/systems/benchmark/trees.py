@@ -1,0 +1,103 @@
+"""Whole models: how long a step takes to compile, and what memory it needs.
+
+Shapes only; the loss is a weighted sum of the parameters, so that what is counted is
+the optimizer's and one gradient's, not a network's activations.
+"""
+
+import math
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import jaxmedian as jm
+from experiments.systems.benchmark.timing import peak_mib
+
+_MIB = 2**20
+
+
+class Cost(NamedTuple):
+    """What one step of a model costs before it runs.
+
+    Attributes:
+      compile_seconds: tracing and compiling.
+      peak_mib: arguments, temporaries and outputs that reuse no argument, of the
+        compiled program, in MiB.
+      bound_mib: parameters, one worker's gradient and the tally, plus 10 %, in MiB.
+    """
+
+    compile_seconds: float
+    peak_mib: float
+    bound_mib: float
+
+
+def resnet20_shapes() -> list[tuple[int, ...]]:
+    """Lists the leaves of ResNet-20 without BatchNorm, with biases."""
+    shapes: list[tuple[int, ...]] = [(3, 3, 3, 16), (16,)]
+    channels = 16
+    for width in (16, 32, 64):
+        for _ in range(3):
+            shapes += [
+                (3, 3, channels, width),
+                (width,),
+                (3, 3, width, width),
+                (width,),
+            ]
+            channels = width
+    return [*shapes, (64, 10), (10,)]
+
+
+def gpt2_shapes(width: int = 768, layers: int = 12) -> list[tuple[int, ...]]:
+    """Lists the leaves of GPT-2 small: 148 of them, 124 million parameters."""
+    block: list[tuple[int, ...]] = [
+        *[(width,)] * 2,
+        *[(width, 3 * width), (3 * width,), (width, width), (width,)],
+        *[(width,)] * 2,
+        *[(width, 4 * width), (4 * width,), (4 * width, width), (width,)],
+    ]
+    return [(50257, width), (1024, width), *block * layers, (width,), (width,)]
+
+
+def cost_of_step(
+    shapes: list[tuple[int, ...]],
+    dtype: Any,
+    num_workers: int,
+    optimizer: optax.GradientTransformation,
+    worker_chunk: int | None,
+) -> Cost:
+    """Compiles one step of a tree of parameters, which are donated."""
+    params = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+    batch = jax.ShapeDtypeStruct((num_workers, 4), jnp.float32)
+    step = jm.make_step(_loss, optimizer, worker_chunk=worker_chunk)
+    state = jax.eval_shape(optimizer.init, params)
+    start = time.perf_counter()
+    compiled = (
+        jax.jit(step, donate_argnums=(0, 1)).lower(params, state, batch).compile()
+    )
+    seconds = time.perf_counter() - start
+    memory: Any = compiled.memory_analysis()
+    peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    peak += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    size = sum(math.prod(shape) for shape in shapes)
+    tally = size * (1 if num_workers < 128 else 4)
+    bound = 1.1 * (2 * size * jnp.dtype(dtype).itemsize + tally)
+    return Cost(seconds, peak / _MIB, bound / _MIB)
+
+
+def streamed_peak_mib(num_workers: int, size: int, worker_chunk: int) -> float:
+    """Runs one streamed noisy vote; returns the peak memory above the idle process."""
+    optimizer = jm.noisy_sign_sgd(0.1, jm.noise.gaussian(0.1), 0)
+    params = [jnp.zeros(size)]
+    step = jm.make_step(_loss, optimizer, worker_chunk=worker_chunk)
+    state = optimizer.init(params)
+    batch = jnp.ones((num_workers, 4))
+    return peak_mib(lambda: jax.block_until_ready(step(params, state, batch)))
+
+
+def _loss(params: list[jax.Array], batch: jax.Array) -> jax.Array:
+    weight = jnp.mean(batch)
+    return sum(
+        (jnp.sum(x.astype(jnp.float32) * weight) for x in params), jnp.float32(0)
+    )

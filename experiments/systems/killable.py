@@ -1,0 +1,194 @@
+"""A small training run made to be killed: for the `resume` experiment and its tests.
+
+    python -m experiments.systems.killable --folder FOLDER
+    python -m experiments.systems.killable --folder FOLDER --devices 4
+
+prints "edge <step>" at each edge of a chunk and "bits <hash>" at the end: a hash of the
+parameters, of the optimizer's state and of all metrics. Everything that could go wrong
+on resuming is in it: mini-batches, noise, momentum for each worker, Adam behind.
+With ``--devices`` it is a loop over a mesh, one worker's gradient at a time.
+"""
+
+import argparse
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxmedian as jm
+
+NUM_WORKERS, SAMPLES, FEATURES = 8, 16, 300
+P = jax.sharding.PartitionSpec
+
+
+def train(
+    num_steps: int = 60,
+    chunk: int = 4,
+    checkpoint: Any = None,
+    on_chunk: Callable[[int, dict[str, float]], bool | None] | None = None,
+) -> jm.RunResult:
+    """Trains by `jaxmedian.run`, metrics included."""
+    return jm.run(
+        loss,
+        optimizer(),
+        start(),
+        jm.mini_batches(worker_data(), SAMPLES // 2),
+        num_steps,
+        key=2,
+        chunk=chunk,
+        checkpoint=checkpoint,
+        on_chunk=on_chunk,
+    )
+
+
+def train_on_mesh(
+    devices: list[jax.Device],
+    num_steps: int = 60,
+    chunk: int = 4,
+    checkpoint: Path | None = None,
+    on_chunk: Callable[[int], Any] = lambda step: None,
+) -> jm.RunResult:
+    """Trains by a loop over the devices that saves and restores for itself."""
+    mesh = jax.make_mesh(
+        (len(devices),),
+        ("workers",),
+        axis_types=(jax.sharding.AxisType.Auto,),
+        devices=devices,
+    )
+    everywhere = jax.sharding.NamedSharding(mesh, P())
+    spread = jax.sharding.NamedSharding(mesh, P("workers"))
+    batch = jax.tree.map(
+        lambda leaf: jax.make_array_from_callback(leaf.shape, spread, leaf.__getitem__),
+        worker_data(),
+    )
+    transform = optimizer(axis_name="workers")
+    step = jm.make_step(loss, transform, axis_name="workers", worker_chunk=1)
+
+    def begin() -> Any:
+        params = start()
+        return params, transform.init(params)
+
+    # The momentum of a worker lies with its worker; the rest is everywhere.
+    places = jax.tree.map(lambda leaf: P(), jax.eval_shape(begin))
+    momentum = jax.tree.map(lambda leaf: P("workers"), places[1][0])
+    places = (places[0], (momentum, *places[1][1:]))
+    advance = jax.jit(
+        jax.shard_map(
+            lambda params, opt_state, batch: step(params, opt_state, batch)[:2],
+            mesh=mesh,
+            in_specs=(*places, P("workers")),
+            out_specs=places,
+        )
+    )
+    shardings = jax.tree.map(
+        lambda spec: jax.sharding.NamedSharding(mesh, spec), places
+    )
+    state = jax.jit(begin, out_shardings=shardings)()
+    done = 0
+    if checkpoint is not None:
+        done, state = jm.checkpoint.restore(checkpoint, state)
+    while done < num_steps:
+        # Waited for: on CPUs the collectives of queued steps can lock each other out.
+        state = jax.block_until_ready(advance(*state, batch))
+        done += 1
+        if done % chunk == 0 or done == num_steps:
+            if checkpoint is not None:
+                jm.checkpoint.save(checkpoint, done, state)
+            on_chunk(done)
+    gather = jax.jit(lambda *state: state, out_shardings=everywhere)
+    params, opt_state = gather(*state)
+    return jm.RunResult(params, opt_state, {}, done)
+
+
+def loss(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
+    """Least squares of one worker."""
+    residual = batch["x"] @ params["w"] + params["b"] - batch["y"]
+    return 0.5 * jnp.mean(jnp.square(residual))
+
+
+def optimizer(axis_name: str | None = None) -> optax.GradientTransformation:
+    """Momentum a worker, a noisy vote, Adam: state and keys before and behind."""
+    return optax.chain(
+        jm.per_worker(optax.trace(0.9), NUM_WORKERS),
+        jm.majority_vote(jm.noise.uniform(0.3), key=1, axis_name=axis_name),
+        optax.adam(1e-2),
+    )
+
+
+def start() -> dict[str, jax.Array]:
+    """Returns the parameters at step 0."""
+    return {"b": jnp.float32(0.5), "w": jnp.zeros(FEATURES)}
+
+
+def worker_data() -> dict[str, np.ndarray]:
+    """Returns every worker's samples, leaves ``[M, n, ...]``."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(NUM_WORKERS, SAMPLES, FEATURES)).astype(np.float32)
+    return {"x": x, "y": rng.normal(size=(NUM_WORKERS, SAMPLES)).astype(np.float32)}
+
+
+def bits(result: jm.RunResult) -> dict[str, np.ndarray]:
+    """Lists all that a run leaves as arrays by name, keys as their words."""
+
+    def words(leaf: Any) -> np.ndarray:
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(
+            leaf.dtype, jax.dtypes.prng_key
+        ):
+            leaf = jax.random.key_data(leaf)
+        return np.asarray(leaf)
+
+    tree = (result.params, result.opt_state, dict(result.metrics), result.step)
+    return {
+        jax.tree_util.keystr(path): words(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def hash_of(result: jm.RunResult) -> str:
+    """Hashes all bits that a run leaves."""
+    digest = hashlib.sha256()
+    for name, array in sorted(bits(result).items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def main() -> None:
+    """Runs the command line of the file's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--num-steps", type=int, default=60)
+    parser.add_argument("--chunk", type=int, default=4)
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds a chunk")
+    parser.add_argument("--devices", type=int, default=0, help="of the mesh; 0: none")
+    parser.add_argument("--coordinator", help="address, with several processes")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--process", type=int, default=0)
+    options = parser.parse_args()
+    if options.processes > 1:
+        jax.distributed.initialize(
+            options.coordinator, options.processes, options.process
+        )
+
+    def report(step: int, row: Any = None) -> None:
+        print("edge", step, flush=True)
+        time.sleep(options.pause)
+
+    report(0)
+    lengths = (options.num_steps, options.chunk)
+    if options.devices:
+        devices = jax.devices()[: options.devices]
+        result = train_on_mesh(devices, *lengths, options.folder, report)
+    else:
+        result = train(*lengths, options.folder, report)
+    print("bits", hash_of(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The theory of the noisy median and vote, in numbers."""

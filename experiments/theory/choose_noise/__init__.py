@@ -1,0 +1,93 @@
+"""Which b is best: against the number of workers, heterogeneity, law, and for digits.
+
+Claim: `jm.theory.best_scale` answers from per-worker gradients alone. The median wants
+a share of the workers' spread, and systematic noise at its own best b never has the
+larger error. The vote needs no noise while the spread is at most the mean;
+beyond, noise makes it right more often, and systematic noise more so, but where b is
+too small systematic noise makes a wrong vote surer. On MNIST, one class a worker, the b
+that gives the vote the steepest expected descent on 200 coordinates of real gradients,
+sampled after 25 steps of plain SGD, lets signSGD train where it stalls without.
+
+    python -m experiments choose_noise
+
+Expect best Gaussian b of .14 (M = 3) to .63 (M = 31) standard deviations for the
+median, and .65 to .97 of its error with systematic noise; digits: b = .027 independent
+(.088 of the steepest descent), .032 systematic (.132; without noise it is negative),
+and test accuracy .894 with the latter after 500 steps, .125 without noise. One to two
+minutes on two cores.
+"""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.common.harness.plots import panels
+from experiments.common.harness.results import Result
+from experiments.theory.choose_noise import skewed, training_run
+from experiments.theory.choose_noise.config import COUPLINGS, LAWS, PRESETS, Config
+
+__all__ = ["Config", "PRESETS", "plot", "run"]
+
+
+def run(config: Config) -> Result:
+    """Chooses b for skewed gradients and for the digits, and tries the latter."""
+    curves: dict[str, dict[str, np.ndarray]] = {}
+    for law in LAWS:
+        print(f"{law}: medians of {config.num_workers}, votes of {config.vote_workers}")
+        curves[f"median, {law}"] = skewed.medians(config, law)
+        curves[f"vote, {law}"] = skewed.votes(config, law)
+    curves["digits"], tried = training_run.try_on_digits(config)
+    claims = (
+        skewed.median_claim(curves),
+        *skewed.vote_claims(config, curves),
+        *training_run.claims(config, tried),
+    )
+    return Result(curves, claims, {"digits": training_run.summary(tried)})
+
+
+def plot(result: Result) -> Figure:
+    """Draws the best b of medians, what votes achieve, and the digits' choice."""
+    figure, (left, middle, right) = panels(3)
+    for index, law in enumerate(LAWS):
+        for coupling, style in zip(COUPLINGS, (".-", ".--"), strict=True):
+            label = law if coupling == "independent" else None
+            median, vote = (
+                result.curves[f"median, {law}"],
+                result.curves[f"vote, {law}"],
+            )
+            options: Any = {"color": f"C{index}", "label": label}
+            left.plot(median["workers"], median[f"{coupling}_scale"], style, **options)
+            middle.plot(
+                vote["heterogeneity"], vote[f"{coupling}_value"], style, **options
+            )
+    silent = result.curves["vote, gaussian"]
+    middle.plot(silent["heterogeneity"], silent["no_noise"], "k:", label="no noise")
+    left.set_title("median: best b / sd (dashed: systematic)")
+    left.set_xlabel("M")
+    middle.set_title("vote: P(right) at the best b")
+    middle.set_xlabel("sd over workers / mean")
+    for axis, ticks in (
+        (left, result.curves["median, gaussian"]["workers"]),
+        (middle, silent["heterogeneity"]),
+    ):
+        axis.set_xscale("log")
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.minorticks_off()
+        axis.legend(fontsize=7)
+    _draw_digits(right, result)
+    return figure
+
+
+def _draw_digits(axes: Axes, result: Result) -> None:
+    curve = result.curves["digits"]
+    for coupling in COUPLINGS:
+        axes.plot(curve["scale"], curve[coupling], label=coupling)
+    chosen = result.extra["digits"]["scale"]
+    axes.axvline(chosen, color="grey", linestyle="--", label=f"chosen: {chosen:.3g}")
+    axes.set_xscale("log")
+    axes.set_xlabel("b")
+    axes.axhline(0.0, color="black", linewidth=0.5)
+    axes.set_title("digits: descent of the vote / steepest")
+    axes.legend(fontsize=7)

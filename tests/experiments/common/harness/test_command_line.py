@@ -1,0 +1,165 @@
+"""The command line lists, helps, runs and complains as people expect."""
+
+import csv
+import dataclasses
+import importlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("tyro")
+
+from experiments.__main__ import EXPERIMENTS, main
+
+
+def test_without_arguments_it_lists_every_experiment(capsys):
+    assert main([]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in EXPERIMENTS)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_help_shows_every_field_of_the_config(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    config = importlib.import_module(f"experiments.{name}").Config
+    for field in dataclasses.fields(config):
+        assert f"--{field.name.replace('_', '-')}" in printed or field.name in printed
+    assert ("--seeds" in printed) == hasattr(config, "num_seeds")
+
+
+MISUSE = {
+    "reprodce": "Did you mean reproduce?",
+    "--list": "`python -m experiments` lists them",
+    "toy --preset huge": "--preset takes one of default, quick; got 'huge'",
+    "toy --preset quik": "Did you mean quick?",
+    "toy --preset": "--preset takes one of",
+    "toy --sede 3": "toy has no option --sede. Did you mean --seed?",
+    "toy --sedes=3": "Did you mean --seeds?",
+    "toy --reusme": "Did you mean --resume?",
+    "toy --prest quick": "Did you mean --preset?",
+    "reproduce --num-workers 5": "Did you mean --mnist.num-workers?",
+    "toy quick": "toy takes options, --NAME VALUE; got 'quick'",
+    "toy --num-steps many": "--num-steps: invalid literal for int()",
+    "toy --num-steps": "Missing value for argument '--num-steps'",
+    "toy --seeds 0": "--seeds takes 1 or more; got 0",
+    "toy --scale -1": "`scale` must be finite and >= 0",
+    "toy --resume": "toy saves no checkpoints",
+    "toy --out FILE": "--out takes a folder; FILE is a file",
+}
+
+
+@pytest.mark.parametrize("command", MISUSE)
+def test_misuse_is_refused_in_one_line(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").touch()
+    assert main(command.split()) == 2
+    complaint = capsys.readouterr().err
+    assert MISUSE[command] in complaint
+    assert complaint.startswith("experiments: ")
+    assert complaint.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--seeds 3", "--seeds=3", "--num-seeds 3"])
+def test_seeds_are_the_number_of_runs(option):
+    from experiments.common.harness.options import parse
+    from experiments.paper import toy
+
+    config = parse(toy, "toy", ["--scale", "2", *option.split()]).config
+    assert config == toy.Config(scale=2.0, num_seeds=3)
+
+
+def test_options_change_the_preset_that_is_named():
+    from experiments.common.harness.options import parse
+    from experiments.paper import reproduce
+
+    options = ["--toy.num-seeds", "3", "--preset", "tiny", "--out", "here"]
+    parsed = parse(reproduce, "reproduce", options)
+    tiny = reproduce.PRESETS["tiny"]
+    assert parsed.config.toy == dataclasses.replace(tiny.toy, num_seeds=3)
+    assert parsed.config.mnist == tiny.mnist
+    assert parsed.out == Path("here")
+
+
+def test_stopping_by_hand_ends_without_a_traceback(monkeypatch, tmp_path, capsys):
+    from experiments.paper import toy
+
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(toy, "run", interrupted)
+    assert main(["toy", "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "experiments: stopped.\n"
+
+
+def test_reproduce_at_toy_size_writes_its_four_files(tmp_path, capsys):
+    code = main(["reproduce", "--preset", "tiny", "--out", str(tmp_path)])
+    assert code in (0, 1)  # 200 steps are too few for the toy problem's claims
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert code == int(any(claim["holds"] is False for claim in summary["claims"]))
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["mnist"]["num_steps"] == 4
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["curve"] for row in rows} >= {"toy: signSGD", "mnist: vote"}
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert str(tmp_path) in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def tiny_mnist(tmp_path_factory):
+    out = tmp_path_factory.mktemp("mnist")
+    assert main(["mnist", "--preset", "tiny", "--out", str(out)]) == 0
+    return out
+
+
+def test_a_killed_experiment_resumes_to_the_same_results(tiny_mnist, tmp_path, capsys):
+    """As if it had been killed before the last of three families of curves."""
+    shutil.copytree(tiny_mnist / "checkpoints", tmp_path / "checkpoints")
+    shutil.rmtree(tmp_path / "checkpoints" / "mean")
+    command = ["mnist", "--preset", "tiny", "--out", str(tmp_path), "--resume"]
+    assert main(command) == 0
+    assert capsys.readouterr().err.count("Resuming at step 4") == 2
+    metrics = (tmp_path / "metrics.csv").read_text()
+    assert metrics == (tiny_mnist / "metrics.csv").read_text()
+    assert main([*command, "--vote-rate", "0.01"]) == 2
+    assert "made with --vote-rate 0.001 (now 0.01)" in capsys.readouterr().err
+
+
+def test_a_fresh_start_leaves_no_old_checkpoint(tmp_path):
+    from experiments.common.harness.resuming import open_checkpoints
+    from experiments.paper.mnist import Config
+
+    folder = open_checkpoints(tmp_path, Config(), resume=False)
+    (folder / "mean").mkdir()
+    assert open_checkpoints(tmp_path, Config(), resume=True) == folder
+    assert (folder / "mean").exists()
+    open_checkpoints(tmp_path, Config(num_seeds=1), resume=False)
+    assert not (folder / "mean").exists()
+    (folder / "settings.json").unlink()
+    (folder / "theirs").write_text("kept")
+    with pytest.raises(ValueError, match="holds no checkpoints of experiments"):
+        open_checkpoints(tmp_path, Config(), resume=False)
+    assert (folder / "theirs").exists()
+
+
+def test_tiny_mnist_wrote_its_files(tiny_mnist):
+    assert (tiny_mnist / "figure.png").exists()
+    assert json.loads((tiny_mnist / "summary.json").read_text())["device"]
+
+
+RUN_ELSEWHERE = (
+    *("reproduce", "toy", "mnist", "choose_noise", "exactness", "cifar"),
+    *("bounds", "rates"),
+)
+
+
+@pytest.mark.parametrize("name", [n for n in EXPERIMENTS if n not in RUN_ELSEWHERE])
+def test_every_experiment_runs_at_toy_size(name, tmp_path):
+    assert main([name, "--preset", "tiny", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "figure.png").exists()
+    assert json.loads((tmp_path / "summary.json").read_text())["device"]

@@ -1,0 +1,64 @@
+"""Exact curves against what they are computed from, and claims that can fail."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("flax")
+
+from experiments.hostile import robustness_price
+from experiments.hostile.robustness_price import claims, shifts
+
+TINY = robustness_price.PRESETS["tiny"]
+
+
+def test_without_noise_one_of_three_shifts_to_the_nearer_honest_value():
+    values = shifts.median_values(TINY)[:2]  # the last of three is hostile
+    curve = shifts.median_curves(TINY)["median, independent, f = 1"]
+    half = np.ptp(values, axis=0) / 2
+    assert curve["shift_up"][0] == pytest.approx(half.mean())
+    assert curve["shift_down"][0] == pytest.approx(-half.mean())
+    assert curve["rmse"][0] == pytest.approx(np.sqrt((half**2).mean()))
+
+
+def test_without_noise_the_vote_needs_both_honest_workers():
+    values = shifts.vote_values(TINY)[:2]
+    curve = shifts.vote_curves(TINY)["vote, systematic, f = 1"]
+    agree = (np.sign(values[0]) == np.sign(values[1])).mean()
+    assert curve["right"][0] == pytest.approx(agree)
+
+
+def test_the_library_is_compared_and_a_wrong_law_is_noticed(monkeypatch):
+    assert shifts.largest_deviation(TINY) < 5
+    shift = shifts.jm.theory.hostile_median_shift
+
+    def one_less(values, noise, f):
+        return shift(values, noise, f - 1)
+
+    monkeypatch.setattr(shifts.jm.theory, "hostile_median_shift", one_less)
+    assert shifts.largest_deviation(TINY) > 5
+
+
+def test_the_crossover_claim_fails_if_systematic_noise_is_worse_from_the_start():
+    config = dataclasses.replace(TINY, median_workers=5, scales=(0.0, 1.0))
+    better, worse = np.array([0.0, 1.0]), np.array([0.0, 2.0])
+    curves = {}
+    for f in range(3):
+        names = [shifts.curve_name("median", c, f) for c in shifts.COUPLINGS]
+        curves |= {names[0]: {"rmse": better}, names[1]: {"rmse": worse}}
+    assert claims.crossover_claim(config, curves, "median").holds is False
+    curves[shifts.curve_name("median", "systematic", 0)] = {"rmse": better / 2}
+    found = claims.crossover_claim(config, curves, "median")
+    assert found.holds is True
+    assert "worse from f = 1 (b = 1)" in found.here
+
+
+def test_what_is_refused():
+    with pytest.raises(ValueError, match="`median_workers` must be odd"):
+        robustness_price.Config(median_workers=4)
+    with pytest.raises(ValueError, match="`rules` takes vote and median"):
+        robustness_price.Config(rules=("mean",))
+    with pytest.raises(ValueError, match="`digit_hostile` must be numbers from 0"):
+        robustness_price.Config(digit_workers=3)
