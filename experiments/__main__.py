@@ -1,12 +1,14 @@
-"""Command line: list the experiments, or run one.
+"""Command line: list the experiments, run one, or write the pages that quote them.
 
 python -m experiments                       what there is
 python -m experiments toy --help            every field of its Config
 python -m experiments mnist --preset quick  run it; results go to results/mnist
 python -m experiments toy --seeds 100       over so many seeds; results to --out FOLDER
 python -m experiments mnist --resume        go on where a killed or stopped run was
+python -m experiments report                write the tables of the pages from records/
 """
 
+import difflib
 import importlib
 import sys
 from pathlib import Path
@@ -20,6 +22,7 @@ BOXES = {
     "systems": "benchmark communication tpu processes resume",
 }
 EXPERIMENTS = {name: box for box, names in BOXES.items() for name in names.split()}
+_HELP = ("-h", "--help")
 _STOPPED = 130  # what shells expect of a program that ends by SIGINT
 
 
@@ -30,10 +33,12 @@ def main(arguments: list[str]) -> int:
       The exit code: 0, or 1 if one of our own claims failed, 2 for misuse, 130 if
       stopped by Ctrl-C.
     """
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_listing())
-        return 0
+    if arguments and arguments[0] in _HELP:  # of the experiment named after it, if any
+        arguments = [arguments[1], "--help"] if arguments[1:] else []
     try:
+        if not arguments:
+            print(_listing())
+            return 0
         return _run(*arguments)
     except (ValueError, TypeError, OSError) as error:
         return _complain(str(error))
@@ -41,34 +46,25 @@ def main(arguments: list[str]) -> int:
         return _complain(f"{error}. Run `pip install 'jaxmedian[experiments]'`.")
     except KeyboardInterrupt:
         return _complain("stopped.", _STOPPED)
+    except SystemExit as stop:  # tyro's, which has printed help or what is wrong
+        return int(stop.code or 0)
 
 
 def _run(name: str, *options: str) -> int:
-    from experiments.common.harness.claims import all_hold, print_table
-    from experiments.common.harness.options import did_you_mean, parse
-    from experiments.common.harness.plots import look
-    from experiments.common.harness.results import save
-    from experiments.common.harness.resuming import can_resume, open_checkpoints
+    if name != "report" and name not in EXPERIMENTS:  # before anything slow is imported
+        close = difflib.get_close_matches(name, [*EXPERIMENTS, "report"], n=1)
+        hint = f"Did you mean {close[0]}?" if close else ""
+        hint = hint or "`python -m experiments` lists them."
+        raise ValueError(f"there is no experiment {name!r}. {hint}")
+    if name == "report":
+        from experiments.common.harness.report import report
 
-    if name not in EXPERIMENTS:
-        hint = did_you_mean(name, {known: known for known in EXPERIMENTS})
-        hint = hint or " `python -m experiments` lists them."
-        raise ValueError(f"there is no experiment {name!r}.{hint}")
-    experiment = importlib.import_module(f"experiments.{EXPERIMENTS[name]}.{name}")
-    config, out, resume = parse(experiment, name, list(options))
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out takes a folder; {out} is a file.")
-    if can_resume(experiment.run):
-        result = experiment.run(config, open_checkpoints(out, config, resume))
-    elif resume:
-        raise ValueError(f"{name} saves no checkpoints: run it without --resume.")
-    else:
-        result = experiment.run(config)
-    with look():
-        save(out, config, result, experiment.plot(result))
-    print_table(result.claims)
-    print(f"Wrote config.json, metrics.csv, summary.json and figure.png to {out}/")
-    return 0 if all_hold(result.claims) else 1
+        return report(options)
+    from experiments.common.harness.session import run_experiment
+
+    module = importlib.import_module(f"experiments.{EXPERIMENTS[name]}.{name}")
+    finished, held = run_experiment(module, name, list(options))
+    return (0 if held else 1) if finished else _complain("stopped.", _STOPPED)
 
 
 def _listing() -> str:

@@ -7,11 +7,6 @@ from them. The images are random, so no accuracy is measured and none reported.
     python -m experiments paper_size                 60,000 random images
     python -m experiments paper_size --preset quick  6,000 of them
 
-Expect on two cores of a busy machine, which gave less than half a core: without noise
-.98 steps a second, with b = 1e-3 .92, on batches of 128 11.4, so that 50,000 steps take
-14, 15 and 1.2 hours. A step takes .40, .41 and .028 core seconds: two quiet cores would
-need about 3 hours for a full-batch curve.
-
 Differs from the paper in: the images. Those of `mnist` are real, but 5,000.
 """
 
@@ -27,9 +22,8 @@ import optax
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
-from experiments.common.harness.claims import Claim
 from experiments.common.harness.plots import draw_curves, panels
-from experiments.common.harness.results import Result
+from experiments.common.harness.results import Claim, Result
 from experiments.common.training.models import mnist_network
 
 
@@ -145,18 +139,16 @@ def _claims(config: Config, timed: dict[str, Timed]) -> tuple[Claim, ...]:
         Claim(
             f"{name}: steps a second on {images:,} random images, and the time of "
             f"{config.paper_steps:,} steps",
-            "50,000 steps on 60,000 digits",
             f"{found.rate():.3g} a second (steps of {found.seconds.min():.3g} to "
             f"{found.seconds.max():.3g} s, {np.median(found.core_seconds):.3g} core "
             f"seconds), {_hours(config, found):.3g} hours; synthetic: rate only",
-            None,
+            paper="50,000 steps on 60,000 digits",
         )
         for name, found in timed.items()
     ]
     finite = all(np.isfinite(found.loss).all() for found in timed.values())
     size = Claim(
         "The step runs at this size, and every loss is finite",
-        "-",
         f"{config.num_workers} workers of {images // config.num_workers:,} images, "
         f"{config.timed_steps} steps each",
         finite,
@@ -172,7 +164,6 @@ def plot(result: Result) -> Figure:
     """Draws how long each step took."""
     figure, (axes,) = panels(1)
     draw_curves(axes, result.curves, "seconds")
-    axes.set_yscale("log")
-    axes.set_title("seconds a step; random images: rate only")
+    axes.set(yscale="log", title="seconds a step; random images: rate only")
     axes.legend(fontsize=7)
     return figure

@@ -33,9 +33,8 @@ import optax
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
-from experiments.common.harness.claims import Claim
 from experiments.common.harness.plots import panels
-from experiments.common.harness.results import Result
+from experiments.common.harness.results import Claim, Result
 
 _ROOT = Path(__file__).parents[2]
 
@@ -256,13 +255,13 @@ def _claims(
             f"{exact} of {len(found)} exact; {half} left a checkpoint half written, "
             f"{unsaved} none at all"
         )
-        return [Claim(statement, "-", here, exact == len(found))]
+        return [Claim(statement, here, exact == len(found))]
 
     timed = "; ".join(
         f"{cost.saving - cost.without:+.0f} on {cost.without:.0f} ms at d = {size:,}"
         for size, cost in costs.items()
     )
-    cost = Claim("What a checkpoint adds to each chunk", "-", timed, None)
+    cost = Claim("What a checkpoint adds to each chunk", timed)
     return (
         *claim("Killed at random moments, a run resumes to the same bits", kills),
         *claim("A mesh resumes to the same bits with more or fewer devices", on_mesh),
@@ -292,8 +291,7 @@ def plot(result: Result) -> Figure:
         axes.plot(
             np.flatnonzero(chosen), kills["step"][order][chosen], "o", label=label
         )
-    axes.set_xlabel("kill, sorted")
-    axes.set_ylabel("step of the checkpoint it left")
+    axes.set(xlabel="kill, sorted", ylabel="step of the checkpoint it left")
     exact = f"{kills['exact'].sum()} of {len(kills['exact'])}"
     axes.set_title(f"{exact} killed runs resumed to the same bits")
     axes.legend()

@@ -10,16 +10,9 @@ square of the mean (`jm.theory.simulate_median`).
 
     python -m experiments coupling_in_training                   8x8 digits
     python -m experiments coupling_in_training --preset quick    two laws, fewer b
-
-Expect (default, 5 seeds), in points of test accuracy: votes 4.9 +- .5 ahead, in all 48
-cells, by .2 to 10.1; medians 1.1 +- .4 ahead, in 31 of 48 cells and in all 12 with b =
-.3 (1.8 to 7.5). In the 17 cells where they are behind none is so beyond chance (95 %,
-each cell by itself), and theory expects the smaller error of them everywhere. 17
-minutes on two cores that others used too.
 """
 
 import dataclasses
-import functools
 import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,18 +24,14 @@ import scipy.stats
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
-from experiments.common.harness.claims import Claim
-from experiments.common.harness.results import Result
-from experiments.common.training.finished import once
+from experiments.common.harness.options import Count, tiny
+from experiments.common.harness.results import Claim, Result, each_part
+from experiments.common.training.outcomes import Runs, grid, standard_error
+from experiments.common.training.problems import Problem, load_problem, serve
 from experiments.common.training.trainer import (
-    Problem,
-    Runs,
     build_trainer,
-    grid,
-    load_problem,
-    padded,
-    serve,
-    standard_error,
+    part_folder,
+    run_to_end,
 )
 from experiments.theory.descents import expected_descent
 
@@ -75,16 +64,16 @@ class Config:
     rules: tuple[str, ...] = ("vote", "median")
     laws: tuple[str, ...] = ("gaussian", "laplace", "logistic", "uniform")
     scales: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
-    workers: tuple[int, ...] = (10, 11, 31)
+    workers: tuple[Count, ...] = (10, 11, 31)
     data: str = "digits8x8"
-    num_seeds: int = 5
-    num_steps: int = 500
-    batch_size: int = 32
-    hidden: int = 32
+    num_seeds: Count = 5
+    num_steps: Count = 500
+    batch_size: Count = 32
+    hidden: Count = 32
     vote_rates: tuple[float, ...] = (0.003, 0.01)
     median_rates: tuple[float, ...] = (0.3, 1.0)
     mean_rate: float = 0.3
-    num_coordinates: int = 100
+    num_coordinates: Count = 100
 
     def __post_init__(self) -> None:
         unknown = set(self.rules) - {"vote", "median"}
@@ -94,16 +83,8 @@ class Config:
 
 PRESETS = {
     "quick": Config(laws=("gaussian", "uniform"), scales=(0.03, 0.1), workers=(10, 11)),
-    "tiny": Config(
-        rules=("vote",),
-        laws=("uniform",),
-        scales=(0.1,),
-        workers=(3,),
-        num_seeds=2,
-        num_steps=2,
-        hidden=4,
-        vote_rates=(0.01,),
-        num_coordinates=8,
+    "tiny": tiny(
+        Config(), laws=("uniform",), scales=(0.1,), workers=(3,), num_coordinates=8
     ),
 }
 
@@ -126,29 +107,27 @@ class Cells(NamedTuple):
 
 
 def run(config: Config, checkpoints: Path | None = None) -> Result:
-    """Trains both couplings in every cell.
-
-    Args:
-      config: which cells.
-      checkpoints: folder that keeps what each row reached, and gives it back.
-    """
+    """Trains both couplings in every cell."""
     problem = load_problem(config.data, config.hidden, config.num_seeds)
-    table: dict[str, Cells] = {}
-    for num_workers in config.workers:
-        split = jm.splits.by_label(np.asarray(problem.train["labels"]), num_workers)
-        sample = _sample(config, problem, split)
-        for rule, law in itertools.product(config.rules, config.laws):
-            name = f"{rule}, M = {num_workers}, {law}"
-            print(name)
-            accuracy = {}
-            for coupling in COUPLINGS:
-                train = functools.partial(
-                    _train, config, problem, split, rule, law, coupling
-                )
-                runs = once(checkpoints, f"{name}, {coupling}", train)
-                accuracy[coupling] = _best_rates(config, runs)
-            table[name] = Cells(accuracy, _expect(config, rule, law, sample))
-    return Result(_curves(config, table), _claims(config, table), against="b")
+    splits = {m: problem.split_by_label(m) for m in config.workers}
+    samples = {m: _sample(config, problem, split) for m, split in splits.items()}
+    rows = {
+        f"{rule}, M = {m}, {law}": (rule, m, law)
+        for m, rule, law in itertools.product(splits, config.rules, config.laws)
+    }
+
+    def train(name: str) -> Cells:
+        rule, m, law = rows[name]
+        accuracy = {}
+        for coupling in COUPLINGS:
+            folder = part_folder(checkpoints, f"{name}, {coupling}")
+            runs = _train(config, problem, splits[m], rule, law, coupling, folder)
+            accuracy[coupling] = _best_rates(config, runs)
+        return Cells(accuracy, _expect(config, rule, law, samples[m]))
+
+    table, partial = each_part(rows, train)
+    claims = _claims(config, table)
+    return Result(_curves(config, table), claims, against="b", partial=partial)
 
 
 def _sample(config: Config, problem: Problem, split: jm.splits.Split) -> Array:
@@ -159,13 +138,12 @@ def _sample(config: Config, problem: Problem, split: jm.splits.Split) -> Array:
         number = config.num_coordinates
         return {"sample": jm.diagnostics.sample_coordinates(grads, number, 0)}
 
-    held = padded(split, len(problem.train["labels"]))
     half = max(1, config.num_steps // 2)
-    found = jm.run(
+    found = run_to_end(
         problem.model.loss,
         optax.chain(jm.worker_mean(), optax.sgd(config.mean_rate)),
         problem.model.params,
-        serve(problem.train, *held, config.batch_size),
+        serve(problem.train, split, config.batch_size),
         half,
         key=0,
         chunk=half,
@@ -181,6 +159,7 @@ def _train(
     rule: str,
     law: str,
     coupling: str,
+    checkpoint: Path | None,
 ) -> Runs:
     optimizer = jm.noisy_sign_sgd if rule == "vote" else jm.noisy_median_sgd
 
@@ -196,7 +175,7 @@ def _train(
         chunk=config.num_steps,
     )
     rates = config.vote_rates if rule == "vote" else config.median_rates
-    return train(grid(scale=config.scales, rate=rates), split)
+    return train(grid(scale=config.scales, rate=rates), split, checkpoint)
 
 
 def _best_rates(config: Config, runs: Runs) -> Array:
@@ -244,7 +223,7 @@ def _curves(config: Config, table: dict[str, Cells]) -> dict[str, dict[str, Arra
 def _claims(config: Config, table: dict[str, Cells]) -> tuple[Claim, ...]:
     judged = config.num_steps >= 300 and config.num_seeds >= 5
     claims = []
-    for rule in config.rules:
+    for rule in dict.fromkeys(name.split(", ")[0] for name in table):
         rows = {name: row for name, row in table.items() if name.startswith(rule)}
         ahead = np.concatenate([row.ahead for row in rows.values()])  # [cells, S]
         of_a_seed = ahead.mean(axis=0)
@@ -262,7 +241,6 @@ def _claims(config: Config, table: dict[str, Cells]) -> tuple[Claim, ...]:
             Claim(
                 f"{rule}: over all {len(ahead)} cells systematic noise is ahead (two "
                 "standard errors)",
-                "-",
                 f"by {100 * of_a_seed.mean():.2f} +- {100 * error:.2f} points; ahead "
                 f"in {(ahead.mean(axis=1) > 0).sum()} cells, rank correlation with "
                 f"what theory expects {agreement:.2f}",
@@ -292,7 +270,7 @@ def _row_claim(config: Config, name: str, row: Cells) -> Claim:
                 f"behind at b = {b:g}{chance}; theory: systematic {verdict} there, "
                 f"{measure} {other:.3g} against {one:.3g}"
             )
-    return Claim(f"{name}: points ahead", "-", here, None, "; ".join(reasons))
+    return Claim(f"{name}: points ahead", here, reason="; ".join(reasons))
 
 
 def plot(result: Result) -> Figure:
@@ -313,7 +291,6 @@ def plot(result: Result) -> Figure:
         scales = next(iter(rows.values()))["b"]
         ax.set_xticks(range(len(scales)), [f"{b:g}" for b in scales])
         ax.set_yticks(range(len(rows)), [name.split(", ", 1)[1] for name in rows])
-        ax.set_xlabel("b")
-        ax.set_title(f"{rule}: points ahead by systematic noise")
+        ax.set(xlabel="b", title=f"{rule}: points ahead by systematic noise")
     figure.colorbar(image)
     return figure

@@ -7,33 +7,28 @@ by the edges of the uniform law for three workers. The mass is the total variati
 distance between the law of the median and its mirror image.
 
     python -m experiments density
-
-Expect slopes of the mass against b of -3.00 (Gaussian, logistic), -2.01 (Laplace, M =
-3), -2.00 (uniform, M = 3) and -2.99 (uniform, M = 5), within .02 of the whole order;
-and 1,000,000 values of `jm.perturbed_median` at each of four b whose distribution
-function is the exact one, within the band that all of them stay in with probability 1 -
-1e-9. A few seconds on two cores.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 import jaxmedian as jm
-from experiments.common.harness.claims import Claim
+from experiments.common.harness.options import Count
 from experiments.common.harness.plots import panels
-from experiments.common.harness.results import Curves, Result
-from experiments.theory.power_laws import slopes_claim
-from experiments.theory.skewed_values import check_skewed
+from experiments.common.harness.results import Claim, Curves, Result
+from experiments.theory.power_laws import (
+    LAWS,
+    check_skewed,
+    draw_medians,
+    slopes_claim,
+)
 
-LAWS = tuple(jm.noise.LAWS)
 _TAIL = 12.0  # noise scales beyond which less than 1e-7 of any of these laws is left
 _SHOWN = 161  # points of a drawn density
 _MISTAKE = 1e-9  # probability with which the band may be left
@@ -63,11 +58,11 @@ class Config:
     five: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0, 14.0)
     shown_law: str = "gaussian"
     shown_scales: tuple[float, ...] = (0.1, 0.3, 1.0, 4.0)
-    draws: int = 1_000_000
+    draws: Count = 1_000_000
     least_scale: float = 0.1
     greatest_scale: float = 300.0
-    num_scales: int = 36
-    points: int = 2001
+    num_scales: Count = 36
+    points: Count = 2001
     tolerance: float = 0.02
     seed: int = 0
 
@@ -160,9 +155,7 @@ def _density(
     t = u.mean() + deviation * x
     density = deviation * jm.theory.median_density(u[:, None], noise, t)
     key = jax.random.fold_in(jax.random.key(config.seed), index)
-    rows = jnp.tile(jnp.asarray(config.three, jnp.float32)[:, None], (1, config.draws))
-    medians = _draw(config.shown_law, rows, noise.scale, key)
-    sample = np.sort(np.asarray(medians, np.float64))
+    sample = np.sort(draw_medians(config.three, noise, config.draws, key))
     bins, edges = np.histogram((sample - u.mean()) / deviation, bins=40, range=(-4, 4))
     table = {
         "x": x.tolist(),
@@ -172,11 +165,6 @@ def _density(
     }
     exact = jm.theory.median_cdf(u[:, None], noise, sample)
     return table, distance_of_laws(exact)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _draw(law: str, rows: jax.Array, scale: jax.Array, key: jax.Array) -> jax.Array:
-    return jm.perturbed_median(rows, jm.noise.Noise(law, scale), key)
 
 
 def distance_of_laws(exact: Array) -> float:
@@ -225,7 +213,6 @@ def _draws_claim(config: Config, distances: list[float]) -> Claim:
     band = float(np.sqrt(np.log(2 * number / _MISTAKE) / (2 * config.draws)))
     return Claim(
         f"jm.perturbed_median has the exact law ({config.shown_law})",
-        "-",
         f"sup |F_n - F| = {max(distances):.5f} <= {band:.5f}, {config.draws:,} draws "
         f"at each of {number} b",
         max(distances) <= band,
@@ -260,8 +247,10 @@ def _draw_masses(axes: Axes, result: Result) -> None:
             label = f"{prefix}, {law}: {order}"
             x, mass = curve[result.against], curve["mass"]
             axes.plot(x, mass, style, color=f"C{i}", label=label)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel(result.against)
-    axes.set_title("antisymmetric mass, and its slope")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel=result.against,
+        title="antisymmetric mass, and its slope",
+    )
     axes.legend(fontsize=6)

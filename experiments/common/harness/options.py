@@ -1,23 +1,38 @@
 """Options of an experiment: the fields of its Config, ``--preset``, ``--out``, ...
 
-tyro reads them; here is what people expect beyond that: an error is one line, a
-misspelled name comes with the nearest one, and ``--seeds`` stands for ``--num-seeds``.
+tyro reads them, and says what is wrong with them. ``--seeds`` stands for
+``--num-seeds``.
 """
 
 import argparse
-import contextlib
 import dataclasses
-import difflib
-import io
-import re
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import tyro
 
-_OTHERS = ("help", "preset", "out", "resume")
+C = TypeVar("C")
+
+
+def _read_count(words: list[str]) -> int:
+    number = int(words[0])
+    if number < 1:
+        raise ValueError(f"it takes 1 or more; got {number}")
+    return number
+
+
+# An int that an option refuses below 1.
+Count = Annotated[
+    int,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=_read_count,
+        is_instance=lambda value: isinstance(value, int),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
 
 
 class Parsed(NamedTuple):
@@ -38,11 +53,13 @@ def parse(experiment: ModuleType, name: str, options: list[str]) -> Parsed:
     """Reads the options into a Config that starts from the preset they name.
 
     Raises:
-      ValueError: for unknown presets and options and for values of a wrong type.
+      SystemExit: after help was printed, or what is wrong with an option.
     """
     presets = {"default": experiment.Config(), **experiment.PRESETS}
-    chosen = _preset(presets, options)
-    start = _with_seeds(presets[chosen])
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", nargs="?", default="default")
+    chosen = parser.parse_known_args(options)[0].preset
+    start = _with_seeds(presets.get(chosen, presets["default"]))
 
     @dataclasses.dataclass(frozen=True)
     class Options:
@@ -50,7 +67,7 @@ def parse(experiment: ModuleType, name: str, options: list[str]) -> Parsed:
         preset: Annotated[
             Literal[tuple(presets)],  # type: ignore[valid-type]
             tyro.conf.arg(help="Settings that the other options then change."),
-        ] = chosen
+        ] = "default"
         out: Annotated[
             Path, tyro.conf.arg(help="Folder for the results; made if need be.")
         ] = Path("results") / name
@@ -60,51 +77,22 @@ def parse(experiment: ModuleType, name: str, options: list[str]) -> Parsed:
             tyro.conf.FlagCreatePairsOff,
         ] = False
 
-    program = f"python -m experiments {name}"
-    with _errors_in_one_line(program):
-        parsed, unknown = tyro.cli(
-            Options,
-            args=options,
-            prog=program,
-            description=experiment.__doc__,
-            default=Options(config=start),
-            return_unknown_args=True,
-        )
-    _check_names(unknown, name, start)
+    parsed = tyro.cli(
+        Options,
+        args=options,
+        prog=f"python -m experiments {name}",
+        description=experiment.__doc__,
+        default=Options(config=start),
+    )
     fields = _fields(parsed.config)
-    if fields.get("num_seeds", 1) < 1:
-        raise ValueError(f"--seeds takes 1 or more; got {fields['num_seeds']}.")
     return Parsed(experiment.Config(**fields), parsed.out, parsed.resume)
-
-
-def _preset(presets: Mapping[str, Any], options: Sequence[str]) -> str:
-    """Finds which preset the options name, before they are read for the rest."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset", nargs="?", const="", default="default")
-    preset = parser.parse_known_args(options)[0].preset
-    if preset not in presets:
-        hint = did_you_mean(preset, {name: name for name in presets})
-        takes = f"--preset takes one of {', '.join(presets)}"
-        raise ValueError(f"{takes}; got {preset!r}.{hint}")
-    return preset
-
-
-def did_you_mean(word: str, known: Mapping[str, str]) -> str:
-    """Returns " Did you mean ...?" with the nearest of what is known, or nothing.
-
-    Args:
-      word: what was typed.
-      known: what might have been meant, each with the spelling to suggest.
-    """
-    close = difflib.get_close_matches(word, known, n=1)
-    return f" Did you mean {known[close[0]]}?" if close else ""
 
 
 def _with_seeds(config: Any) -> Any:
     """Gives a Config's ``num_seeds`` the shorter name ``--seeds`` as well."""
     if "num_seeds" not in _fields(config):
         return config
-    seeds = ("num_seeds", Annotated[int, tyro.conf.arg(aliases=("--seeds",))])
+    seeds = ("num_seeds", Annotated[Count, tyro.conf.arg(aliases=("--seeds",))])
     with_seeds = dataclasses.make_dataclass(
         "Config", [seeds], bases=(type(config),), frozen=True
     )
@@ -115,48 +103,19 @@ def _fields(config: Any) -> dict[str, Any]:
     return {one.name: getattr(config, one.name) for one in dataclasses.fields(config)}
 
 
-@contextlib.contextmanager
-def _errors_in_one_line(program: str) -> Iterator[None]:
-    """Turns the box in which tyro draws an error into a ValueError of one line."""
-    with contextlib.redirect_stderr(io.StringIO()) as box:
-        try:
-            yield
-        except SystemExit as stop:
-            if not stop.code:
-                raise  # --help
-            message = _first_paragraph(box.getvalue())
-            raise ValueError(f"{message} ({program} --help)") from None
+_TINY = {"num_seeds": 2, "num_steps": 2, "chunk": 1, "batch_size": 2, "hidden": 4}
 
 
-def _first_paragraph(box: str) -> str:
-    """Returns what stands in a box, drawn with lines or dashes, between two rules."""
-    plain = re.sub("\x1b\\[[0-9;]*m", "", box)  # without colours
-    _before, *paragraphs = re.split(r"(?m)^(?:╭.*|\W*[─-]{3}\W*)$", plain)
-    return " ".join(" ".join(paragraphs[:1]).replace("│", "").split())
+def tiny(config: C, **changes: Any) -> C:
+    """Shrinks a Config to toy size: what a test can run in seconds.
 
-
-def _check_names(unknown: Sequence[str], name: str, config: Any) -> None:
-    """Refuses what is no option of the experiment, and names the nearest."""
-    if not unknown:
-        return
-    word = unknown[0].split("=")[0]
-    if not word.startswith("-"):
-        raise ValueError(f"{name} takes options, --NAME VALUE; got {word!r}.")
-    known = {option: f"--{option}" for option in (*_OTHERS, *_names(config))}
-    known |= {option.split(".")[-1]: known[option] for option in known if "." in option}
-    if "num-seeds" in known:
-        known["seeds"] = known["num-seeds"].replace("--num-seeds", "--seeds")
-    hint = did_you_mean(word.strip("-"), known)
-    raise ValueError(
-        f"{name} has no option {word}.{hint} (python -m experiments {name} --help)"
-    )
-
-
-def _names(config: Any) -> Iterator[str]:
-    """Yields the names of a Config's options, nested ones with dots."""
-    for field, value in _fields(config).items():
-        option = field.replace("_", "-")
-        if dataclasses.is_dataclass(value):
-            yield from (f"{option}.{below}" for below in _names(value))
-        else:
-            yield option
+    Two seeds, two steps, four hidden units, and the first entry of every tuple, unless
+    ``changes`` say otherwise.
+    """
+    smaller: dict[str, Any] = {}
+    for name, value in _fields(config).items():
+        if isinstance(value, tuple):
+            smaller[name] = value[:1]
+        elif name in _TINY and value is not None:
+            smaller[name] = min(value, _TINY[name])
+    return dataclasses.replace(config, **smaller | changes)  # type: ignore[type-var]

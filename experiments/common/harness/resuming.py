@@ -14,7 +14,7 @@ from typing import Any
 
 from experiments.common.harness.results import as_json
 
-_SETTINGS = "settings.json"
+SETTINGS = "settings.json"
 
 
 def can_resume(run: Callable[..., Any]) -> bool:
@@ -29,7 +29,7 @@ def open_checkpoints(out: Path, config: Any, resume: bool) -> Path:
       ValueError: to resume with other settings, or if the folder is somebody else's.
     """
     folder = out / "checkpoints"
-    settings = folder / _SETTINGS
+    settings = folder / SETTINGS
     wanted = as_json(config)
     if resume and settings.exists():
         _check_settings(settings, json.loads(wanted))

@@ -3,13 +3,17 @@
 A row gives a rule as it is, behind noise of either coupling, and after bucketing.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import optax
 
 import jaxmedian as jm
-from experiments.common.training.trainer import Build, Settings, grid
+from experiments.common.training.outcomes import Chosen, Settings, grid
+from experiments.common.training.problems import Problem, TrainingConfig
+from experiments.common.training.trainer import Build, build_trainer
 
 BUCKET = 2  # workers a bucket
 
@@ -229,3 +233,44 @@ def rule_grid(
     if rule.clips:
         tuned["radius"] = radii
     return grid(**tuned)
+
+
+@dataclasses.dataclass(frozen=True)
+class TunedConfig(TrainingConfig):
+    """Settings of rules that are tuned: each takes its best on validation digits.
+
+    Attributes:
+      rules: names of the rules; by default all, but for noise before rules that look
+        at distances.
+      num_steps: steps of every run; the learning rate falls to 0 by a cosine.
+      vote_rates: learning rates that votes choose from.
+      mean_rates: learning rates that all others choose from.
+      scales: b that noisy rules choose from.
+      radii: that centered clipping chooses from, in norms of a gradient.
+    """
+
+    rules: tuple[str, ...] = ()
+    vote_rates: tuple[float, ...] = (0.003, 0.01, 0.03)
+    mean_rates: tuple[float, ...] = (0.1, 0.3, 1.0)
+    scales: tuple[float, ...] = (0.03, 0.1)
+    radii: tuple[float, ...] = (0.3, 3.0)
+
+    def settings_of(self, rule: Rule) -> Settings:
+        """Returns the settings from which a rule takes its best."""
+        return rule_grid(
+            rule, self.vote_rates, self.mean_rates, self.scales, self.radii
+        )
+
+    def tune(
+        self, problem: Problem, rule: Rule, f: int, batch_size: int | None
+    ) -> Callable[[Any, Path | None], Chosen]:
+        """Builds ``(split, checkpoint) -> Chosen`` of a rule, compiled once."""
+        train = build_trainer(
+            problem,
+            build_rule(rule, self.num_steps, self.num_workers, f),
+            batch_size=batch_size,
+            num_steps=self.num_steps,
+            chunk=self.chunk,
+        )
+        settings = self.settings_of(rule)
+        return lambda split, checkpoint: train(settings, split, checkpoint).chosen()

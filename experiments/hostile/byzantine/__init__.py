@@ -11,81 +11,85 @@ are the same for all rules of a kind unless several are given.
     python -m experiments byzantine --preset quick     ten rules, one split, f = 2
     python -m experiments byzantine --preset mnist5k   28x28 digits, one split, f = 2
 
-Expect (default, f = 2 of 11), worst test accuracy on skewed labels, alpha = .1:
-
-    rule                 as it is   noise   systematic   after bucketing
-    mean                 .100
-    vote                 .347       .388    .448         .337
-    median               .228       .276    .269         .365
-    trimmed mean         .488       .481    .492         .363
-    mean around median   .120       .482    .502         .390
-    geometric median     .641                            .694
-    Krum                 .173                            .194
-    multi-Krum           .783                            .794
-    centered clipping    .711                            .664
-
-with standard errors of .007 to .053; without attack all but Krum, vote, median and mean
-around median (.82 to .86) reach .90 to .95. At alpha = 1 the mean ends at .10, Krum at
-.53 +- .15, the others at .80 to .95. Noise of b = .01 raises the worst case of vote and
-median a little, b = .1 that of the mean around the median a lot. Where nobody attacks,
-b = .1 is best for median and trimmed mean too, and leaves them at .10 to .11 in the
-worst case: what closes the gap opens the door.
-
-These numbers are older than min-max and the attacks that search for their strength. The
-worst attack is -1e6 times the honest mean on most rules by coordinates, lies on votes,
-sign flips, mimicry or a little on what looks at distances. Two spoilt buckets of six
-leave a trimmed mean nothing but the median. Seven minutes of CPU for each f, more with
-the searches; f = 4 was not measured.
-
-mnist5k, all 14 attacks (worst test accuracy, standard errors up to .06; half an hour
-of CPU):
-
-    rule                 as it is   noise   systematic   after bucketing
-    mean                 .100
-    vote                 .316       .337    .312         .384
-    median               .327       .304    .288         .411
-    trimmed mean         .459               .380         .418
-    mean around median   .147
-    geometric median     .663                            .755
-    Krum                 .009
-    multi-Krum           .704                            .543
-    Bulyan               .257
-    centered clipping    .790
-
-The search pays where a rule looks at distances: it takes multi-Krum after bucketing
-from .74 to .54. Without attack Krum, Bulyan, vote, median and mean around median reach
-.81 to .84, all others .87 to .91.
+Noise that closes the gap where nobody attacks opens the door to those who do; two
+spoilt buckets of six leave a trimmed mean nothing but the median.
 """
+
+import dataclasses
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.common.harness.options import tiny
 from experiments.common.harness.plots import draw_heatmap, heatmaps
-from experiments.common.harness.results import Curves, Result
+from experiments.common.harness.results import Curves, Result, each_part
+from experiments.common.training.outcomes import standard_error
 from experiments.common.training.rules import chosen_rules
-from experiments.common.training.trainer import load_problem, standard_error
 from experiments.hostile.byzantine.attacks import ATTACKS, chosen_attacks
-from experiments.hostile.byzantine.claims import judge
-from experiments.hostile.byzantine.config import PRESETS, Config
-from experiments.hostile.byzantine.trials import Trial, try_rule
+from experiments.hostile.byzantine.trials import Config, Trial, try_rule
+from experiments.hostile.byzantine.worst_cases import judge
 
 __all__ = ["Config", "PRESETS", "plot", "run"]
 
+_BY_COORDINATES = (
+    *("mean", "vote", "noisy vote", "noisy vote, systematic"),
+    *("median", "noisy median", "noisy median, systematic"),
+    *("median after bucketing", "trimmed mean", "multi-Krum"),
+)
+_QUICK = Config(rules=_BY_COORDINATES, hostile=(2,), alphas=(0.1,))
+PRESETS = {
+    "quick": _QUICK,
+    "mnist5k": dataclasses.replace(
+        _QUICK,
+        rules=(
+            *_BY_COORDINATES,
+            *("vote after bucketing", "noisy trimmed mean, systematic"),
+            *("trimmed mean after bucketing", "mean around median"),
+            *("geometric median", "geometric median after bucketing", "Krum"),
+            *("multi-Krum after bucketing", "Bulyan", "centered clipping"),
+        ),
+        data="mnist5k",
+        num_steps=300,
+        chunk=300,
+        batch_size=32,
+        vote_rates=(0.01,),
+        mean_rates=(0.3,),
+    ),
+    "tiny": tiny(
+        Config(),
+        rules=("noisy vote, systematic",),
+        attacks=("label flip", "pivotal votes"),
+        hostile=(1,),
+        alphas=(1.0,),
+        num_workers=5,
+        scales=(0.1,),
+    ),
+}
 
-def run(config: Config) -> Result:
+
+def run(config: Config, checkpoints: Path | None = None) -> Result:
     """Trains every rule under every attack, on every split, for every f."""
     rules, attacks = chosen_rules(config.rules), chosen_attacks(config.attacks)
-    problem = load_problem(config.data, config.hidden, config.num_seeds)
-    trials: list[Trial] = []
-    for number, (name, rule) in enumerate(rules.items(), start=1):
-        print(f"{name} ({number} of {len(rules)})")
-        for f in config.hostile:
-            trials += try_rule(config, problem, name, rule, attacks, f)
+    problem = config.problem()
+
+    def train(name: str) -> list[Trial]:
+        return [
+            trial
+            for f in config.hostile
+            for trial in try_rule(
+                config, problem, name, rules[name], attacks, f, checkpoints
+            )
+        ]
+
+    parts, partial = each_part(rules, train)
+    trials = [trial for part in parts.values() for trial in part]
     extra = {
         f"{trial.rule} | {trial.split} | f = {trial.f}": _summary(trial)
         for trial in trials
     }
-    return Result(_curves(trials), judge(config, trials), {"trials": extra}, "f")
+    claims = judge(config, trials)
+    return Result(_curves(trials), claims, {"trials": extra}, "f", partial)
 
 
 def _curves(trials: list[Trial]) -> Curves:

@@ -1,6 +1,8 @@
 """Training every rule under every attack, and what each setting came to."""
 
+import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -8,8 +10,16 @@ import numpy as np
 import optax
 
 import jaxmedian as jm
-from experiments.common.training.rules import Rule, place_rule, rule_grid, rule_noise
-from experiments.common.training.trainer import Problem, Runs, build_trainer
+from experiments.common.harness.options import Count
+from experiments.common.training.outcomes import Runs
+from experiments.common.training.problems import Problem
+from experiments.common.training.rules import (
+    Rule,
+    TunedConfig,
+    place_rule,
+    rule_noise,
+)
+from experiments.common.training.trainer import build_trainer, part_folder
 from experiments.hostile.byzantine.attacks import (
     NO_ATTACK,
     Attack,
@@ -17,9 +27,44 @@ from experiments.hostile.byzantine.attacks import (
     attack_gradients,
     spoil_batches,
 )
-from experiments.hostile.byzantine.config import Config
 
 _ATTACK_KEY = 2**31  # folded into a run's key: hostile noise is not that of the rule
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(TunedConfig):
+    """Settings; every rule meets every attack in every of its settings.
+
+    Attributes:
+      attacks: names of the attacks; all by default.
+      alphas: of the Dirichlet splits of the data among the honest workers; claims speak
+        of the first.
+      hostile: how many workers are hostile, and how many robust rules are told; claims
+        speak of the first.
+      vote_rates: learning rates that votes choose from; one by default.
+      mean_rates: learning rates that all others choose from; one by default.
+    """
+
+    num_workers: Count = 11
+    num_steps: Count = 150
+    batch_size: Count = 16
+    chunk: Count = 150
+    vote_rates: tuple[float, ...] = (0.03,)
+    mean_rates: tuple[float, ...] = (1.0,)
+    scales: tuple[float, ...] = (0.01, 0.1)
+    attacks: tuple[str, ...] = ()
+    alphas: tuple[float, ...] = (0.1, 1.0)
+    hostile: tuple[int, ...] = (2, 4)
+
+    def __post_init__(self) -> None:
+        most = (self.num_workers - 1) // 2
+        if not self.hostile or any(not 1 <= f <= most for f in self.hostile):
+            raise ValueError(
+                f"`hostile` must be numbers from 1 to {most}, a minority of "
+                f"{self.num_workers} workers; got {self.hostile}."
+            )
+        if not self.alphas:
+            raise ValueError("`alphas` must name at least one split.")
 
 
 class Trial(NamedTuple):
@@ -87,6 +132,7 @@ def try_rule(
     rule: Rule,
     attacks: Mapping[str, Attack],
     f: int,
+    checkpoints: Path | None,
 ) -> list[Trial]:
     """Trains a rule on every split under every attack that can be tried with it."""
     met = {name: attack for name, attack in attacks.items() if attack.meets(rule)}
@@ -115,19 +161,23 @@ def try_rule(
         build,
         batch_size=config.batch_size,
         num_steps=config.num_steps,
-        chunk=config.num_steps,
+        chunk=config.chunk,
         spoil=lambda serve, which: spoil_batches(
             [*met.values()], workers, serve, which
         ),
     )
-    settings = rule_grid(
-        rule, config.vote_rates, config.mean_rates, config.scales, config.radii
-    )
+    settings = config.settings_of(rule)
     trials = []
     for alpha in config.alphas:
         split = share_out(np.asarray(problem.train["labels"]), config, alpha, f)
+        where = f"{split_name(alpha)}, f = {f}"
         runs = {
-            attack: train(settings, split, which=number)
+            attack: train(
+                settings,
+                split,
+                part_folder(checkpoints, f"{name}, {where}, {attack}"),
+                which=number,
+            )
             for number, attack in enumerate(met)
         }
         trials.append(Trial(name, split_name(alpha), f, runs))

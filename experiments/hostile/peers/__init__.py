@@ -32,10 +32,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
-from experiments.common.harness.claims import Claim
 from experiments.common.harness.installed import installed_byzfl
 from experiments.common.harness.plots import panels
-from experiments.common.harness.results import Result
+from experiments.common.harness.results import Claim, Result
 from experiments.hostile.peers.pairs import Pair, Update, pairs
 from experiments.systems.benchmark.kernels import compiled
 from experiments.systems.benchmark.timing import take_turns
@@ -85,7 +84,6 @@ def run(config: Config) -> Result:
         *(
             Claim(
                 f"{name}: equal in float64 to 1e-6 in {config.cases} random cases",
-                "-",
                 f"largest difference {difference:.1e}",
                 bool(difference <= TOLERANCE),
             )
@@ -95,9 +93,7 @@ def run(config: Config) -> Result:
         *_defects(),
     ]
     if not found:
-        claims.append(
-            Claim("Peers are installed", "-", "neither ByzFL nor krum with torch", None)
-        )
+        claims.append(Claim("Peers are installed", "neither ByzFL nor krum with torch"))
     return Result({}, tuple(claims), {"differences": differences, "times": rows})
 
 
@@ -199,7 +195,6 @@ def _speed_claims(config: Config, rows: list[dict[str, Any]]) -> list[Claim]:
         claims.append(
             Claim(
                 f"{row['rule']}, M = {config.workers}, d = {config.size:,}: {wanted}",
-                "-",
                 f"{row['times_faster']:.1f} times",
                 bool(row["times_faster"] >= least) if judged and least else None,
             )
@@ -221,7 +216,6 @@ def _defects() -> list[Claim]:
         claims.append(
             Claim(
                 "One NaN worker of 7: Krum selects somebody else",
-                "-",
                 f"ByzFL's {'selects it' if selected else 'does not select it'}, ours "
                 f"{'does too' if np.isnan(ours['Krum']).any() else 'does not'}",
                 bool(np.isfinite(ours["Krum"]).all()),
@@ -231,7 +225,6 @@ def _defects() -> list[Claim]:
         claims.append(
             Claim(
                 "One NaN worker of 7: the median is finite",
-                "-",
                 f"ByzFL's is {'NaN' if is_nan else 'finite'}",
                 bool(np.isfinite(ours["median"]).all()),
             )
@@ -244,7 +237,6 @@ def _defects() -> list[Claim]:
         claims.append(
             Claim(
                 "Clipping leaves the array it was given as it is",
-                "-",
                 f"ByzFL's {'writes into it' if written else 'leaves it'}",
                 bool((untouched == 9.0).all()),
             )
@@ -260,9 +252,11 @@ def plot(result: Result) -> Figure:
     axes.barh(places - 0.2, [row["ms"] for row in rows], 0.4, label="jaxmedian")
     axes.barh(places + 0.2, [row["peer_ms"] for row in rows], 0.4, label="peer")
     axes.set_yticks(places, [row["rule"] for row in rows], fontsize=6)
-    axes.set_xscale("log")
-    axes.set_xlabel("ms an aggregation")
-    axes.set_title("the same arrays, ours and the peers' rules")
+    axes.set(
+        xscale="log",
+        xlabel="ms an aggregation",
+        title="the same arrays, ours and the peers' rules",
+    )
     if rows:
         axes.legend(fontsize=7)
     return figure

@@ -7,24 +7,19 @@ the numbers are ours. The hostile of the digits send -1e6 times the honest mean.
 
     python -m experiments robustness_price --preset quick
     python -m experiments robustness_price         M = 7, and digits by the median too
-
-Expect (quick preset): medians of 5 exponential workers, b = 0 -> 8 sd: shifted by .09
--> 2.77 sd (f = 1) and .94 -> 6.99 (f = 2), the limits .346 b and .866 b; b = 1 sd
-raises the worst error from .37 to .66 (systematic .47) for f = 0, from 1.23 to 1.62
-(1.63) for f = 2. Systematic noise is the worse coupling from f = 2 of 5 on (median,
-every b), and from f = 2 of 11 (vote, b <= 1 sd) or 1 (b >= 2). Digits, vote, Dirichlet
-.3, b = 0 / .01 / .1, independent: .895 / .951 / .907 without hostile workers, .827 /
-.872 / .206 with one of 11, .477 / .373 / .078 with three. A minute of CPU.
 """
+
+from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Result
-from experiments.hostile.robustness_price import claims
-from experiments.hostile.robustness_price.config import PRESETS, Config
+from experiments.hostile.robustness_price import trade_off
 from experiments.hostile.robustness_price.shifts import (
+    PRESETS,
+    Config,
     best_scales,
     largest_deviation,
     median_curves,
@@ -37,21 +32,21 @@ __all__ = ["Config", "PRESETS", "plot", "run"]
 _STYLES = {"independent": "-", "systematic": "--"}
 
 
-def run(config: Config) -> Result:
+def run(config: Config, checkpoints: Path | None = None) -> Result:
     """Computes the exact worst cases and trains digits beside hostile workers."""
     print(f"medians of {config.median_workers}, votes of {config.vote_workers} workers")
     curves = median_curves(config) | vote_curves(config)
     best = best_scales(config)
     judged = [
-        claims.shift_claim(config, curves),
-        claims.simulation_claim(config, largest_deviation(config)),
-        claims.price_claim(config, curves),
-        claims.best_scale_claim(config, best),
-        claims.crossover_claim(config, curves, "median"),
-        claims.crossover_claim(config, curves, "vote"),
+        trade_off.shift_claim(config, curves),
+        trade_off.simulation_claim(config, largest_deviation(config)),
+        trade_off.price_claim(config, curves),
+        trade_off.best_scale_claim(config, best),
+        trade_off.crossover_claim(config, curves, "median"),
+        trade_off.crossover_claim(config, curves, "vote"),
     ]
-    curves |= digit_curves(config)
-    judged += claims.digits_claims(config, curves)
+    curves |= digit_curves(config, checkpoints)
+    judged += trade_off.digits_claims(config, curves)
     extra = {
         "best_scale": [
             {name: list(getattr(choice, name)) for name in _STYLES} for choice in best
@@ -90,6 +85,5 @@ def _draw(axes: Axes, result: Result, rule: str, metric: str, title: str) -> Non
             axes.plot(places, curve[metric], style, color=f"C{i}", label=label)
     scales = [f"{scale:g}" for scale in curve["b"]]
     axes.set_xticks(range(len(scales)), scales)
-    axes.set_xlabel("b")
-    axes.set_title(title)
+    axes.set(xlabel="b", title=title)
     axes.legend(fontsize=7)

@@ -10,86 +10,59 @@ sends up.
     python -m experiments neighbours --preset quick    fewer steps and settings
     python -m experiments neighbours --preset mnist5k  28x28 digits
 
-Expect (default, 5 seeds, standard errors .001 to .007 where not given), test accuracy:
-mean .970; EF-signSGD .959, which remembers at each worker what a bit left out; median
-.375 +- .037, with noise .914, systematic .959; vote .247 +- .023, with noise .934,
-systematic .956; sto-sign .944; mean of noisy signs .924; Signum .148 and Distributed
-Lion .133 (+- .03): momentum does not help a vote that points elsewhere. Under 3 minutes
-of CPU, twice that on two busy cores.
-
-With 28x28 digits and 3,000 steps, in points behind the mean's .940 +- .001: systematic
-vote .02 +- .28, independent vote 1.92 +- .15, systematic median 2.66 +- .08 and
-independent median 13.2 +- 1.9; without noise the vote reaches .391 +- .015, the median
-.314 +- .022. One b serves coordinates of all sizes: a vote bounds what its noise does
-to a small one, a median takes the step. An hour and a half of CPU for these; the others
-were not run there.
+One b serves coordinates of all sizes: a vote bounds what its noise does to a small one,
+a median takes the step.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
-import numpy as np
 import optax
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
-from experiments.common.harness.claims import Claim
+from experiments.common.harness.options import Count, tiny
 from experiments.common.harness.plots import draw_band, panels
-from experiments.common.harness.results import Result
-from experiments.common.training.finished import once
-from experiments.common.training.trainer import (
+from experiments.common.harness.results import Claim, Result, each_part
+from experiments.common.training.outcomes import (
     Chosen,
-    Problem,
-    Runs,
-    Settings,
-    build_trainer,
+    claim_ahead,
     grid,
-    load_problem,
     report,
     standard_error,
 )
-from experiments.methods.neighbours import methods
+from experiments.common.training.problems import TrainingConfig
+from experiments.common.training.trainer import build_trainer, part_folder
+from experiments.methods.neighbours import sign_methods
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """Settings of the comparison.
+class Config(TrainingConfig):
+    """Settings of the comparison; workers hold exclusive classes.
 
     Attributes:
       methods: names of the methods to run; all by default.
-      data: "digits8x8", "mnist5k", "mnist" or "fashion_mnist".
-      num_workers: M; workers hold exclusive classes.
-      num_seeds: runs of each setting.
       num_steps: steps of every run; the learning rate falls to 0 by a cosine.
-      batch_size: samples a worker and step.
-      hidden: units of the hidden layer.
       sign_rates: learning rates that votes choose from.
       gradient_rates: learning rates that what approximates a gradient chooses from.
       count_rates: learning rates that the mean of signs chooses from.
       scales: b that noisy votes and signs choose from.
       median_rates: learning rates that noisy medians choose from.
       median_scales: b that noisy medians choose from.
-      chunk: steps between two measurements.
     """
 
+    num_steps: Count = 1000
+    chunk: Count = 50
     methods: tuple[str, ...] = ()
-    data: str = "digits8x8"
-    num_workers: int = 10
-    num_seeds: int = 5
-    num_steps: int = 1000
-    batch_size: int = 32
-    hidden: int = 32
     sign_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
     gradient_rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
     count_rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
     scales: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
     median_rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
     median_scales: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
-    chunk: int = 50
 
 
 PRESETS = {
@@ -115,16 +88,7 @@ PRESETS = {
         median_scales=(0.03, 0.1, 0.3, 1.0),
         chunk=100,
     ),
-    "tiny": Config(
-        methods=("EF-signSGD",),
-        num_seeds=2,
-        num_steps=2,
-        hidden=4,
-        sign_rates=(0.01,),
-        gradient_rates=(0.3,),
-        scales=(0.1,),
-        chunk=1,
-    ),
+    "tiny": tiny(Config(), methods=("EF-signSGD",)),
 }
 
 
@@ -151,110 +115,82 @@ def _noisy(rule: Any, law: str, coupling: str) -> Callable[..., Any]:
     return build
 
 
+_SIGNS, _GRADIENTS = (1, "sign_rates"), (32, "gradient_rates")
 METHODS = {
-    "mean": Method(lambda c, r, b, k: methods.mean(r), 32, "gradient_rates"),
-    "vote": Method(lambda c, r, b, k: methods.vote(r), 1, "sign_rates"),
-    "median": Method(lambda c, r, b, k: methods.median(r), 32, "gradient_rates"),
+    "mean": Method(lambda c, r, b, k: sign_methods.mean(r), *_GRADIENTS),
+    "vote": Method(lambda c, r, b, k: jm.sign_sgd(r), *_SIGNS),
+    "median": Method(lambda c, r, b, k: jm.median_sgd(r), *_GRADIENTS),
     "EF-signSGD": Method(
-        lambda c, r, b, k: methods.ef_sign_sgd(r, c.num_workers), 1, "gradient_rates"
+        lambda c, r, b, k: sign_methods.ef_sign_sgd(r, c.num_workers),
+        1,
+        "gradient_rates",
     ),
     "mean of noisy signs": Method(
-        _noisy(methods.mean_of_noisy_signs, "gaussian", "independent"),
-        1,
-        "count_rates",
-        "scales",
+        _noisy(sign_methods.mean_of_noisy_signs, "gaussian", "independent"),
+        *(1, "count_rates", "scales"),
     ),
     "sto-sign, B = max|g|": Method(
-        lambda c, r, b, k: methods.sto_sign(r, k), 1, "sign_rates"
+        lambda c, r, b, k: sign_methods.sto_sign(r, k), *_SIGNS
     ),
-    "Signum": Method(
-        lambda c, r, b, k: methods.signum(r, c.num_workers), 1, "sign_rates"
-    ),
+    "Signum": Method(lambda c, r, b, k: sign_methods.signum(r, c.num_workers), *_SIGNS),
     "Distributed Lion": Method(
-        lambda c, r, b, k: methods.distributed_lion(r, c.num_workers), 1, "sign_rates"
+        lambda c, r, b, k: sign_methods.distributed_lion(r, c.num_workers), *_SIGNS
     ),
-    "vote, independent": Method(
-        _noisy(jm.noisy_sign_sgd, "uniform", "independent"), 1, "sign_rates", "scales"
-    ),
-    "vote, systematic": Method(
-        _noisy(jm.noisy_sign_sgd, "uniform", "systematic"), 1, "sign_rates", "scales"
-    ),
-    "median, independent": Method(
-        _noisy(jm.noisy_median_sgd, "uniform", "independent"),
-        32,
-        "median_rates",
-        "median_scales",
-    ),
-    "median, systematic": Method(
-        _noisy(jm.noisy_median_sgd, "uniform", "systematic"),
-        32,
-        "median_rates",
-        "median_scales",
-    ),
+    **{
+        f"vote, {coupling}": Method(
+            _noisy(jm.noisy_sign_sgd, "uniform", coupling), *_SIGNS, "scales"
+        )
+        for coupling in jm.noise.COUPLINGS
+    },
+    **{
+        f"median, {coupling}": Method(
+            _noisy(jm.noisy_median_sgd, "uniform", coupling),
+            *(32, "median_rates", "median_scales"),
+        )
+        for coupling in jm.noise.COUPLINGS
+    },
 }
 
 
 def run(config: Config, checkpoints: Path | None = None) -> Result:
-    """Trains every method in every setting; keeps its best.
-
-    Args:
-      config: what to train.
-      checkpoints: folder that keeps what each method reached, and gives it back.
-    """
+    """Trains every method in every setting; keeps its best."""
     names = config.methods or tuple(METHODS)
     unknown = [name for name in names if name not in METHODS]
     if unknown:
         raise ValueError(f"--methods takes some of {list(METHODS)}; got {unknown}.")
-    problem = load_problem(config.data, config.hidden, config.num_seeds)
-    split = jm.splits.by_label(np.asarray(problem.train["labels"]), config.num_workers)
-    reached: dict[str, Chosen] = {}
-    for name in names:
-        print(f"{name} ({len(reached) + 1} of {len(names)})")
-        train = functools.partial(_train, config, problem, split, METHODS[name])
-        reached[name] = once(checkpoints, name, train).chosen()
+    problem = config.problem()
+    split = problem.split_by_label(config.num_workers)
+
+    def train(name: str) -> Chosen:
+        method = METHODS[name]
+
+        def build(
+            key: Any, rate: Any, scale: Any = None
+        ) -> optax.GradientTransformation:
+            schedule = optax.cosine_decay_schedule(rate, config.num_steps)
+            return method.build(config, schedule, scale, key)
+
+        trainer = build_trainer(problem, build, **config.schedule())
+        tuned = {"rate": getattr(config, method.rates)}
+        if method.scales:
+            tuned["scale"] = getattr(config, method.scales)
+        return trainer(grid(**tuned), split, part_folder(checkpoints, name)).chosen()
+
+    reached, partial = each_part(names, train)
     curves = {
         name: chosen.curve | {"bits": chosen.curve["step"] * METHODS[name].bits}
         for name, chosen in reached.items()
     }
     settings = {name: chosen.setting for name, chosen in reached.items()}
-    return Result(curves, _claims(config, reached), {"chosen": settings})
-
-
-def _train(
-    config: Config, problem: Problem, split: jm.splits.Split, method: Method
-) -> Runs:
-    train = build_trainer(
-        problem,
-        _builder(config, method),
-        batch_size=config.batch_size,
-        num_steps=config.num_steps,
-        chunk=config.chunk,
-    )
-    return train(_grid(config, method), split)
-
-
-def _builder(config: Config, method: Method) -> Callable[..., Any]:
-    def build(key: Any, rate: Any, scale: Any = None) -> optax.GradientTransformation:
-        schedule = optax.cosine_decay_schedule(rate, config.num_steps)
-        return method.build(config, schedule, scale, key)
-
-    return build
-
-
-def _grid(config: Config, method: Method) -> Settings:
-    tuned = {"rate": getattr(config, method.rates)}
-    if method.scales:
-        tuned["scale"] = getattr(config, method.scales)
-    return grid(**tuned)
+    claims = _claims(config, reached)
+    return Result(curves, claims, {"chosen": settings}, partial=partial)
 
 
 def _claims(config: Config, reached: dict[str, Chosen]) -> tuple[Claim, ...]:
     claims = [
         Claim(
             f"{name}: last test accuracy, {METHODS[name].bits} bits a coordinate",
-            "-",
             f"{report(chosen.last)} ({chosen.setting})",
-            None,
         )
         for name, chosen in reached.items()
     ]
@@ -265,13 +201,12 @@ def _claims(config: Config, reached: dict[str, Chosen]) -> tuple[Claim, ...]:
         ("median, independent", "median", 300),
     ):
         if {name, other} <= set(reached):
-            ahead, error = _difference(reached[name], reached[other])
             claims.append(
-                Claim(
-                    f"{name} is ahead of {other} (two standard errors)",
-                    "-",
-                    f"by {100 * ahead:.2f} +- {100 * error:.2f} points",
-                    ahead > 2 * error if config.num_steps >= least_steps else None,
+                claim_ahead(
+                    f"{name} is ahead of {other}",
+                    reached[name].last,
+                    reached[other].last,
+                    config.num_steps >= least_steps,
                 )
             )
     return tuple(claims)
@@ -289,26 +224,20 @@ def _behind_the_mean(config: Config, reached: dict[str, Chosen]) -> list[Claim]:
             name = f"{rule}, {coupling}"
             if not {"mean", name} <= set(reached):
                 continue
-            behind, error = _difference(reached["mean"], reached[name])
-            close = behind <= points / 100 + 2 * error
+            difference = 100 * (reached["mean"].last - reached[name].last)
+            behind, error = float(difference.mean()), float(standard_error(difference))
+            close = behind <= points + 2 * error
             goal = f"{name}: within {points} points of the mean"
             claims.append(
                 Claim(
                     f"{goal} on 5,000 digits in 3,000 steps (two standard errors)",
-                    "-",
-                    f"{100 * behind:.2f} +- {100 * error:.2f} points behind on "
+                    f"{behind:.2f} +- {error:.2f} points behind on "
                     f"{config.data} in {config.num_steps:,}",
                     close if judged and rule == "vote" else None,
-                    "missed" if judged and not close else "",
+                    reason="missed" if judged and not close else "",
                 )
             )
     return claims
-
-
-def _difference(one: Chosen, other: Chosen) -> tuple[float, float]:
-    """Returns the mean of paired differences over seeds, and its standard error."""
-    difference = one.last - other.last
-    return float(difference.mean()), float(standard_error(difference))
 
 
 def plot(result: Result) -> Figure:
@@ -319,8 +248,7 @@ def plot(result: Result) -> Figure:
         for name, curve in result.curves.items():
             draw_band(ax, curve, "test_accuracy", name, against)
         ax.set_ylim(0, 1)
-    axes[1].set_xscale("log")
-    axes[1].set_xlabel("bits a coordinate and worker")
+    axes[1].set(xscale="log", xlabel="bits a coordinate and worker")
     axes[0].set_title("test accuracy, one digit class a worker")
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right upper")
     return figure

@@ -22,9 +22,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
-from experiments.common.harness.claims import Claim
 from experiments.common.harness.plots import panels
-from experiments.common.harness.results import Result
+from experiments.common.harness.results import Claim, Result
 from experiments.systems.benchmark import kernels, trees, whole_steps
 from experiments.systems.benchmark.timing import Timing, take_turns
 
@@ -180,7 +179,6 @@ def _speed_claims(rows: list[dict[str, Any]]) -> list[Claim]:
                     Claim(
                         f"{work}, M = {num_workers}, d = {size:,}: at least "
                         f"{times:g} times faster than the fastest peer",
-                        "-",
                         f"{found[0]:.1f} times",
                         bool(found[0] >= times),
                     )
@@ -201,7 +199,6 @@ def _tree_claims(config: Config) -> list[Claim]:
         claims.append(
             Claim(
                 f"ResNet-20, M = 31, noisy {name}: step compiled within 40 s",
-                "-",
                 f"{cost.compile_seconds:.1f} s",
                 cost.compile_seconds <= 40,
             )
@@ -211,7 +208,6 @@ def _tree_claims(config: Config) -> list[Claim]:
         Claim(
             "GPT-2 small in bfloat16, M = 8, worker_chunk = 1, noisy vote: compiled "
             "within 60 s, to run in parameters + one gradient + tally + 10 %",
-            "-",
             f"{cost.compile_seconds:.1f} s, {cost.peak_mib:.0f} of "
             f"{cost.bound_mib:.0f} MiB",
             cost.compile_seconds <= 60 and cost.peak_mib <= cost.bound_mib,
@@ -221,7 +217,6 @@ def _tree_claims(config: Config) -> list[Claim]:
     claims.append(
         Claim(
             "M = 1001, d = 1,000,000, worker_chunk = 16, noisy vote: below 600 MiB",
-            "-",
             f"{peak:.0f} MiB",
             peak < 600,
         )
@@ -246,10 +241,7 @@ def plot(result: Result) -> Figure:
                 if row["candidate"] == name:
                     points[row["M"]] = 1e6 * row["ms"] / (row["M"] * row["d"])
             axis.plot(list(points), list(points.values()), marker=".", label=name)
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-        axis.set_xlabel("workers")
-        axis.set_title(title)
+        axis.set(xscale="log", yscale="log", xlabel="workers", title=title)
         axis.legend(fontsize=6)
     axes[0].set_ylabel("ns a number")
     return figure

@@ -23,10 +23,9 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.common.harness.claims import Claim
 from experiments.common.harness.own_process import run_module
 from experiments.common.harness.plots import panels
-from experiments.common.harness.results import Result
+from experiments.common.harness.results import Claim, Result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,16 +98,15 @@ def _byte_claims(rows: list[dict[str, Any]]) -> list[Claim]:
             Claim(
                 "8 devices: the packed vote sends at most 2 bits a coordinate and "
                 "worker, up and down together",
-                "1 bit up",
                 f"{packed:.3f} bits; float32 mean {mean:.2f}",
                 packed <= 2,
+                paper="1 bit up",
             )
         )
     same = all(row["same_as_one_device"] for row in rows if "same_as_one_device" in row)
     claims.append(
         Claim(
             "Tallies and packed bits give the votes of one device, bit for bit",
-            "-",
             "the same" if same else "they differ",
             same,
         )
@@ -125,7 +123,6 @@ def _packing_claims(config: Config, measured: dict[str, Any]) -> list[Claim]:
             f"Packing {config.packing_workers} rows of {config.num_coordinates:,}, "
             "counting the bits and unpacking the decisions take at most twice the "
             "unpacked vote",
-            "-",
             f"{ms['pack']:.2f} + {ms['count']:.2f} + {ms['unpack']:.2f} ms against "
             f"{ms['vote']:.2f}: {ratio:.2f} times",
             ratio <= 2 if judged else None,

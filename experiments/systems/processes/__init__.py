@@ -24,9 +24,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.common.harness.claims import Claim
 from experiments.common.harness.plots import draw_curves, panels
-from experiments.common.harness.results import Result
+from experiments.common.harness.results import Claim, Result
 from experiments.systems.processes.launch import start
 from experiments.systems.processes.network import NotAllowed, limited_hosts
 
@@ -91,7 +90,6 @@ def run(config: Config) -> Result:
             Claim(
                 f"{number} process(es) with {num_devices} device(s) each train to the "
                 "parameters of one device",
-                "-",
                 "the same bits" if same else "they differ",
                 same,
             )
@@ -145,14 +143,14 @@ def _link_claim(config: Config, link: dict[str, Any]) -> Claim:
         "float32 mean"
     )
     if "skipped" in link:
-        return Claim(statement, "-", "not run", None, link["skipped"])
+        return Claim(statement, "not run", reason=link["skipped"])
     ms = {row["rule"]: row["ms"] for row in link["rows"]}
     times = ms["mean"] / ms["packed vote"]
     here = (
         f"{ms['packed vote']:.0f} ms against {ms['mean']:.0f}: {times:.1f} times, "
         f"{link['num_parameters']:,} parameters"
     )
-    return Claim(statement, "-", here, times >= 10)
+    return Claim(statement, here, times >= 10)
 
 
 def plot(result: Result) -> Figure:

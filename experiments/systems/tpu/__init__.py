@@ -19,10 +19,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.common.harness.claims import Claim
 from experiments.common.harness.own_process import run_module
 from experiments.common.harness.plots import panels
-from experiments.common.harness.results import Result
+from experiments.common.harness.results import Claim, Result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +94,7 @@ def _claims(found: dict[str, Any]) -> list[Claim]:
     short = "It sends at most 2 bits a coordinate and worker, up and down together"
     if "skipped" in found:
         reason = found["skipped"]
-        return [
-            Claim(what, "-", "not compiled", None, reason) for what in (small, short)
-        ]
+        return [Claim(what, "not compiled", reason=reason) for what in (small, short)]
     one = {row["program"]: row for row in found["rows"] if row["workers_per_core"] == 1}
     if "packed vote" not in one:
         return []
@@ -107,16 +104,13 @@ def _claims(found: dict[str, Any]) -> list[Claim]:
     judged = found["packed_bytes"] >= 100_000  # padding weighs on fewer coordinates
     return [
         Claim(
-            small,
-            "-",
-            f"{kept:,} bytes beside {limit:,}",
-            kept <= limit if judged else None,
+            small, f"{kept:,} bytes beside {limit:,}", kept <= limit if judged else None
         ),
         Claim(
             short,
-            "1 bit up",
             f"{bits:.3f} bits; float32 mean {mean['bits_per_coordinate']:.2f}",
             bits <= 2 if judged else None,
+            paper="1 bit up",
         ),
     ]
 

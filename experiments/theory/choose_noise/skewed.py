@@ -1,16 +1,68 @@
 """The best b for skewed gradients, whose spread over workers is dialled."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 import jaxmedian as jm
-from experiments.common.harness.claims import Claim
-from experiments.common.harness.results import Curves
-from experiments.theory.choose_noise.config import COUPLINGS, LAWS, Config
+from experiments.common.harness.options import Count
+from experiments.common.harness.results import Claim, Curves
 
 Array = npt.NDArray[np.float64]
+COUPLINGS = jm.noise.COUPLINGS
+LAWS = tuple(jm.noise.LAWS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of the skewed gradients and of the digits.
+
+    Attributes:
+      num_workers: M of the medians, one choice each.
+      vote_workers: M of the votes, odd.
+      heterogeneities: of the votes: standard deviation over workers / mean.
+      num_coordinates: coordinates that share a b.
+      small_scale: a b too small to cure wrong votes, in standard deviations.
+      digit_workers: M of the digits; each holds one class.
+      sample_steps: steps of SGD by the mean, at whose end gradients are sampled.
+      mean_rate: its step.
+      sample_size: coordinates sampled.
+      train_steps: steps of the runs that try the choice.
+      learning_rate: delta of the vote on digits.
+      hidden: units of the hidden layer.
+      seed: of everything.
+    """
+
+    num_workers: tuple[Count, ...] = (3, 5, 11, 31)
+    vote_workers: Count = 11
+    heterogeneities: tuple[float, ...] = (0.5, 1, 2, 4, 8, 16)
+    num_coordinates: Count = 16
+    small_scale: float = 0.3
+    digit_workers: Count = 10
+    sample_steps: Count = 25
+    mean_rate: float = 0.1
+    sample_size: Count = 200
+    train_steps: Count = 500
+    learning_rate: float = 1e-3
+    hidden: Count = 128
+    seed: int = 0
+
+
+PRESETS = {
+    "quick": Config(num_workers=(3, 11), num_coordinates=8, train_steps=300),
+    "tiny": Config(
+        num_workers=(3, 5),
+        vote_workers=5,
+        heterogeneities=(0.5, 8),
+        num_coordinates=2,
+        sample_steps=2,
+        sample_size=20,
+        train_steps=2,
+        hidden=4,
+    ),
+}
 
 
 def skewed_gradients(
@@ -107,7 +159,6 @@ def median_claim(curves: Curves) -> Claim:
     scales = curves["median, gaussian"]["independent_scale"]
     return Claim(
         "Median: systematic noise at its best b never has the larger error",
-        "-",
         f"{ratios.min():.2f} to {ratios.max():.2f} of the independent error; Gaussian "
         f"independent b = {scales.min():.2f} to {scales.max():.2f} sd",
         bool((ratios <= 1 + 1e-9).all()),
@@ -127,7 +178,6 @@ def vote_claims(config: Config, curves: Curves) -> tuple[Claim, ...]:
     return (
         Claim(
             f"Vote: at spread {widest:g} noise makes it right more often",
-            "-",
             f"P(right) {silent[0, -1]:.2f} without, {independent[:, -1].min():.2f} to "
             f"{independent[:, -1].max():.2f} independent, {systematic[:, -1].min():.2f}"
             f" to {systematic[:, -1].max():.2f} systematic",
@@ -135,7 +185,6 @@ def vote_claims(config: Config, curves: Curves) -> tuple[Claim, ...]:
         ),
         Claim(
             "Vote: systematic noise at its best b is never less often right",
-            "-",
             f"{(systematic > independent + 1e-9).sum()} better, "
             f"{(systematic < independent - 1e-9).sum()} worse of {systematic.size}",
             bool((systematic >= independent - 1e-9).all()),
@@ -143,7 +192,6 @@ def vote_claims(config: Config, curves: Curves) -> tuple[Claim, ...]:
         Claim(
             f"Vote: where it was wrong, at spread {widest:g}, b = "
             f"{config.small_scale:g} sd, systematic noise is right less often",
-            "-",
             f"P(right) {table['independent_small'][:, -1].mean():.3f} independent, "
             f"{table['systematic_small'][:, -1].mean():.3f} systematic (mean of laws)",
             bool((small < 0).all()) if np.isfinite(small).all() else None,

@@ -9,9 +9,10 @@ import optax
 
 import jaxmedian as jm
 from experiments.common.data.digits import Digits, load_mnist5k
-from experiments.common.harness.claims import Claim
+from experiments.common.harness.results import Claim
 from experiments.common.training.models import Classifier, mnist_network
-from experiments.theory.choose_noise.config import COUPLINGS, Config
+from experiments.common.training.trainer import run_to_end
+from experiments.theory.choose_noise.skewed import COUPLINGS, Config
 from experiments.theory.descents import expected_descent
 
 
@@ -77,7 +78,7 @@ def _train(
         size, key = config.sample_size, config.seed
         return {"sample": jm.diagnostics.sample_coordinates(grads, size, key)}
 
-    return jm.run(
+    return run_to_end(
         model.loss,
         optimizer,
         model.params,
@@ -106,17 +107,16 @@ def claims(config: Config, trial: Trial) -> tuple[Claim, ...]:
     return (
         Claim(
             f"Digits: b chosen from {config.sample_size} coordinates of real gradients",
-            "b = 1e-3 and 1e-5, tried out",
             f"independent b = {best.independent.scale:.3g}, "
             f"{best.independent.value:.3f} of the steepest descent; systematic b = "
             f"{best.systematic.scale:.3g}, {best.systematic.value:.3f}",
-            None,
+            paper="b = 1e-3 and 1e-5, tried out",
         ),
         Claim(
             "Digits: signSGD stalls below .35 without noise, is above .80 with that b",
-            ".1 to .4 without, .85-.9 with noise",
             f"{without:.3f} without, {reached:.3f} with {best.coupling} b = "
             f"{best.scale:.3g}, {config.train_steps} steps",
             bool(reached > 0.8 and without < 0.35) if judged else None,
+            paper=".1 to .4 without, .85-.9 with noise",
         ),
     )

@@ -7,13 +7,6 @@ as the median does; with b = 0.1 max|g| a single one sets b. The paper (Remarks)
 the trade-off; the numbers are ours.
 
     python -m experiments estimator
-
-Expect, on 11 exponential workers, in units of their standard deviation: bias -.279
-(median), -.193 (trimmed mean), -.088 (geometric median in 8 dimensions), -.049 (noisy
-median, b = 2), -.005 (Richardson, b = 2), the latter two with sd .77 and 1.76 a draw.
-The average of 40 noisy medians beats the geometric median, and the extrapolation beats
-them from 800,000 draws on. Breakdown at 1 (mean), 3 (trimmed mean), 6 hostile workers.
-20 seconds on two cores.
 """
 
 import numpy as np
@@ -22,9 +15,8 @@ from matplotlib.figure import Figure
 
 from experiments.common.harness.plots import draw_curves, panels
 from experiments.common.harness.results import Result
-from experiments.theory.estimator import breakdown, claims, estimates
-from experiments.theory.estimator.config import PRESETS, Config
-from experiments.theory.estimator.estimates import Array
+from experiments.theory.estimator import breakdown, comparison, estimates
+from experiments.theory.estimator.estimates import PRESETS, Array, Config
 from experiments.theory.estimator.moments import (
     NOISY,
     RICHARDSON,
@@ -52,12 +44,12 @@ def run(config: Config) -> Result:
         name: breakdown.breakdown(config, error) for name, error in errors.items()
     }
     judged = (
-        claims.less_biased_claim(fixed, curves),
-        claims.slope_claim(config, curves),
-        claims.simulation_claim(config, moments, dots),
-        claims.shared_draws_claim(dots),
-        claims.averaging_claim(fixed, curves),
-        claims.breakdown_claim(config, counts),
+        comparison.less_biased_claim(fixed, curves),
+        comparison.slope_claim(config, curves),
+        comparison.simulation_claim(config, moments, dots),
+        comparison.shared_draws_claim(dots),
+        comparison.averaging_claim(fixed, curves),
+        comparison.breakdown_claim(config, counts),
     )
     extra = {
         "rules": fixed,
@@ -74,7 +66,7 @@ def workers(config: Config) -> Array:
     return rng.exponential(size=size)
 
 
-def _fixed_rules(config: Config, values: Array) -> claims.Fixed:
+def _fixed_rules(config: Config, values: Array) -> comparison.Fixed:
     """Computes bias, sd and root mean squared error of the rules without noise."""
     rows = {
         "median": np.median(values, axis=0),
@@ -101,8 +93,7 @@ def plot(result: Result) -> Figure:
     for name, error in result.extra["hostile"].items():
         axes[3].plot(error, marker=".", label=name)
     axes[3].set_yscale("log", nonpositive="mask")
-    axes[3].set_xlabel("hostile workers")
-    axes[3].set_title("error against the honest mean")
+    axes[3].set(xlabel="hostile workers", title="error against the honest mean")
     axes[3].legend(fontsize=6, loc="center right")
     return figure
 
@@ -127,8 +118,7 @@ def _draw_metric(axes: Axes, result: Result, metric: str) -> None:
         )
     for i, (name, rule) in enumerate(result.extra["rules"].items(), start=2):
         axes.axhline(abs(rule[metric]), color=f"C{i}", linestyle="--", label=name)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    axes.set(xscale="log", yscale="log")
     titles = {"bias": "|bias|", "sd": "sd of one error (dots share draws)"}
     axes.set_title(titles[metric])
     if metric == "bias":
@@ -138,11 +128,13 @@ def _draw_metric(axes: Axes, result: Result, metric: str) -> None:
 def _draw_averages(axes: Axes, result: Result) -> None:
     for name, cost in ((NOISY, 1), (RICHARDSON, 2)):
         curve = result.curves[name]
-        errors = [averaged_rmse(curve, n / cost) for n in claims.BUDGETS]
-        axes.plot(claims.BUDGETS, errors)
+        errors = [averaged_rmse(curve, n / cost) for n in comparison.BUDGETS]
+        axes.plot(comparison.BUDGETS, errors)
     for i, rule in enumerate(result.extra["rules"].values(), start=2):
         axes.axhline(rule["rmse"], color=f"C{i}", linestyle="--")
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("noisy medians averaged")
-    axes.set_title("root mean squared error, best b")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="noisy medians averaged",
+        title="root mean squared error, best b",
+    )

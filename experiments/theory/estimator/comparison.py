@@ -4,10 +4,9 @@ import math
 
 import numpy as np
 
-from experiments.common.harness.claims import Claim
-from experiments.common.harness.results import Curves
+from experiments.common.harness.results import Claim, Curves
 from experiments.theory.estimator.breakdown import expected_breakdown
-from experiments.theory.estimator.config import Config
+from experiments.theory.estimator.estimates import Config
 from experiments.theory.estimator.moments import (
     NOISY,
     RICHARDSON,
@@ -30,9 +29,9 @@ def less_biased_claim(fixed: Fixed, exact: Curves) -> Claim:
     return Claim(
         "On skewed workers the noisy median is less biased than every robust rule, "
         "for b large enough",
-        "bias O(1/b)",
         f"bias {biases}; noisy below them from b = {start:.2f} sd on",
         math.isfinite(start),
+        paper="bias O(1/b)",
     )
 
 
@@ -46,12 +45,12 @@ def slope_claim(config: Config, exact: Curves) -> Claim:
     judged = smooth and exact[NOISY]["b / sd"][-3] >= 16
     return Claim(
         "The bias falls as b^-2, that of (4 E_2b - E_b) / 3 as b^-4",
-        "-1 (an upper bound)",
         f"slopes {found[NOISY]:.3f} and {found[RICHARDSON]:.3f} up to b = "
         f"{exact[NOISY]['b / sd'][-1]:g} sd",
         abs(found[NOISY] + 2) < 0.05 and abs(found[RICHARDSON] + 4) < 0.05
         if judged
         else None,
+        paper="-1 (an upper bound)",
     )
 
 
@@ -73,7 +72,6 @@ def simulation_claim(
     return Claim(
         "jm.perturbed_median has the exact bias and mean squared error, and its "
         "extrapolation the exact bias",
-        "-",
         f"{len(off)} comparisons: at most {np.abs(off).max():.1f} standard errors off",
         bool(np.abs(off).max() <= 5),
     )
@@ -88,7 +86,6 @@ def shared_draws_claim(dots: Curves) -> Claim:
     return Claim(
         "Price of the extrapolation: the sd of one draw, times 7/3 if both medians "
         "share their draws, times sqrt(65)/3 = 2.69 if not",
-        "-",
         f"{noisy:.2f} -> {other:.2f}, times {ratio:.3f}, at b = {scale:g} sd",
         bool(abs(ratio - shared) < 0.1 * (independent - shared))
         if scale >= 8
@@ -108,10 +105,9 @@ def averaging_claim(fixed: Fixed, exact: Curves) -> Claim:
     return Claim(
         "Averaging removes the variance: with enough draws the noisy median has the "
         "smallest root mean squared error; its extrapolation needs far more",
-        "-",
         "draws to beat " + ", ".join(f"{name}: {n:.3g}" for name, n in needed.items()),
         enough,
-        "the extrapolation counted as two independent medians",
+        reason="the extrapolation counted as two independent medians",
     )
 
 
@@ -127,7 +123,7 @@ def breakdown_claim(config: Config, counts: dict[str, int]) -> Claim:
     return Claim(
         f"Hostile workers needed to break each rule, of {config.num_workers}: a fixed "
         "b keeps the breakdown point of the median, b = factor max|g| loses it",
-        "named as a trade-off",
         ", ".join(f"{count} {name}" for name, count in counts.items()),
         all(count == expected_breakdown(config, n) for n, count in counts.items()),
+        paper="named as a trade-off",
     )

@@ -27,16 +27,6 @@ def mean(rate: Rate) -> optax.GradientTransformation:
     return optax.chain(jm.worker_mean(), optax.scale_by_learning_rate(rate))
 
 
-def vote(rate: Rate) -> optax.GradientTransformation:
-    """Builds signSGD with majority vote, without noise."""
-    return jm.sign_sgd(rate)
-
-
-def median(rate: Rate) -> optax.GradientTransformation:
-    """Builds medianSGD, without noise."""
-    return jm.median_sgd(rate)
-
-
 def ef_sign_sgd(rate: Rate, num_workers: int) -> optax.GradientTransformation:
     """Builds EF-signSGD: scaled signs, each worker remembering what it left out.
 

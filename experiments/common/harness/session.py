@@ -1,0 +1,68 @@
+"""One run of an experiment: its options, its folder, its results, Ctrl-C."""
+
+import contextlib
+import datetime
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from experiments.common.harness.options import parse
+from experiments.common.harness.plots import look
+from experiments.common.harness.results import all_hold, print_table, save
+from experiments.common.harness.resuming import SETTINGS, can_resume, open_checkpoints
+
+
+def run_experiment(
+    experiment: ModuleType, name: str, options: list[str]
+) -> tuple[bool, bool]:
+    """Runs an experiment and writes its results.
+
+    Returns:
+      Whether it came to its end, and whether each of our own claims held.
+
+    Raises:
+      ValueError, TypeError, OSError: for what is wrong with an option or a folder.
+      KeyboardInterrupt: if it was stopped before any part of it was finished.
+    """
+    config, out, resume = parse(experiment, name, options)
+    with _writable(out):
+        start, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
+        if can_resume(experiment.run):
+            result = experiment.run(config, open_checkpoints(out, config, resume))
+        elif resume:
+            raise ValueError(f"{name} saves no checkpoints: run it without --resume.")
+        else:
+            result = experiment.run(config)
+        about = {
+            "command": " ".join(["python -m experiments", name, *options]),
+            "date": start.date().isoformat(),
+            "seconds": round(time.perf_counter() - clock, 1),
+        }
+        with look():
+            save(out, config, result, experiment.plot(result), about)
+    print_table(result.claims)
+    print(f"Wrote config.json, metrics.csv, summary.json and figure.png to {out}/")
+    return not result.partial, all_hold(result.claims)
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Makes a folder and tries to write there; removes it if nothing was saved."""
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(
+            f"--out takes a folder that can be written; got {folder}: {error.strerror}."
+        ) from error
+    try:
+        yield
+    finally:
+        if made and all(
+            path.name == SETTINGS for path in folder.rglob("*") if path.is_file()
+        ):
+            shutil.rmtree(folder)

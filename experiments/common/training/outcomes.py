@@ -1,0 +1,122 @@
+"""What tuned runs reached: the best setting, means over seeds, and who is ahead.
+
+The best setting is chosen on validation digits, never on test ones.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.common.harness.results import Claim
+
+Settings = Mapping[str, np.ndarray]  # name -> [G], one entry a run
+
+
+class Chosen(NamedTuple):
+    """What a rule reached in one setting.
+
+    Attributes:
+      setting: in words.
+      curve: means over seeds at each chunk edge, and standard errors.
+      last: [S], the last test accuracy of each seed.
+    """
+
+    setting: str
+    curve: dict[str, np.ndarray]
+    last: np.ndarray
+
+
+class Runs(NamedTuple):
+    """What one rule reached in every setting and seed.
+
+    Attributes:
+      settings: name -> [G].
+      metrics: name -> [G, S, T], one entry a setting, seed and chunk edge.
+    """
+
+    settings: Settings
+    metrics: Mapping[str, np.ndarray]
+
+    def num_steps(self) -> int:
+        """Returns how many steps were taken."""
+        return int(self.metrics["step"][0, 0, -1])
+
+    def best(self) -> int:
+        """Returns the setting with the best last validation accuracy over seeds."""
+        return int(self.metrics["validation_accuracy"][:, :, -1].mean(axis=1).argmax())
+
+    def chosen(self) -> Chosen:
+        """Returns what the best setting reached."""
+        best = self.best()
+        return Chosen(self.describe(best), self.curve(best), self.last(best))
+
+    def describe(self, setting: int) -> str:
+        """Writes a setting as "rate 0.01, scale 0.1"."""
+        return ", ".join(f"{k} {v[setting]:.3g}" for k, v in self.settings.items())
+
+    def curve(self, setting: int) -> dict[str, np.ndarray]:
+        """Returns means over seeds, and standard errors of what figures show."""
+        curve = {
+            name: rows[setting].mean(axis=0) for name, rows in self.metrics.items()
+        }
+        shown = {"loss", "gradient_norm", "validation_accuracy", "test_accuracy"}
+        for name in shown & set(curve):
+            curve[f"{name}_error"] = standard_error(self.metrics[name][setting])
+        return curve
+
+    def last(self, setting: int) -> np.ndarray:
+        """Returns the last test accuracy of each seed, [S]."""
+        return self.metrics["test_accuracy"][setting, :, -1]
+
+
+def standard_error(samples: np.ndarray) -> np.ndarray:
+    """Returns the standard error of the mean over the first axis; NaN for one row."""
+    if len(samples) < 2:
+        return np.full(samples.shape[1:], np.nan)
+    return samples.std(axis=0, ddof=1) / np.sqrt(len(samples))
+
+
+def report(samples: np.ndarray) -> str:
+    """Writes "mean +- standard error" of one number a seed, the number if it is one."""
+    if len(samples) == 1:
+        return f"{samples[0]:.3f}"
+    return f"{samples.mean():.3f} +- {standard_error(samples):.3f}"
+
+
+def grid(**values: tuple[float, ...]) -> Settings:
+    """Returns every combination of the values, as one array a name.
+
+    >>> grid(rate=(0.1, 1.0), scale=(2.0,))["rate"].tolist()
+    [0.1, 1.0]
+    """
+    combinations = np.meshgrid(*values.values(), indexing="ij")
+    return dict(zip(values, (x.ravel() for x in combinations), strict=True))
+
+
+def claim_ahead(
+    statement: str,
+    better: np.ndarray,
+    worse: np.ndarray,
+    judged: bool,
+    paper: str = "-",
+    here: str = "",
+) -> Claim:
+    """Claims that one is ahead of another by more than two standard errors.
+
+    Args:
+      statement: what is claimed, without those errors.
+      better: one accuracy a seed, [S].
+      worse: the other's, with the same seeds.
+      judged: whether the runs are long enough to tell.
+      paper: what the paper states.
+      here: what was measured; by default the difference in points.
+    """
+    ahead = 100 * (better - worse)
+    error = standard_error(ahead)
+    return Claim(
+        f"{statement} (two standard errors)",
+        here or f"by {ahead.mean():.2f} +- {error:.2f} points",
+        bool(ahead.mean() > 2 * error) if judged else None,
+        paper=paper,
+    )

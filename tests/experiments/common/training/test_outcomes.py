@@ -1,0 +1,58 @@
+"""Tuned runs: the grid, the choice on validation digits, and who is ahead."""
+
+import doctest
+
+import numpy as np
+
+from experiments.common.training import outcomes
+
+
+def runs():
+    """Two settings, three seeds, two edges; the second setting validates best."""
+    validation = np.array([[[0.1, 0.9]] * 3, [[0.2, 0.95]] * 3])
+    test = np.array(
+        [[[0.0, 0.8], [0.0, 0.9], [0.0, 1.0]], [[0.0, 0.2], [0.0, 0.3], [0.0, 0.4]]]
+    )
+    metrics = {
+        "validation_accuracy": validation,
+        "test_accuracy": test,
+        "step": np.broadcast_to([5, 10], (2, 3, 2)),
+    }
+    return outcomes.Runs({"rate": np.array([0.1, 1.0])}, metrics)
+
+
+def test_the_choice_is_by_validation_and_never_by_test():
+    chosen = runs().chosen()
+    assert chosen.setting == "rate 1"
+    assert chosen.last.tolist() == [0.2, 0.3, 0.4]
+    np.testing.assert_allclose(chosen.curve["test_accuracy"], [0.0, 0.3])
+    np.testing.assert_allclose(
+        chosen.curve["test_accuracy_error"], [0.0, 0.1 / np.sqrt(3)]
+    )
+    assert chosen.curve["step"].tolist() == [5, 10]
+
+
+def test_one_seed_has_no_standard_error():
+    assert np.isnan(outcomes.standard_error(np.ones((1, 4)))).all()
+    assert outcomes.report(np.array([0.5, 0.7])) == "0.600 +- 0.100"
+
+
+def test_a_grid_has_every_combination():
+    found = outcomes.grid(rate=(0.1, 1.0), scale=(2.0, 3.0, 4.0))
+    pairs = set(zip(found["rate"].tolist(), found["scale"].tolist(), strict=True))
+    assert pairs == {(r, s) for r in (0.1, 1.0) for s in (2.0, 3.0, 4.0)}
+
+
+def test_who_is_ahead_is_judged_by_paired_differences():
+    worse = np.array([0.1, 0.5, 0.9])
+    claim = outcomes.claim_ahead("A beats B", worse + 0.1, worse, judged=True)
+    assert claim.holds is True
+    assert claim.here == "by 10.00 +- 0.00 points"
+    assert claim.statement == "A beats B (two standard errors)"
+    even = outcomes.claim_ahead("A beats B", worse, worse[::-1], judged=True)
+    assert even.holds is False
+    assert outcomes.claim_ahead("A beats B", worse, worse, False).holds is None
+
+
+def test_docstring_examples():
+    assert doctest.testmod(outcomes).failed == 0

@@ -1,0 +1,54 @@
+"""Problems: disjoint parts, and workers that are served their own samples."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytest.importorskip("flax")
+
+import jaxmedian as jm
+from experiments.common.training import problems
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Samples whose image is their number, of three workers of different sizes."""
+    labels = np.repeat(np.arange(3), [10, 4, 1])
+    samples = {"images": jnp.arange(15.0)[:, None], "labels": jnp.asarray(labels)}
+    return samples, jm.splits.by_label(labels, 3)
+
+
+def test_workers_are_served_their_own_samples(small):
+    samples, split = small
+    next_batch = problems.serve(samples, split, 6)
+    drawn = jax.vmap(lambda key: next_batch(key, 0))(
+        jax.random.split(jax.random.key(0), 50)
+    )
+    for worker in range(3):
+        assert (np.asarray(drawn["labels"])[:, worker] == worker).all()
+        own = np.asarray(drawn["images"])[:, worker, :, 0].astype(int)
+        assert set(own.ravel()) == set(np.flatnonzero(samples["labels"] == worker))
+
+
+def test_whole_batches_hold_every_sample_once_and_padding_does_not_count(small):
+    samples, split = small
+    batch = problems.serve(samples, split, None)(jax.random.key(0), 0)
+    for worker in range(3):
+        counts = np.asarray(batch["weights"][worker])
+        own = np.asarray(batch["images"])[worker, counts > 0, 0].astype(int)
+        assert sorted(own) == np.flatnonzero(samples["labels"] == worker).tolist()
+
+
+def test_parts_are_disjoint_and_as_large_as_said():
+    pytest.importorskip("sklearn")
+    problem = problems.load_problem("digits8x8", hidden=2, num_seeds=2)
+    sizes = [len(part["labels"]) for part in problem[3:]]
+    assert sizes == [1258, 179, 360]
+    rows = [np.asarray(part["images"]) for part in problem[3:]]
+    assert sum(map(len, rows)) == 1797
+    assert jax.tree.leaves(problem.params)[0].shape[0] == 2
+    first, second = jax.tree.leaves(problem.params)[-1]
+    assert not np.array_equal(first, second)  # each seed has a network of its own
+    with pytest.raises(ValueError, match="`data`"):
+        problems.load_problem("imagenet", 2, 1)
