@@ -21,6 +21,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
+from experiments.common.harness.options import Count
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Curves, Result
 
@@ -46,13 +47,13 @@ class Config:
       seed: of the problem and of the noise.
     """
 
-    num_workers: int = 5
-    num_coordinates: int = 8
+    num_workers: Count = 5
+    num_coordinates: Count = 8
     least_curvature: float = 0.1
     heterogeneities: tuple[float, ...] = (0.3, 3.0)
     scales: tuple[float, ...] = (0.0, 1.0, 5.0)
-    steps: tuple[int, ...] = (10, 30, 100, 300, 1000, 3000)
-    num_seeds: int = 100
+    steps: tuple[Count, ...] = (10, 30, 100, 300, 1000, 3000)
+    num_seeds: Count = 100
     seed: int = 0
 
 

@@ -32,7 +32,7 @@ import jaxmedian as jm
 from experiments.common.data.data_set import DataSet
 from experiments.common.data.image_sets import load_cifar10
 from experiments.common.data.mixtures import image_classes
-from experiments.common.harness.options import tiny
+from experiments.common.harness.options import Count, tiny
 from experiments.common.harness.plots import draw_band, panels
 from experiments.common.harness.results import Claim, Curves, Result, each_part
 from experiments.common.training.models_convolutional import resnet20
@@ -65,17 +65,17 @@ class Config:
 
     curves: tuple[str, ...] = ()
     data: str = "cifar10"
-    num_workers: int = 10
-    num_seeds: int = 5
-    num_steps: int = 7000
+    num_workers: Count = 10
+    num_seeds: Count = 5
+    num_steps: Count = 7000
     learning_rate: float = 1e-3
     boundaries: tuple[int, int, int] = (1000, 3000, 5000)
     factor: float = 0.1
-    batch_size: int = 32
-    width: int = 16
-    blocks_per_stage: int = 3
-    num_synthetic: int = 10_000
-    chunk: int = 100
+    batch_size: Count = 32
+    width: Count = 16
+    blocks_per_stage: Count = 3
+    num_synthetic: Count = 10_000
+    chunk: Count = 100
 
 
 _SMALL = Config(

@@ -22,6 +22,7 @@ import optax
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
+from experiments.common.harness.options import Count
 from experiments.common.harness.plots import draw_curves, panels
 from experiments.common.harness.results import Claim, Result
 from experiments.common.training.models import mnist_network
@@ -42,13 +43,13 @@ class Config:
       seed: of images, network, noise and batches.
     """
 
-    num_images: int = 60_000
-    num_workers: int = 10
-    hidden: int = 128
-    batch_size: int = 128
+    num_images: Count = 60_000
+    num_workers: Count = 10
+    hidden: Count = 128
+    batch_size: Count = 128
     scale: float = 1e-3
-    timed_steps: int = 20
-    paper_steps: int = 50_000
+    timed_steps: Count = 20
+    paper_steps: Count = 50_000
     seed: int = 0
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
+from experiments.common.harness.options import Count
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Curves, Result
 from experiments.paper.quadratics import median_mean_square, vote_mean_square
@@ -60,8 +61,8 @@ class Config:
     median_steps: float = 1e8
     vote_steps: float = 1e6
     margin: float = 2.0
-    simulated_steps: int = 1000
-    num_seeds: int = 256
+    simulated_steps: Count = 1000
+    num_seeds: Count = 256
     seed: int = 0
 
 

@@ -18,6 +18,7 @@ import optax
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
+from experiments.common.harness.options import Count
 from experiments.common.harness.plots import draw_curves, panels
 from experiments.common.harness.results import Claim, Curves, Result
 
@@ -42,11 +43,11 @@ class Config:
     centres: tuple[float, ...] = (1.0, 2.0, 10.0)
     start: float = 0.0005
     learning_rate: float = 0.001
-    num_steps: int = 10_000
+    num_steps: Count = 10_000
     law: str = "gaussian"
     scale: float = 5.0
-    num_seeds: int = 64
-    settle_steps: int = 60_000
+    num_seeds: Count = 64
+    settle_steps: Count = 60_000
     seed: int = 0
 
 

@@ -33,6 +33,7 @@ import optax
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
+from experiments.common.harness.options import Count
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Result
 
@@ -57,10 +58,10 @@ class Config:
     num_kills: int = 20
     device_changes: int = 4
     process_kills: int = 2
-    num_steps: int = 200
-    chunk: int = 5
+    num_steps: Count = 200
+    chunk: Count = 5
     pause: float = 0.02
-    sizes: tuple[int, ...] = (100_000, 10_000_000)
+    sizes: tuple[Count, ...] = (100_000, 10_000_000)
     seed: int = 0
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
+from experiments.common.harness.options import Count
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Result
 
@@ -38,9 +39,9 @@ class Config:
       seed: of values and draws.
     """
 
-    num_workers: tuple[int, ...] = (3, 4, 5, 10, 11, 101)
+    num_workers: tuple[Count, ...] = (3, 4, 5, 10, 11, 101)
     scale: float = 1.5
-    draws: int = 10_000_000
+    draws: Count = 10_000_000
     seed: int = 0
 
 

@@ -100,6 +100,7 @@ def _cached(source: _Source, folder: Path) -> tuple[Images, Labels]:
     """Reads the parsed copy; parses and writes it if there is none, or a broken one."""
     try:
         memory = joblib.Memory(folder, verbose=0, compress=True)
+        parse = memory.cache(_parsed, ignore=["source"])
     except OSError as error:
         warnings.warn(
             f"Cannot write {folder} ({error}), so that the digits are parsed every "
@@ -107,7 +108,6 @@ def _cached(source: _Source, folder: Path) -> tuple[Images, Labels]:
             stacklevel=4,
         )
         return _parsed(source, source.name, source.sha256)
-    parse = memory.cache(_parsed, ignore=["source"])
     found = parse(source, source.name, source.sha256)
     try:
         images, labels = found

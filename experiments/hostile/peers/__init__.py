@@ -33,6 +33,7 @@ from matplotlib.figure import Figure
 
 import jaxmedian as jm
 from experiments.common.harness.installed import installed_byzfl
+from experiments.common.harness.options import Count
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Result
 from experiments.hostile.peers.pairs import Pair, Update, pairs
@@ -59,12 +60,12 @@ class Config:
       seed: of all arrays.
     """
 
-    cases: int = 200
+    cases: Count = 200
     shapes: tuple[tuple[int, int], ...] = ((5, 1), (8, 2), (11, 4), (25, 6))
-    workers: int = 25
-    size: int = 1_000_000
-    hostile: int = 5
-    turns: int = 5
+    workers: Count = 25
+    size: Count = 1_000_000
+    hostile: Count = 5
+    turns: Count = 5
     budget: float = 4.0
     seed: int = 0
 

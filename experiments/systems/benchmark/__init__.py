@@ -22,6 +22,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
+from experiments.common.harness.options import Count
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Result
 from experiments.systems.benchmark import kernels, trees, whole_steps
@@ -45,14 +46,14 @@ class Config:
       seed: of the data.
     """
 
-    workers: tuple[int, ...] = (1, 3, 5, 7, 11, 31, 51, 101, 255, 1001)
-    sizes: tuple[int, ...] = (100_000, 1_000_000, 10_000_000)
-    most_entries: int = 120_000_000
-    turns: int = 7
+    workers: tuple[Count, ...] = (1, 3, 5, 7, 11, 31, 51, 101, 255, 1001)
+    sizes: tuple[Count, ...] = (100_000, 1_000_000, 10_000_000)
+    most_entries: Count = 120_000_000
+    turns: Count = 7
     budget: float = 4.0
     only: tuple[str, ...] = ()
-    step_workers: tuple[int, ...] = (10, 51)
-    step_batches: tuple[int, ...] = (32, 400)
+    step_workers: tuple[Count, ...] = (10, 51)
+    step_batches: tuple[Count, ...] = (32, 400)
     trees: bool = True
     seed: int = 0
 

@@ -23,6 +23,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.common.harness.options import Count
 from experiments.common.harness.own_process import run_module
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Result
@@ -41,11 +42,11 @@ class Config:
       seed: of the gradients.
     """
 
-    devices: tuple[int, ...] = (2, 4, 8)
-    workers_per_device: int = 1
-    num_coordinates: int = 1_000_000
-    packing_workers: int = 11
-    turns: int = 15
+    devices: tuple[Count, ...] = (2, 4, 8)
+    workers_per_device: Count = 1
+    num_coordinates: Count = 1_000_000
+    packing_workers: Count = 11
+    turns: Count = 15
     seed: int = 0
 
 

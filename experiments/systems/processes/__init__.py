@@ -24,6 +24,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.common.harness.options import Count
 from experiments.common.harness.plots import draw_curves, panels
 from experiments.common.harness.results import Claim, Result
 from experiments.systems.processes.launch import start
@@ -50,18 +51,18 @@ class Config:
       seed: of the network, the split and the noise.
     """
 
-    processes: tuple[int, ...] = (1, 2, 4)
-    devices: tuple[int, ...] = (4, 2, 1)
-    num_workers: int = 20
-    num_steps: int = 30
+    processes: tuple[Count, ...] = (1, 2, 4)
+    devices: tuple[Count, ...] = (4, 2, 1)
+    num_workers: Count = 20
+    num_steps: Count = 30
     learning_rate: float = 1e-3
     scale: float = 1e-2
-    hidden: int = 128
+    hidden: Count = 128
     link: bool = True
-    link_processes: int = 4
+    link_processes: Count = 4
     link_megabits: float = 100.0
-    link_hidden: int = 1280
-    link_steps: int = 15
+    link_hidden: Count = 1280
+    link_steps: Count = 15
     seed: int = 0
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from experiments.common.harness.options import Count
 from experiments.common.harness.own_process import run_module
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Result
@@ -37,10 +38,10 @@ class Config:
     """
 
     topology: str = "v5e:2x4"
-    num_coordinates: int = 1_000_000
-    workers_per_core: tuple[int, ...] = (1, 4)
-    hidden: int = 128
-    batch_size: int = 64
+    num_coordinates: Count = 1_000_000
+    workers_per_core: tuple[Count, ...] = (1, 4)
+    hidden: Count = 128
+    batch_size: Count = 64
 
 
 PRESETS = {

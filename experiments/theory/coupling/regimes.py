@@ -49,7 +49,7 @@ class Config:
     num_steps: Count = 4000
     coordinates: Count = 256
     num_settings: Count = 306
-    setting_workers: tuple[int, ...] = (5, 11, 31)
+    setting_workers: tuple[Count, ...] = (5, 11, 31)
     median_draws: Count = 200_000
     seed: int = 0
 

@@ -9,10 +9,10 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("flax")
 
 import jaxmedian as jm
+from experiments.common.training.outcomes import Runs
 from experiments.common.training.rules import RULES, place_rule, rule_noise
-from experiments.common.training.trainer import Runs
 from experiments.hostile import byzantine
-from experiments.hostile.byzantine import attacks, claims, trials
+from experiments.hostile.byzantine import attacks, trials, worst_cases
 
 WORKERS = (3, 4)
 GRADS = jax.random.normal(jax.random.key(0), (5, 6))
@@ -123,10 +123,10 @@ def test_claims_can_fail():
     )
     none = {"none": [0.9, 0.9]}
     met = {"mean": trial(**none, **broken), "vote": trial(**none, **sound)}
-    assert claims.broken_claim(met, "", judged=True).holds is True
+    assert worst_cases.broken_claim(met, "", judged=True).holds is True
     met["vote"] = trial(**none, **broken)
-    assert claims.broken_claim(met, "", judged=True).holds is False
-    assert claims.broken_claim({"vote": met["vote"]}, "", judged=True) is None
+    assert worst_cases.broken_claim(met, "", judged=True).holds is False
+    assert worst_cases.broken_claim({"vote": met["vote"]}, "", judged=True) is None
 
     def voters(everywhere, deciding):
         runs = trial(
@@ -136,22 +136,22 @@ def test_claims_can_fail():
         return {"vote": trials.Trial("vote", "alpha = 0.1", 2, runs)}
 
     same, milder = voters([0.4, 0.4], [0.4, 0.4]), voters([0.4, 0.4], [0.6, 0.6])
-    assert claims.pivotal_claim(same, "", judged=True).holds is True
-    assert claims.pivotal_claim(milder, "", judged=True).holds is False
+    assert worst_cases.pivotal_claim(same, "", judged=True).holds is True
+    assert worst_cases.pivotal_claim(milder, "", judged=True).holds is False
 
 
 def test_the_price_of_noise_is_that_of_the_setting_chosen_in_peace():
     plain = trial(none=[0.8, 0.8], mimic=[0.6, 0.6])
     noisy = trial(none=[0.9, 0.8], mimic=[0.3, 0.7])  # better only if prepared
-    found = claims.price_claim({"median": plain, "noisy median": noisy}, "", True)
+    found = worst_cases.price_claim({"median": plain, "noisy median": noisy}, "", True)
     assert found.holds is True
     assert "noisy median 0.300 +- 0.000 below" in found.here
     sturdy = trial(none=[0.9, 0.8], mimic=[0.65, 0.7])
-    found = claims.price_claim({"median": plain, "noisy median": sturdy}, "", True)
+    found = worst_cases.price_claim({"median": plain, "noisy median": sturdy}, "", True)
     assert found.holds is False
     same = trial(none=[0.9, 0.8], mimic=[0.5, 0.3])  # peace and attack choose alike
     met = {"median": plain, "noisy median": same}
-    assert claims.price_claim(met, "", True) is None
+    assert worst_cases.price_claim(met, "", True) is None
 
 
 def test_what_is_refused():

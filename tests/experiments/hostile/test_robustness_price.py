@@ -9,7 +9,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("flax")
 
 from experiments.hostile import robustness_price
-from experiments.hostile.robustness_price import claims, shifts
+from experiments.hostile.robustness_price import shifts, trade_off
 
 TINY = robustness_price.PRESETS["tiny"]
 
@@ -48,9 +48,9 @@ def test_the_crossover_claim_fails_if_systematic_noise_is_worse_from_the_start()
     for f in range(3):
         names = [shifts.curve_name("median", c, f) for c in shifts.COUPLINGS]
         curves |= {names[0]: {"rmse": better}, names[1]: {"rmse": worse}}
-    assert claims.crossover_claim(config, curves, "median").holds is False
+    assert trade_off.crossover_claim(config, curves, "median").holds is False
     curves[shifts.curve_name("median", "systematic", 0)] = {"rmse": better / 2}
-    found = claims.crossover_claim(config, curves, "median")
+    found = trade_off.crossover_claim(config, curves, "median")
     assert found.holds is True
     assert "worse from f = 1 (b = 1)" in found.here
 

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("flax")
 
-from experiments.common.training.trainer import Chosen
+from experiments.common.training.outcomes import Chosen
 from experiments.methods import bucketing_reference
 
 TAIL = 0.5
@@ -33,7 +33,7 @@ def test_class_i_keeps_its_share_and_workers_hold_sorted_blocks():
 def test_weighted_digits_count_as_on_a_long_tailed_test_set():
     """Expected accuracy where class i appears n_i TAIL^i times."""
     pytest.importorskip("sklearn")
-    problem = bucketing_reference.load_problem("digits8x8", 4, 1)
+    problem = bucketing_reference.Config(hidden=4, num_seeds=1).problem()
     test = bucketing_reference._with_long_tails(problem, TAIL).test
     labels = np.asarray(test["labels"])
 

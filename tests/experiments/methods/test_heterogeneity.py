@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("flax")
 
-from experiments.common.training.trainer import Chosen
+from experiments.common.training.outcomes import Chosen
 from experiments.methods import heterogeneity
 
 MEASURED = {

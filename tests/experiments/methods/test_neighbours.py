@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmedian as jm
-from experiments.methods.neighbours import methods
+from experiments.methods.neighbours import sign_methods
 
 M, STEPS, RATE = 5, 4, 0.1
 GRADS = np.random.default_rng(0).normal(size=(STEPS, M, 3)).astype(np.float32)
@@ -33,7 +33,7 @@ def test_ef_sign_sgd_is_the_published_loop():
             memory[i] = p - sent[i]
         x = x - sent.mean(axis=0)
         expected.append(x)
-    got = walk(methods.ef_sign_sgd(RATE, M))
+    got = walk(sign_methods.ef_sign_sgd(RATE, M))
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
@@ -43,7 +43,7 @@ def test_signum_votes_on_momenta():
         momentum = 0.9 * momentum + grads
         x = x - RATE * np.sign(np.sign(momentum).sum(axis=0))
         expected.append(x)
-    np.testing.assert_allclose(walk(methods.signum(RATE, M)), expected, atol=1e-6)
+    np.testing.assert_allclose(walk(sign_methods.signum(RATE, M)), expected, atol=1e-6)
 
 
 def test_distributed_lion_votes_on_lions_updates():
@@ -53,12 +53,12 @@ def test_distributed_lion_votes_on_lions_updates():
         momentum = 0.99 * momentum + 0.01 * grads
         x = x - RATE * np.sign(signs.sum(axis=0))
         expected.append(x)
-    got = walk(methods.distributed_lion(RATE, M))
+    got = walk(sign_methods.distributed_lion(RATE, M))
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
 def test_without_noise_the_mean_of_signs_is_the_mean_of_signs():
-    got = walk(methods.mean_of_noisy_signs(RATE, jm.noise.gaussian(0.0), 0))
+    got = walk(sign_methods.mean_of_noisy_signs(RATE, jm.noise.gaussian(0.0), 0))
     expected = -RATE * np.cumsum(np.sign(GRADS).mean(axis=1), axis=0)
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
@@ -101,7 +101,7 @@ def test_uniform_noise_has_the_bits_of_sto_sign():
     exact = jm.theory.vote_probability(U, noise)
     np.testing.assert_allclose(exact.plus, expected, atol=1e-12)
     sigma = np.sqrt(expected * (1 - expected) / DRAWS)
-    moved = votes(methods.sto_sign(1.0, 3))  # B = max|g| of the gradients at hand
+    moved = votes(sign_methods.sto_sign(1.0, 3))  # B = max|g| of the gradients at hand
     assert abs((moved < 0).mean() - expected) < 5 * sigma
 
 
@@ -115,5 +115,5 @@ def test_gaussian_noise_has_the_bits_of_dp_sign():
     exact = jm.theory.vote_probability(U, noise)
     np.testing.assert_allclose(exact.plus, expected, atol=1e-6)
     sigma = np.sqrt(expected * (1 - expected) / DRAWS)
-    moved = votes(methods.dp_sign(1.0, scale, 3))
+    moved = votes(sign_methods.dp_sign(1.0, scale, 3))
     assert abs((moved < 0).mean() - expected) < 5 * sigma

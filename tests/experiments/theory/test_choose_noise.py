@@ -11,12 +11,11 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("mlxtend")
 
-from experiments.theory.choose_noise.config import COUPLINGS
-
 import jaxmedian as jm
 from experiments.common.harness.results import save
 from experiments.theory import choose_noise
 from experiments.theory.choose_noise import skewed, training_run
+from experiments.theory.choose_noise.skewed import COUPLINGS
 from experiments.theory.descents import expected_descent
 
 TINY = choose_noise.PRESETS["tiny"]

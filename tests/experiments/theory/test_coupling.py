@@ -10,7 +10,7 @@ pytest.importorskip("matplotlib")
 
 import jaxmedian as jm
 from experiments.theory import coupling
-from experiments.theory.coupling import claims, correlation, random_settings
+from experiments.theory.coupling import correlation, random_settings, regimes
 
 TINY = coupling.PRESETS["tiny"]
 
@@ -45,8 +45,8 @@ def test_correlation_against_brute_force(law, scale):
 
 def test_the_mean_over_seatings_is_the_mean_over_permutations():
     noise = jm.noise.gaussian(0.5, "systematic")
-    vote = jm.theory.vote_probability(claims.TWO_OF_11, noise)
-    exact = correlation.exact(claims.TWO_OF_11, noise)
+    vote = jm.theory.vote_probability(regimes.TWO_OF_11, noise)
+    exact = correlation.exact(regimes.TWO_OF_11, noise)
     assert exact.mean == pytest.approx(vote.plus - vote.minus, abs=1e-13)
     assert exact.variance == pytest.approx(1 - exact.mean**2, abs=1e-13)
 
@@ -66,12 +66,12 @@ def test_too_many_seatings_are_refused():
 
 def test_numbers_of_the_sweet_spot_and_of_small_noise():
     ten = {
-        law: claims._right(claims.TEN_OF_101, law, 3.0)
+        law: regimes._right(regimes.TEN_OF_101, law, 3.0)
         for law in ("gaussian", "uniform")
     }
     np.testing.assert_allclose(ten["gaussian"], (0.630, 0.858), atol=1.5e-3)
     np.testing.assert_allclose(ten["uniform"], (0.634, 0.885), atol=1.5e-3)
-    few = claims._right(claims.TWO_OF_11, "gaussian", 0.3)
+    few = regimes._right(regimes.TWO_OF_11, "gaussian", 0.3)
     np.testing.assert_allclose(few, (0.108, 0.0), atol=5e-4)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.common.training.trainer import Runs
+from experiments.common.training.outcomes import Runs
 from experiments.theory import coupling_in_training as experiment
 
 CONFIG = experiment.Config(scales=(0.1, 0.3), num_seeds=2, vote_rates=(1.0, 2.0))

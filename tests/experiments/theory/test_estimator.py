@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from experiments.theory import estimator
-from experiments.theory.estimator import breakdown, claims, estimates, moments
+from experiments.theory.estimator import breakdown, comparison, estimates, moments
 
 TINY = estimator.PRESETS["tiny"]
 
@@ -70,7 +70,7 @@ def test_dots_meet_the_exact_moments_and_wrong_ones_are_noticed(monkeypatch):
             f"{name}, simulated": moments.simulated(TINY, values, name)
             for name in names
         }
-        return claims.simulation_claim(TINY, exact, dots).holds
+        return comparison.simulation_claim(TINY, exact, dots).holds
 
     assert claim() is True
     medians = estimates.perturbed_medians

@@ -20,9 +20,9 @@ import pytest
 
 pytest.importorskip("pooch")
 
-from experiments.common.data.downloads import Archive, fetch
 
 from experiments.common.data import image_sets
+from experiments.common.data.image_sets import Archive, fetch
 
 RNG = np.random.default_rng(0)
 IDX_ARRAYS = (

@@ -5,6 +5,8 @@ import dataclasses
 import importlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ import pytest
 pytest.importorskip("tyro")
 
 from experiments.__main__ import EXPERIMENTS, main
+
+ROOT = Path(__file__).parents[4]
 
 
 def test_without_arguments_it_lists_every_experiment(capsys):
@@ -22,46 +26,80 @@ def test_without_arguments_it_lists_every_experiment(capsys):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_help_shows_every_field_of_the_config(name, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main([name, "--help"])
-    assert stop.value.code == 0
+    assert main([name, "--help"]) == 0
     printed = capsys.readouterr().out
-    config = importlib.import_module(f"experiments.{name}").Config
+    box = EXPERIMENTS[name]
+    config = importlib.import_module(f"experiments.{box}.{name}").Config
     for field in dataclasses.fields(config):
         assert f"--{field.name.replace('_', '-')}" in printed or field.name in printed
     assert ("--seeds" in printed) == hasattr(config, "num_seeds")
 
 
+def test_help_may_come_first(capsys):
+    assert main(["-h", "toy"]) == 0
+    assert "--settle-steps" in capsys.readouterr().out
+    assert main(["--help"]) == 0
+    assert "reproduce" in capsys.readouterr().out
+
+
 MISUSE = {
     "reprodce": "Did you mean reproduce?",
     "--list": "`python -m experiments` lists them",
-    "toy --preset huge": "--preset takes one of default, quick; got 'huge'",
-    "toy --preset quik": "Did you mean quick?",
-    "toy --preset": "--preset takes one of",
-    "toy --sede 3": "toy has no option --sede. Did you mean --seed?",
-    "toy --sedes=3": "Did you mean --seeds?",
-    "toy --reusme": "Did you mean --resume?",
-    "toy --prest quick": "Did you mean --preset?",
-    "reproduce --num-workers 5": "Did you mean --mnist.num-workers?",
-    "toy quick": "toy takes options, --NAME VALUE; got 'quick'",
+    "toy --preset huge": "'--preset'. Expected one of ('default', 'quick')",
+    "toy --preset quik": "'--preset'. Expected one of ('default', 'quick')",
+    "toy --preset": "Missing value for argument '--preset'",
+    "toy --sede 3": "Unrecognized options: --sede, 3",
+    "toy --sedes 3": "--seeds, --num-seeds INT",
+    "toy --reusme": "--resume",
+    "toy --prest quick": "--preset",
+    "reproduce --num-workers 5": "--mnist.num-workers",
+    "toy quick": "Unrecognized options: quick",
     "toy --num-steps many": "--num-steps: invalid literal for int()",
     "toy --num-steps": "Missing value for argument '--num-steps'",
-    "toy --seeds 0": "--seeds takes 1 or more; got 0",
+    "toy --num-steps 0": "--num-steps: it takes 1 or more; got 0",
+    "toy --seeds 0": "--seeds/--num-seeds: it takes 1 or more; got 0",
+    "mnist --hidden -3": "--hidden: it takes 1 or more; got -3",
+    "communication --devices 0": "--devices",
     "toy --scale -1": "`scale` must be finite and >= 0",
     "toy --resume": "toy saves no checkpoints",
-    "toy --out FILE": "--out takes a folder; FILE is a file",
+    "toy --out FILE": "--out takes a folder that can be written; got FILE",
+    "toy --out FILE/below": "--out takes a folder that can be written; got FILE/below",
 }
 
 
 @pytest.mark.parametrize("command", MISUSE)
-def test_misuse_is_refused_in_one_line(command, tmp_path, monkeypatch, capsys):
+def test_misuse_is_refused_and_named(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "FILE").touch()
     assert main(command.split()) == 2
     complaint = capsys.readouterr().err
-    assert MISUSE[command] in complaint
-    assert complaint.startswith("experiments: ")
-    assert complaint.count("\n") == 1
+    assert MISUSE[command] in " ".join(complaint.replace("│", "").split())
+    assert "Traceback" not in complaint
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.name != "FILE"]
+
+
+def test_the_folder_is_tried_before_the_run(tmp_path, monkeypatch, capsys):
+    from experiments.paper import toy
+
+    monkeypatch.setattr(toy, "run", pytest.fail)
+    (tmp_path / "out").touch()
+    assert main(["toy", "--out", str(tmp_path / "out")]) == 2
+    assert "--out takes a folder" in capsys.readouterr().err
+
+
+def test_a_misspelt_name_is_answered_before_anything_slow_is_imported():
+    script = (
+        "import sys; from experiments.__main__ import main; code = main(['mnits']);"
+        "slow = {'jax', 'numpy', 'tyro', 'matplotlib', 'jaxmedian'} & set(sys.modules);"
+        "sys.exit(f'{code} {sorted(slow)}')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.stderr.splitlines() == [
+        "experiments: there is no experiment 'mnits'. Did you mean mnist?",
+        "2 []",
+    ]
 
 
 @pytest.mark.parametrize("option", ["--seeds 3", "--seeds=3", "--num-seeds 3"])
@@ -92,8 +130,31 @@ def test_stopping_by_hand_ends_without_a_traceback(monkeypatch, tmp_path, capsys
         raise KeyboardInterrupt
 
     monkeypatch.setattr(toy, "run", interrupted)
-    assert main(["toy", "--out", str(tmp_path)]) == 130
+    assert main(["toy", "--out", str(tmp_path / "new")]) == 130
     assert capsys.readouterr().err == "experiments: stopped.\n"
+    assert not (tmp_path / "new").exists()
+
+
+def test_stopping_between_parts_leaves_partial_results(monkeypatch, tmp_path, capsys):
+    """Ctrl-C in the second of three families of curves: the first is kept."""
+    from experiments.paper import mnist
+
+    build_trainer, built = mnist.build_trainer, []
+
+    def interrupted(*arguments, **options):
+        if built:
+            raise KeyboardInterrupt
+        built.append(1)
+        return build_trainer(*arguments, **options)
+
+    monkeypatch.setattr(mnist, "build_trainer", interrupted)
+    command = ["mnist", "--preset", "tiny", "--out", str(tmp_path)]
+    assert main(command) == 130
+    assert capsys.readouterr().err.endswith("experiments: stopped.\n")
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["partial"] is True
+    assert list(summary["last"]) == ["mean"]
+    assert {claim["holds"] for claim in summary["claims"]} == {None}
 
 
 def test_reproduce_at_toy_size_writes_its_four_files(tmp_path, capsys):
@@ -123,7 +184,7 @@ def test_a_killed_experiment_resumes_to_the_same_results(tiny_mnist, tmp_path, c
     shutil.rmtree(tmp_path / "checkpoints" / "mean")
     command = ["mnist", "--preset", "tiny", "--out", str(tmp_path), "--resume"]
     assert main(command) == 0
-    assert capsys.readouterr().err.count("Resuming at step 4") == 2
+    assert capsys.readouterr().out.count("4 of 4 steps") == 2
     metrics = (tmp_path / "metrics.csv").read_text()
     assert metrics == (tiny_mnist / "metrics.csv").read_text()
     assert main([*command, "--vote-rate", "0.01"]) == 2

@@ -12,9 +12,9 @@ pytest.importorskip("rich")
 
 from matplotlib.figure import Figure
 
-from experiments.common.harness import claims, results
+from experiments.common.harness import results
 
-CLAIM = claims.Claim("E[vote] is 0", "0.1", True, paper="[bold]")
+CLAIM = results.Claim("E[vote] is 0", "0.1", True, paper="[bold]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,33 @@ def test_tables_keep_what_their_curves_are_drawn_against(tmp_path, against, poin
 
 
 def test_brackets_in_a_claim_are_printed(capsys):
-    claims.print_table([CLAIM])
+    results.print_table([CLAIM])
     printed = capsys.readouterr().out
     assert "E[vote]" in printed
     assert "[bold]" in printed
+
+
+def test_a_partial_result_says_so_and_judges_nothing(tmp_path):
+    broken = CLAIM._replace(holds=False)
+    result = results.Result({}, (CLAIM, broken), partial=True)
+    about = {"command": "python -m experiments toy", "seconds": 1.5}
+    results.save(tmp_path, Config(), result, Figure(), about)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["partial"] is True
+    assert [claim["holds"] for claim in summary["claims"]] == [None, None]
+    assert summary["command"] == about["command"]
+
+
+def test_parts_end_at_ctrl_c_and_keep_what_is_finished(capsys):
+    def work(name):
+        if name == "third":
+            raise KeyboardInterrupt
+        return name.upper()
+
+    names = ["first", "second", "third", "fourth"]
+    found, partial = results.each_part(names, work)
+    assert (found, partial) == ({"first": "FIRST", "second": "SECOND"}, True)
+    assert "Stopped: 2 of 4 parts are finished." in capsys.readouterr().out
+    assert results.each_part(names[:2], work) == (found, False)
+    with pytest.raises(KeyboardInterrupt):
+        results.each_part(names[2:], work)
