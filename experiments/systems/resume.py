@@ -9,7 +9,7 @@ devices (one worker's gradient at a time), or after one of two processes was kil
     python -m experiments resume                 20 kills, and 4 + 2 on a mesh
     python -m experiments resume --preset quick  5 kills, and 1 + 1
 
-Expect "20 of 20", "4 of 4" and "2 of 2" (20 minutes on two busy cores). All runs are on
+All runs are on
 CPUs, as processes of their own. The last row says what a checkpoint costs: it is
 written while the next chunk computes, so it costs most where chunks are short.
 """

@@ -1,9 +1,10 @@
 """A labelled data set in two parts, from a loader or from arrays of your own.
 
     data = from_arrays(images, labels, test_size=1000)
-    batches = mini_batches(data, jm.splits.by_label(data.train_labels, 10), 32)
+    batches = serve(data.train(), jm.splits.by_label(data.train_labels, 10), 32)
 
-Those two lines take arrays to what `jaxmedian.run` calls ``next_batch``.
+Those two lines (`serve` is that of `common.training.problems`) take arrays to what
+`jaxmedian.run` calls ``next_batch``.
 """
 
 import os
@@ -14,8 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-
-import jaxmedian as jm
 
 Images = np.ndarray  # [n, ...], uint8 pixels or floats
 Labels = np.ndarray  # [n] int32
@@ -41,6 +40,13 @@ class DataSet(NamedTuple):
     train_labels: Labels
     test_images: Images
     test_labels: Labels
+
+    def train(self) -> dict[str, jax.Array]:
+        """Returns the training part as a batch."""
+        return {
+            "images": jnp.asarray(self.train_images),
+            "labels": jnp.asarray(self.train_labels),
+        }
 
 
 def from_arrays(
@@ -77,50 +83,6 @@ def from_arrays(
     codes = np.unique(labels, return_inverse=True)[1].astype(np.int32)
     kept, held_out = stratified_holdout(codes, test_size, seed)
     return DataSet(images[kept], codes[kept], images[held_out], codes[held_out])
-
-
-def worker_data(data: DataSet, split: jm.splits.Split) -> dict[str, jax.Array]:
-    """Gives each worker its training samples, rows padded to the largest worker.
-
-    Args:
-      data: the data set.
-      split: of its training part.
-
-    Returns:
-      "images" ``[M, n, ...]`` and "labels" ``[M, n]``; ``split.mask`` tells samples
-      from padding.
-    """
-    return {
-        "images": jnp.asarray(data.train_images[split.indices]),
-        "labels": jnp.asarray(data.train_labels[split.indices]),
-    }
-
-
-def mini_batches(
-    data: DataSet, split: jm.splits.Split, batch_size: int, *, replace: bool = False
-) -> jax.tree_util.Partial:
-    """Serves each worker sub-samples of its own part: ``next_batch`` of a run.
-
-    Args:
-      data: the data set.
-      split: of its training part; workers may be of unequal size.
-      batch_size: samples a worker and step.
-      replace: draw with replacement, which workers smaller than a batch need.
-
-    Returns:
-      As `jaxmedian.mini_batches`, of batches with "images" and "labels".
-
-    Raises:
-      ValueError: as `jaxmedian.mini_batches`.
-
-    >>> data = from_arrays(np.zeros((6, 4)), list("aabbab"), test_size=0)
-    >>> batches = mini_batches(data, jm.splits.iid(data.train_labels, 3), 2)
-    >>> batches(key=jax.random.key(0), step=0)["images"].shape
-    (3, 2, 4)
-    """
-    return jm.mini_batches(
-        worker_data(data, split), batch_size, replace=replace, sizes=split.sizes
-    )
 
 
 def stratified_holdout(

@@ -66,19 +66,7 @@ def load_digits8x8(
 ) -> Digits:
     """Loads scikit-learn's 1,797 digits of 8x8 pixels (0 to 16), 174 to 183 a class.
 
-    Args:
-      seed: integer >= 0; picks the test digits and the order of both parts.
-      test_size: digits set apart for testing, stratified by class, 0 to 1797.
-      cache_dir: as in `load_mnist5k`.
-
-    Returns:
-      `Digits` with 64 pixels an image.
-
-    Raises:
-      ImportError: if there is no parsed copy and scikit-learn is not installed.
-      RuntimeError: if the installed scikit-learn packages other digits.
-      ValueError: if ``test_size`` or ``seed`` is out of range.
-      TypeError: if one of them is no integer.
+    As `load_mnist5k`, but for 64 pixels an image, which scikit-learn packages.
     """
     return _load(_DIGITS8X8, seed, test_size, cache_dir)
 

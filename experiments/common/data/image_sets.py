@@ -46,16 +46,7 @@ def load_mnist(cache_dir: str | Path | None = None) -> DataSet:
 def load_fashion_mnist(cache_dir: str | Path | None = None) -> DataSet:
     """Loads Fashion-MNIST: 60,000 + 10,000 images of clothing of 28x28 pixels.
 
-    Args:
-      cache_dir: as in `load_mnist`.
-
-    Returns:
-      A `DataSet` with 784 pixels an image, in the publisher's order.
-
-    Raises:
-      ConnectionError, ImportError: as `load_mnist`.
-
-    Reference: Xiao, Rasul, Vollgraf, "Fashion-MNIST", 2017.
+    As `load_mnist`. Reference: Xiao, Rasul, Vollgraf, "Fashion-MNIST", 2017.
     """
     return _load_idx(_FASHION_MNIST, cache_dir)
 
@@ -63,17 +54,8 @@ def load_fashion_mnist(cache_dir: str | Path | None = None) -> DataSet:
 def load_cifar10(cache_dir: str | Path | None = None) -> DataSet:
     """Loads CIFAR-10: 50,000 + 10,000 colour images of 32x32 pixels in 10 classes.
 
-    Args:
-      cache_dir: as in `load_mnist`.
-
-    Returns:
-      A `DataSet` of images ``[n, 32, 32, 3]``, in the publisher's order.
-
-    Raises:
-      ConnectionError, ImportError: as `load_mnist`.
-
-    Reference: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images",
-    2009.
+    As `load_mnist`, but for images ``[n, 32, 32, 3]``. Reference: Krizhevsky,
+    "Learning Multiple Layers of Features from Tiny Images", 2009.
     """
     return _load_cifar(_CIFAR10, cache_dir)
 

@@ -9,12 +9,6 @@ ByzFL 0.0.11 the aggregators and attacks alone, which do not need its torchvisio
     python -m experiments peers                  200 cases each, times at d = 1,000,000
     python -m experiments peers --preset quick   20 cases, d = 100,000
 
-Expect on two CPU cores that others share, M = 25, d = 1,000,000: largest differences of
-1e-14; 8 (trimmed mean) to 57 times (mean around median) faster than ByzFL coordinate by
-coordinate, 5 to 16 times by distances (50 times for the subset of least diameter, for
-which ByzFL lists all M over f), and 20 to 57 times faster than krum; clipping as fast.
-Some ten minutes.
-
 Krum is compared with each peer's own number of neighbours: M - f - 1 (ByzFL) and
 M - f - 2 (krum, Blanchard et al.). ByzFL's buckets get the order that ours have drawn,
 and its attacks that look for a scale the scales that ours try.

@@ -1,7 +1,7 @@
 """Which of our rules and attacks are a peer's too, and how to call theirs alike."""
 
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -52,46 +52,37 @@ def pairs() -> list[Pair]:
     return shared
 
 
+# least: of what looks at distances; is_attack: what replaces rows.
+_Distant = functools.partial(Pair, least=2.0)
+_Attack = functools.partial(Pair, is_attack=True)
+
+
 def _byzfl_rules(byzfl: Any) -> list[Pair]:
+    def krum(rule: Any) -> Callable[[int], Any]:
+        return lambda f: _KnownLater(lambda m: rule(f, m - f - 1))
+
     return [
         Pair("trimmed mean, ByzFL", jm.trimmed_mean, byzfl.TrMean),
         Pair("mean around median, ByzFL", jm.mean_around_median, byzfl.Meamed),
-        Pair(
-            "Krum, ByzFL",
-            _with_byzfl_neighbors(jm.krum),
-            byzfl.Krum,
-            least=2.0,
-        ),
-        Pair(
-            "multi-Krum, ByzFL",
-            _with_byzfl_neighbors(jm.multi_krum),
-            byzfl.MultiKrum,
-            least=2.0,
-        ),
-        Pair(
+        _Distant("Krum, ByzFL", krum(jm.krum), byzfl.Krum),
+        _Distant("multi-Krum, ByzFL", krum(jm.multi_krum), byzfl.MultiKrum),
+        _Distant(
             "geometric median, ByzFL",
             lambda f: jm.geometric_median(0.1, 0.0, 3, start="zeros"),
             lambda f: byzfl.GeometricMedian(nu=0.1, T=3),
-            least=2.0,
         ),
-        Pair(
+        _Distant(
             "centered clipping, ByzFL",
             lambda f: jm.centered_clipping(2.0, 2),
             lambda f: byzfl.CenteredClipping(L=2, tau=2.0),
-            least=2.0,
         ),
-        Pair(
+        _Distant(
             "minimum diameter, ByzFL",
-            jm.minimum_diameter_mean,
-            byzfl.MDA,
-            least=2.0,
+            *(jm.minimum_diameter_mean, byzfl.MDA),
             most_workers=11,
         ),
-        Pair(
-            "nearest-neighbor mixing, ByzFL",
-            jm.nearest_neighbor_mixing,
-            byzfl.NNM,
-            least=2.0,
+        _Distant(
+            "nearest-neighbor mixing, ByzFL", jm.nearest_neighbor_mixing, byzfl.NNM
         ),
         Pair(
             "clipping, ByzFL",
@@ -114,22 +105,16 @@ def _byzfl_rules(byzfl: Any) -> list[Pair]:
     ]
 
 
-class _NeighborsOfByzfl(NamedTuple):
-    """M - f - 1 neighbours: known once M is."""
+class _KnownLater(NamedTuple):
+    """A transformation that depends on the number of workers: ``build(M)``."""
 
-    rule: Callable[..., optax.GradientTransformationExtraArgs]
-    f: int
+    build: Callable[[int], optax.GradientTransformationExtraArgs]
 
     def init(self, params: Any) -> Any:
-        return self.rule(self.f).init(params)
+        return self.build(5).init(params)
 
     def update(self, updates: Any, state: Any, params: Any = None) -> Any:
-        neighbors = updates.shape[0] - self.f - 1
-        return self.rule(self.f, neighbors).update(updates, state, params)
-
-
-def _with_byzfl_neighbors(rule: Callable[..., Any]) -> Callable[[int], Any]:
-    return lambda f: _NeighborsOfByzfl(rule, f)
+        return self.build(updates.shape[0]).update(updates, state, params)
 
 
 def _buckets_in_our_order(byzfl: Any, x: np.ndarray) -> np.ndarray:
@@ -148,77 +133,57 @@ def _buckets_in_our_order(byzfl: Any, x: np.ndarray) -> np.ndarray:
 
 def _byzfl_attacks(byzfl: Any) -> list[Pair]:
     attacks = jm.attacks
+    inner, little = attacks.inner_product_manipulation, attacks.a_little_is_enough
 
-    def last(attack: Callable[..., Any], **options: Any) -> Callable[[int], Any]:
+    def last(attack: Any, **options: Any) -> Callable[[int], Any]:
         """Attacks with the last f of the workers, however many there are."""
-        return lambda f: _LastWorkers(attack, f, options)
+        return lambda f: _KnownLater(lambda m: attack(range(m - f, m), **options))
+
+    def strongest(attack: Any) -> Callable[[int], Any]:
+        """Tries the scales on a trimmed mean: what it trims does the same harm."""
+        return lambda f: _KnownLater(
+            lambda m: attacks.strongest(
+                attack, jm.trimmed_mean(f), range(m - f, m), scales=SCALES
+            )
+        )
+
+    def optimal(attack: Any, simple: Any) -> Callable[[int], Update]:
+        return lambda f: _best_of(SCALES, attack(byzfl.TrMean(f), [], f), simple)
 
     return [
-        Pair(
-            "sign flip, ByzFL",
-            last(attacks.sign_flip),
-            lambda f: byzfl.SignFlipping(),
-            is_attack=True,
+        _Attack(
+            "sign flip, ByzFL", last(attacks.sign_flip), lambda f: byzfl.SignFlipping()
         ),
-        Pair(
+        _Attack(
             "inner-product manipulation, ByzFL",
-            last(attacks.inner_product_manipulation, scale=2.0),
+            last(inner, scale=2.0),
             lambda f: byzfl.InnerProductManipulation(2.0),
-            is_attack=True,
         ),
-        Pair(
+        _Attack(
             "a little is enough, ByzFL",
-            last(attacks.a_little_is_enough, scale=1.5),
+            last(little, scale=1.5),
             lambda f: byzfl.ALittleIsEnough(1.5),
-            is_attack=True,
         ),
-        Pair(
-            "mimic, ByzFL",
-            last(attacks.mimic, target=1),
-            lambda f: byzfl.Mimic(1),
-            is_attack=True,
+        _Attack(
+            "mimic, ByzFL", last(attacks.mimic, target=1), lambda f: byzfl.Mimic(1)
         ),
-        Pair("inf, ByzFL", last(attacks.inf), lambda f: byzfl.Inf(), is_attack=True),
-        Pair(
+        _Attack("inf, ByzFL", last(attacks.inf), lambda f: byzfl.Inf()),
+        _Attack(
             "strongest inner-product manipulation, ByzFL",
-            lambda f: _LastWorkers(
-                _strongest(attacks.inner_product_manipulation, f), f
+            strongest(inner),
+            optimal(
+                byzfl.Optimal_InnerProductManipulation, byzfl.InnerProductManipulation
             ),
-            lambda f: _best_of(
-                SCALES,
-                _optimal(byzfl, byzfl.Optimal_InnerProductManipulation, f),
-                byzfl.InnerProductManipulation,
-            ),
-            is_attack=True,
         ),
-        Pair(
+        _Attack(
             "strongest a little is enough, ByzFL",
-            lambda f: _LastWorkers(_strongest(attacks.a_little_is_enough, f), f),
-            lambda f: _best_of(
-                SCALES,
-                _optimal(byzfl, byzfl.Optimal_ALittleIsEnough, f),
-                byzfl.ALittleIsEnough,
-            ),
-            is_attack=True,
+            strongest(little),
+            optimal(byzfl.Optimal_ALittleIsEnough, byzfl.ALittleIsEnough),
         ),
     ]
 
 
 SCALES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-
-
-def _strongest(attack: Callable[..., Any], f: int) -> Callable[..., Any]:
-    """Tries the scales on a trimmed mean: what it trims does the same harm, exactly."""
-    rule = jm.trimmed_mean(f)
-
-    def attack_of(workers: Any) -> optax.GradientTransformationExtraArgs:
-        return jm.attacks.strongest(attack, rule, workers, scales=SCALES)
-
-    return attack_of
-
-
-def _optimal(byzfl: Any, attack: Any, f: int) -> Any:
-    return attack(byzfl.TrMean(f), [], f)
 
 
 def _best_of(
@@ -234,22 +199,6 @@ def _best_of(
     return update
 
 
-class _LastWorkers(NamedTuple):
-    """An attack by the last f workers: known once M is."""
-
-    attack: Callable[..., optax.GradientTransformationExtraArgs]
-    f: int
-    options: Mapping[str, Any] = MappingProxyType({})
-
-    def init(self, params: Any) -> Any:
-        return self.attack([0], **self.options).init(params)
-
-    def update(self, updates: Any, state: Any, params: Any = None) -> Any:
-        num_workers = updates.shape[0]
-        workers = range(num_workers - self.f, num_workers)
-        return self.attack(workers, **self.options).update(updates, state, params)
-
-
 def _krum_rules(krum: Any) -> list[Pair]:
     torch = installed_torch()
 
@@ -261,12 +210,11 @@ def _krum_rules(krum: Any) -> list[Pair]:
         return lambda f: lambda x: update(x, f)
 
     return [
-        Pair("Krum, krum", jm.krum, theirs(krum.Krum), least=2.0),
+        _Distant("Krum, krum", jm.krum, theirs(krum.Krum)),
         Pair("trimmed mean, krum", jm.trimmed_mean, theirs(krum.TrimmedMean)),
-        Pair(
+        _Distant(
             "geometric median, krum",
             lambda f: jm.geometric_median(0.1, 0.0, 20),
             theirs(krum.GeometricMedian, nu=0.1, tol=0.0, max_iter=20),
-            least=2.0,
         ),
     ]

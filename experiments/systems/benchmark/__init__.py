@@ -6,12 +6,11 @@ ratios to the fastest peer and to the read limit (adding the rows). Beside them 
 compile time and peak memory. torch and ByzFL are compared with where they are
 installed.
 
-    python -m experiments benchmark                  every M and d, an hour
-    python -m experiments benchmark --preset readme  the README's table, 6 minutes
+    python -m experiments benchmark                  every M and d
+    python -m experiments benchmark --preset readme  the README's table
     python -m experiments benchmark --preset quick   M = 11 and 51, d = 100,000
 
-Expect on two CPU cores, d = 1,000,000: see the README's table. Times are noisy; the
-ratios are what to quote. summary.json names the device.
+Times are noisy; the ratios are what to quote. summary.json names the device.
 """
 
 import dataclasses

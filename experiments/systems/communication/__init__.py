@@ -4,11 +4,9 @@ Claim: with one worker on each of 8 devices, the packed vote sends less than 2 b
 coordinate and worker, up and down together, where a float32 mean sends 56. The bytes
 are read from the compiled programs; for those of a TPU see `experiments.systems.tpu`.
 
-    python -m experiments communication                    a minute on two cores
+    python -m experiments communication
     python -m experiments communication --preset quick     8 devices alone
 
-Expect on 8 devices 56 bits for mean and median, 14 for tallies of one byte and 1.76
-packed; packing, counting and unpacking 11 rows about 1.3 times as slow as their vote.
 Where there are fewer devices the CPU is split into virtual ones, whose step time is
 that of one machine doing the work of all, with memory for a wire (the packed vote then
 takes 2 to 3 times as long as the mean): for times over a real link see

@@ -5,13 +5,10 @@ train to the parameters of the one-device simulator, bit for bit (`worker_chunk=
 a link of 100 Mbit/s, 4 processes with 1,000,000 parameters take at least 10 times
 longer for a step with a float32 mean than with the packed vote.
 
-    python -m experiments processes                 loopback, then the link (root only):
-                                                    5 minutes on two busy cores
+    python -m experiments processes                 loopback, then the link (root only)
     python -m experiments processes --no-link       loopback alone
 
-Expect 587 ms a step for the mean, 147 by tallies and 40 packed (14.7 times; 11 to 15 on
-a busy machine), and a few per cent more bytes on the link, headers included, than
-`jm.diagnostics.wire_bytes` counts in the programs. Everything runs on this machine:
+Everything runs on this machine:
 network namespaces stand for hosts, `tc tbf` limits their links; where that is not
 allowed the run says why and leaves it out. On real hosts the program is the same: see
 `experiments.systems.processes.participant`.

@@ -9,9 +9,8 @@ from programs compiled ahead of time for the topology; nothing runs, so no times
     python -m experiments tpu                    every rule, 1 and 4 workers a core
     python -m experiments tpu --preset quick     1 worker a core
 
-Expect the table in systems/tpu/v5e.md, which this prints: packed 49,152 bytes on
-the side and 1.763 bits, mean 0 and 56. 3 minutes on two busy cores. Without libtpu
-there is nothing to show, and the table says so.
+It prints the table in systems/tpu/v5e.md. Without libtpu there is nothing to show, and
+the table says so.
 """
 
 import dataclasses

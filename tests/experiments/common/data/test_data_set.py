@@ -8,6 +8,7 @@ import pytest
 
 import jaxmedian as jm
 from experiments.common.data import data_set
+from experiments.common.training.problems import serve
 
 
 def test_stratified_holdout_keeps_proportions():
@@ -65,7 +66,7 @@ def test_two_lines_take_arrays_to_a_run():
     images = np.arange(90, dtype=np.float32)[:, None]
     data = data_set.from_arrays(images, labels, test_size=0)
     split = jm.splits.by_label(data.train_labels, 4)
-    batches = data_set.mini_batches(data, split, 3)
+    batches = serve(data.train(), split, 3, replace=False)
     keys = jax.random.split(jax.random.key(0), 4000)
     drawn = jax.jit(jax.vmap(lambda key: batches(key, 0)))(keys)
     for worker in range(4):
@@ -83,7 +84,7 @@ def test_two_lines_take_arrays_to_a_run():
 def test_with_replacement_small_workers_fill_a_batch():
     data = data_set.from_arrays(np.arange(7.0)[:, None], [0] * 6 + [1], test_size=0)
     split = jm.splits.by_label(data.train_labels, 2)
-    batches = data_set.mini_batches(data, split, 4, replace=True)
+    batches = serve(data.train(), split, 4)
     keys = jax.random.split(jax.random.key(0), 6000)
     drawn = np.asarray(jax.vmap(lambda key: batches(key, 0))(keys)["images"])[..., 0]
     assert (drawn[:, 1] == 6).all()
