@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 import jaxmedian as jm
 from experiments.common.training.outcomes import Runs, Settings
 from experiments.common.training.problems import Problem, accuracies, serve
+from jaxmedian.noise import keys
 
 Build = Callable[..., optax.GradientTransformation]  # (key=..., **setting)
 
@@ -80,8 +81,11 @@ def build_trainer(
             params, opt_state = state
             optimizer = build(key=key, **setting, **common)
 
+            batch_key = jax.random.fold_in(key, keys.BATCHES)  # not that of the noise
+
             def batch_of(_: jax.Array, step: jax.Array) -> Any:
-                return next_batch(jax.random.fold_in(key, done + step), done + step)
+                step_key = jax.random.fold_in(batch_key, done + step)
+                return next_batch(step_key, done + step)
 
             found = jm.run_pure(
                 problem.model.loss,

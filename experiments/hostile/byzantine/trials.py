@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import optax
 
@@ -27,8 +26,6 @@ from experiments.hostile.byzantine.attacks import (
     attack_gradients,
     spoil_batches,
 )
-
-_ATTACK_KEY = 2**31  # folded into a run's key: hostile noise is not that of the rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +141,7 @@ def try_rule(
         placed = place_rule(rule, config.num_workers, f, key, **tuned)
         scene = Scene(
             workers,
-            jax.random.fold_in(key, _ATTACK_KEY),
+            key,
             rule_noise(rule, key, tuned.get("scale")),
             placed,
         )

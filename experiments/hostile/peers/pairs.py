@@ -14,6 +14,7 @@ from experiments.common.harness.installed import (
     installed_krum,
     installed_torch,
 )
+from jaxmedian.noise import keys
 
 KEY = 0  # of our buckets
 
@@ -120,9 +121,8 @@ class _KnownLater(NamedTuple):
 def _buckets_in_our_order(byzfl: Any, x: np.ndarray) -> np.ndarray:
     """Runs ByzFL's bucketing with the order of our first step in place of its own."""
     key = jax.random.fold_in(jax.random.key(KEY), 0)
-    order = np.asarray(
-        jax.random.permutation(jax.random.fold_in(key, np.uint32(2**31 + 1)), len(x))
-    )
+    key = jax.random.fold_in(key, keys.BUCKET_ORDER)
+    order = np.asarray(jax.random.permutation(key, len(x)))
     drawn = np.random.permutation
     np.random.permutation = lambda rows: rows[order]
     try:

@@ -15,6 +15,7 @@ import jaxmedian as jm
 from experiments.common.training import trainer
 from experiments.common.training.outcomes import grid
 from experiments.common.training.problems import accuracies, load_problem, serve
+from jaxmedian.noise import keys
 
 NUM_STEPS = 4
 SETTINGS = grid(rate=(0.1, 0.5), scale=(0.05,))
@@ -61,7 +62,12 @@ def test_each_run_ends_as_it_would_alone(problem, split, trained):
     def alone(rate, scale, params, key):
         optimizer = build(key, rate, scale)
         loss, options = problem.model.loss, {"chunk": 2, "metrics": [measure]}
-        arguments = loss, optimizer, params, batches, NUM_STEPS, key
+        batch_key = jax.random.fold_in(key, keys.BATCHES)
+
+        def batch_of(_, step):
+            return batches(jax.random.fold_in(batch_key, step), step)
+
+        arguments = loss, optimizer, params, batch_of, NUM_STEPS, key
         return jm.run_pure(*arguments, **options).metrics
 
     for setting in range(2):
