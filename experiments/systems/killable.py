@@ -24,7 +24,6 @@ import optax
 import jaxmedian as jm
 
 NUM_WORKERS, SAMPLES, FEATURES = 8, 16, 300
-P = jax.sharding.PartitionSpec
 
 
 def train(
@@ -61,46 +60,26 @@ def train_on_mesh(
         axis_types=(jax.sharding.AxisType.Auto,),
         devices=devices,
     )
-    everywhere = jax.sharding.NamedSharding(mesh, P())
-    spread = jax.sharding.NamedSharding(mesh, P("workers"))
-    batch = jax.tree.map(
-        lambda leaf: jax.make_array_from_callback(leaf.shape, spread, leaf.__getitem__),
-        worker_data(),
-    )
     transform = optimizer(axis_name="workers")
-    step = jm.make_step(loss, transform, axis_name="workers", worker_chunk=1)
-
-    def begin() -> Any:
-        params = start()
-        return params, transform.init(params)
-
-    # The momentum of a worker lies with its worker; the rest is everywhere.
-    places = jax.tree.map(lambda leaf: P(), jax.eval_shape(begin))
-    momentum = jax.tree.map(lambda leaf: P("workers"), places[1][0])
-    places = (places[0], (momentum, *places[1][1:]))
-    advance = jax.jit(
-        jax.shard_map(
-            lambda params, opt_state, batch: step(params, opt_state, batch)[:2],
-            mesh=mesh,
-            in_specs=(*places, P("workers")),
-            out_specs=places,
-        )
-    )
-    shardings = jax.tree.map(
-        lambda spec: jax.sharding.NamedSharding(mesh, spec), places
-    )
-    state = jax.jit(begin, out_shardings=shardings)()
+    advance = jm.sharding.shard_step(loss, transform, mesh, worker_chunk=1)
+    share = NUM_WORKERS // jax.process_count()
+    mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+    own_data = jax.tree.map(lambda leaf: leaf[mine], worker_data())
+    batch = jm.sharding.shard_workers(own_data, mesh)
+    params = jm.sharding.replicate(start(), mesh)
+    state = params, jm.sharding.init_state(transform, params, mesh, NUM_WORKERS)
     done = 0
     if checkpoint is not None:
         done, state = jm.checkpoint.restore(checkpoint, state)
     while done < num_steps:
         # Waited for: on CPUs the collectives of queued steps can lock each other out.
-        state = jax.block_until_ready(advance(*state, batch))
+        state = jax.block_until_ready(advance(*state, batch)[:2])
         done += 1
         if done % chunk == 0 or done == num_steps:
             if checkpoint is not None:
                 jm.checkpoint.save(checkpoint, done, state)
             on_chunk(done)
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     gather = jax.jit(lambda *state: state, out_shardings=everywhere)
     params, opt_state = gather(*state)
     return jm.RunResult(params, opt_state, {}, done)

@@ -15,11 +15,8 @@ written while the next chunk computes, so it costs most where chunks are short.
 """
 
 import dataclasses
-import os
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -34,10 +31,9 @@ from matplotlib.figure import Figure
 
 import jaxmedian as jm
 from experiments.common.harness.options import Count
+from experiments.common.harness.own_process import free_port, start_module
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Result
-
-_ROOT = Path(__file__).parents[2]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,32 +170,22 @@ def _start(
     if folder is not None:
         options += [f"--folder={folder}", f"--pause={config.pause}"]
     if len(parts) > 1:
-        options += [f"--coordinator={_free_address()}", f"--processes={len(parts)}"]
-    return [_start_one(part, len(parts), options) for part in parts]
-
-
-def _start_one(
-    part: Part, num_parts: int, options: Sequence[str]
-) -> subprocess.Popen[str]:
-    flag = f"--xla_force_host_platform_device_count={max(1, part.devices)}"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flag}
-    command = [sys.executable, "-m", "experiments.systems.killable", *options]
-    command += [f"--devices={part.devices * num_parts}"]
-    command += [] if part.process is None else [f"--process={part.process}"]
-    return subprocess.Popen(
-        command,
-        cwd=_ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-
-
-def _free_address() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{listener.getsockname()[1]}"
+        options += [f"--coordinator=127.0.0.1:{free_port()}"]
+        options += [f"--processes={len(parts)}"]
+    return [
+        start_module(
+            "experiments.systems.killable",
+            [
+                *options,
+                f"--devices={part.devices * len(parts)}",
+                *([] if part.process is None else [f"--process={part.process}"]),
+            ],
+            max(1, part.devices),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        for part in parts
+    ]
 
 
 # --- what a checkpoint costs ----------------------------------------------------------

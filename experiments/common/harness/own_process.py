@@ -1,12 +1,16 @@
-"""Run a module in a process of its own, where JAX must start in another way."""
+"""Run modules in processes of their own, where JAX must start in another way."""
 
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+_ROOT = Path(__file__).parents[3]
 
 
 def run_module(
@@ -33,3 +37,36 @@ def run_module(
     if done.returncode:
         raise ValueError(f"The process of {module} failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def start_module(
+    module: str,
+    options: Sequence[str],
+    num_devices: int,
+    enter: Sequence[str] = (),
+    **files: Any,
+) -> "subprocess.Popen[str]":
+    """Starts ``python -m module OPTIONS`` on virtual CPU devices.
+
+    Args:
+      module: its name.
+      options: of its command line.
+      num_devices: how many devices the CPU is split into.
+      enter: what to put before the command, such as to run it on another host.
+      **files: where its output goes, as `subprocess.Popen` takes it.
+    """
+    flag = f"--xla_force_host_platform_device_count={num_devices}"
+    return subprocess.Popen(
+        [*enter, sys.executable, "-m", module, *options],
+        env=os.environ | {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"},
+        cwd=_ROOT,
+        text=True,
+        **files,
+    )
+
+
+def free_port() -> int:
+    """Returns a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]

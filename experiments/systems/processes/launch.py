@@ -1,19 +1,17 @@
 """Start several `participant` processes, and wait for them."""
 
+import contextlib
 import dataclasses
 import json
-import os
-import socket
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from experiments.common.harness.own_process import free_port, start_module
 from experiments.systems.processes.network import Host
 
-_ROOT = Path(__file__).parents[3]
 _SECONDS = 900.0  # after which a run is given up
 
 
@@ -40,55 +38,41 @@ def start(
       RuntimeError: if one fails, with what it said, or if they take too long.
     """
     address = "localhost" if hosts is None else hosts[0].address
-    coordinator = f"{address}:{_free_port()}"
-    flag = f"--xla_force_host_platform_device_count={num_devices}"
-    environment = os.environ | {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
-    commands = []
-    for process in range(num_processes):
-        enter = () if hosts is None else hosts[process].command
-        commands.append(
-            [
-                *(
-                    *enter,
-                    sys.executable,
-                    "-m",
+    options = [
+        *(task, "--coordinator", f"{address}:{free_port()}"),
+        *("--num-processes", str(num_processes)),
+        *("--config", json.dumps(dataclasses.asdict(config))),
+    ]
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+        running: list[subprocess.Popen[str]] = []
+        for process in range(num_processes):
+            streams = {
+                name: stack.enter_context(Path(scratch, f"{process}.{name}").open("w"))
+                for name in ("stdout", "stderr")
+            }
+            running.append(
+                start_module(
                     "experiments.systems.processes.participant",
-                ),
-                *(task, "--coordinator", coordinator, "--process", str(process)),
-                *("--num-processes", str(num_processes)),
-                *("--config", json.dumps(dataclasses.asdict(config))),
-            ]
-        )
-    return json.loads(_run_together(commands, environment).splitlines()[-1])
-
-
-def _run_together(commands: list[list[str]], environment: dict[str, str]) -> str:
-    """Runs commands side by side; returns what the first one printed."""
-    with tempfile.TemporaryDirectory() as folder:
-        running, errors = [], []
-        for number, command in enumerate(commands):
-            output = Path(folder, f"{number}.out")
-            errors.append(Path(folder, f"{number}.err"))
-            with output.open("w") as out, errors[-1].open("w") as err:
-                running.append(
-                    subprocess.Popen(
-                        command, env=environment, cwd=_ROOT, stdout=out, stderr=err
-                    )
+                    [*options, "--process", str(process)],
+                    num_devices,
+                    () if hosts is None else hosts[process].command,
+                    **streams,
                 )
+            )
         try:
             codes = _wait(running)
         finally:
-            for process in running:
-                process.kill()
-                process.wait()
+            for one in running:
+                one.kill()
+                one.wait()
         for number, code in enumerate(codes):
             if code:  # not None either: it was still waiting for the others
-                said = errors[number].read_text()
+                said = Path(scratch, f"{number}.stderr").read_text()
                 raise RuntimeError(f"Process {number} failed:\n{said}")
-        return Path(folder, "0.out").read_text()
+        return json.loads(Path(scratch, "0.stdout").read_text().splitlines()[-1])
 
 
-def _wait(running: list[subprocess.Popen[bytes]]) -> list[int | None]:
+def _wait(running: list[subprocess.Popen[str]]) -> list[int | None]:
     """Waits until all have ended, or one has failed: the others would wait for it."""
     deadline = time.monotonic() + _SECONDS
     while time.monotonic() < deadline:
@@ -97,9 +81,3 @@ def _wait(running: list[subprocess.Popen[bytes]]) -> list[int | None]:
             return codes
         time.sleep(0.05)
     raise RuntimeError(f"The processes took more than {_SECONDS:g} seconds.")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
