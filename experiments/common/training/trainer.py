@@ -81,10 +81,10 @@ def build_trainer(
             params, opt_state = state
             optimizer = build(key=key, **setting, **common)
 
-            batch_key = jax.random.fold_in(key, keys.BATCHES)  # not that of the noise
+            run_key = jax.random.fold_in(key, keys.RUN)
 
             def batch_of(_: jax.Array, step: jax.Array) -> Any:
-                step_key = jax.random.fold_in(batch_key, done + step)
+                step_key = jax.random.fold_in(run_key, done + step)
                 return next_batch(step_key, done + step)
 
             found = jm.run_pure(

@@ -62,10 +62,10 @@ def test_each_run_ends_as_it_would_alone(problem, split, trained):
     def alone(rate, scale, params, key):
         optimizer = build(key, rate, scale)
         loss, options = problem.model.loss, {"chunk": 2, "metrics": [measure]}
-        batch_key = jax.random.fold_in(key, keys.BATCHES)
+        run_key = jax.random.fold_in(key, keys.RUN)
 
         def batch_of(_, step):
-            return batches(jax.random.fold_in(batch_key, step), step)
+            return batches(jax.random.fold_in(run_key, step), step)
 
         arguments = loss, optimizer, params, batch_of, NUM_STEPS, key
         return jm.run_pure(*arguments, **options).metrics
