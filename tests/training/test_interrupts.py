@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import jaxmedian as jm
-from experiments.common.killable import bits
+from experiments.systems.killable import bits
 from jaxmedian.training.interrupts import wait_until_ready
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
