@@ -67,7 +67,7 @@ def price_claim(config: Config, curves: Curves) -> Claim:
         "What b = 1 sd costs the median at worst grows with the hostile",
         f"worst root mean squared error, b = 0 -> 1 sd, independent and systematic: "
         f"{'; '.join(parts)}",
-        gains[-1] > gains[0],
+        bool(gains[-1] > gains[0]),
     )
 
 
