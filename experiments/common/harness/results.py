@@ -154,7 +154,11 @@ def as_json(content: Any) -> str:
     """Writes a Config, or a dictionary, as JSON."""
     if dataclasses.is_dataclass(content) and not isinstance(content, type):
         content = dataclasses.asdict(content)
-    return json.dumps(content, indent=2, default=str) + "\n"
+    return json.dumps(content, indent=2, default=_plain) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else str(value)
 
 
 def _write_csv(path: Path, curves: Curves, against: str) -> None:

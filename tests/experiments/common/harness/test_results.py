@@ -77,3 +77,9 @@ def test_parts_end_at_ctrl_c_and_keep_what_is_finished(capsys):
     assert results.each_part(names[:2], work) == (found, False)
     with pytest.raises(KeyboardInterrupt):
         results.each_part(names[2:], work)
+
+
+def test_verdicts_of_numpy_are_verdicts():
+    claim = CLAIM._replace(holds=np.bool_(True))
+    written = json.loads(results.as_json(claim._asdict()))
+    assert written["holds"] is True
