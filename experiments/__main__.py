@@ -17,7 +17,8 @@ BOXES = {
     "paper": "reproduce toy mnist cifar sweep stall paper_size rates bounds",
     "theory": "exactness gap density coupling estimator choose_noise gap_in_training "
     "coupling_in_training",
-    "methods": "subsampling heterogeneity bucketing_reference neighbours local_steps",
+    "methods": "subsampling heterogeneity bucketing_reference neighbours local_steps "
+    "shakespeare",
     "hostile": "robustness_price byzantine peers",
     "systems": "benchmark communication tpu processes resume",
 }

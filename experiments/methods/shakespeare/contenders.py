@@ -1,0 +1,108 @@
+"""The curves of `shakespeare`: how to build each, and what a worker sends up."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import optax
+
+import jaxmedian as jm
+from experiments.methods.shakespeare.transformer import is_matrix
+
+B1, B2 = 0.9, 0.99  # of AdamW and Lion alike
+
+
+class Contender(NamedTuple):
+    """A way to train.
+
+    Attributes:
+      build: ``(config, schedule, noise_scale, key)`` -> optimizer.
+      bits: that a worker sends up, per coordinate and step.
+      rates: the field of the config with its learning rates.
+      scales: the field with its noise scales; "" without noise.
+    """
+
+    build: Callable[..., optax.GradientTransformation]
+    bits: float
+    rates: str
+    scales: str = ""
+
+
+def mean_adamw(config: Any, schedule: Any, *_: Any) -> optax.GradientTransformation:
+    """Builds nanoGPT's AdamW: the mean's norm clipped at 1, matrices decayed."""
+    return optax.chain(
+        jm.worker_mean(),
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(schedule, B1, B2, weight_decay=config.decay, mask=is_matrix),
+    )
+
+
+def mean_lion(config: Any, schedule: Any, *_: Any) -> optax.GradientTransformation:
+    """Builds Lion on the mean."""
+    return optax.chain(
+        jm.worker_mean(), optax.lion(schedule, B1, B2, weight_decay=config.decay)
+    )
+
+
+def average_lion(config: Any, schedule: Any, *_: Any) -> optax.GradientTransformation:
+    """Builds Distributed Lion by averaging signs."""
+    return optax.chain(
+        jm.interpolate_momentum(config.num_workers, B1, B2),
+        jm.mean_of_signs(),
+        optax.add_decayed_weights(config.decay),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def noisy_lion(
+    scale_of: Callable[[Any], Any] | None = None,
+) -> Callable[..., optax.GradientTransformation]:
+    """Builds Distributed Lion by majority, with uniform systematic noise or without.
+
+    Args:
+      scale_of: what is tuned -> the scale of a `jaxmedian.noise.Noise`.
+    """
+
+    def build(
+        config: Any, schedule: Any, scale: Any, key: Any
+    ) -> optax.GradientTransformation:
+        noise = scale_of and jm.noise.uniform(scale_of(scale), "systematic")
+        return jm.distributed_lion(
+            schedule,
+            B1,
+            B2,
+            config.decay,
+            num_workers=config.num_workers,
+            noise=noise,
+            key=key if noise else None,
+        )
+
+    return build
+
+
+def _running_squares(every: int, factor: Any) -> jm.noise.PerCoordinate:
+    return jm.noise.per_coordinate(factor, "rms", every=every)
+
+
+CONTENDERS = {
+    "mean + AdamW": Contender(mean_adamw, 32, "adam_rates"),
+    "mean + Lion": Contender(mean_lion, 32, "lion_rates"),
+    "Distributed Lion, majority": Contender(noisy_lion(), 1, "vote_rates"),
+    "Distributed Lion, average": Contender(average_lion, 1, "average_rates"),
+    "noisy Lion vote, one b": Contender(
+        noisy_lion(lambda b: b), 1, "vote_rates", "scales"
+    ),
+    "noisy Lion vote, b per leaf": Contender(
+        noisy_lion(lambda c: jm.noise.relative(c, "median")),
+        *(1, "vote_rates", "leaf_factors"),
+    ),
+    **{
+        f"noisy Lion vote, b per coordinate, K = {every}": Contender(
+            noisy_lion(functools.partial(_running_squares, every)),
+            1 + 32 / every,
+            "vote_rates",
+            "coordinate_factors",
+        )
+        for every in (50, 200)
+    },
+}

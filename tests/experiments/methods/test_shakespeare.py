@@ -1,0 +1,319 @@
+"""Text that workers share, the transformer against NumPy, claims that can fail."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("flax")
+
+from experiments.methods import shakespeare
+from experiments.methods.shakespeare import texts
+from experiments.methods.shakespeare.contenders import CONTENDERS
+from experiments.methods.shakespeare.transformer import is_matrix, language
+
+CONTEXT = 8
+PLAY = texts.invented_play(num_speakers=6, num_speeches=200)
+
+
+# --- text -----------------------------------------------------------------------------
+
+
+def windows_of(corpus, worker):
+    """Every window that a worker may be served, as text."""
+    held = corpus.split.indices[worker][: corpus.split.sizes[worker]]
+    for start in corpus.starts[held]:
+        yield corpus.written(corpus.text[start : start + CONTEXT + 1])
+
+
+@pytest.mark.parametrize("cut", [texts.contiguous_parts, texts.speakers_parts])
+def test_workers_are_served_every_window_of_their_own_text(cut):
+    source = cut(PLAY, 3)
+    corpus = texts.build_corpus(source, CONTEXT, num_windows=6)
+    for worker, part in enumerate(source.parts):
+        kept = part[: len(part) - len(part) // 20]
+        expected = [kept[i : i + CONTEXT + 1] for i in range(len(kept) - CONTEXT)]
+        assert sorted(windows_of(corpus, worker)) == sorted(expected)
+
+
+def test_contiguous_parts_are_the_text_and_a_tenth_is_held_out():
+    source = texts.contiguous_parts(PLAY, 3)
+    assert "".join(source.parts) + source.held_out[0] == PLAY
+    assert len(source.held_out[0]) == len(PLAY) // 10
+    assert max(map(len, source.parts)) - min(map(len, source.parts)) <= 1
+
+
+def test_speakers_stay_whole_and_no_speech_is_lost():
+    source = texts.speakers_parts(PLAY, 3)
+    speakers = [
+        {line for line in part.split("\n") if line.endswith(":")}
+        for part in source.parts
+    ]
+    assert [len(s) for s in speakers] == [2, 2, 2]
+    assert len(set.union(*speakers)) == 6
+    kept = PLAY[: len(PLAY) - len(PLAY) // 10]
+    said = "".join(source.parts).split("\n\n")
+    assert sorted(filter(None, said)) == sorted(kept.split("\n\n"))
+
+
+def test_a_line_that_ends_in_a_colon_within_a_speech_names_nobody():
+    text = "ANN:\nHear this:\nno.\n\nBEN:\nWhat?\n\n" * 40
+    source = texts.speakers_parts(text, 2)
+    assert all(
+        part.count("Hear this:") in (0, part.count("ANN:")) for part in source.parts
+    )
+    with pytest.raises(ValueError, match="has 2 speakers, fewer than the 3 workers"):
+        texts.speakers_parts(text, 3)
+
+
+def test_every_file_is_a_worker_and_holds_out_its_own_tenth(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(f"{name}{name}c " * 200)
+    source = texts.files_parts(tmp_path, 2)
+    assert set(source.parts[0]) == set("ac ")
+    assert set(source.parts[1]) == set("bc ")
+    corpus = texts.build_corpus(source, CONTEXT, num_windows=6)
+    assert corpus.validation.shape == corpus.held_out.shape == (6, CONTEXT + 1)
+    assert set(corpus.written(corpus.held_out[:3].ravel())) == set("ac ")
+    with pytest.raises(ValueError, match=r"each of the 3 workers; .* has 2"):
+        texts.files_parts(tmp_path, 3)
+
+
+def test_a_text_shorter_than_the_context_is_refused():
+    source = texts.contiguous_parts(PLAY[:300], 2)
+    with pytest.raises(
+        ValueError, match="the validation text of worker 0 has 6 characters, and a win"
+    ):
+        texts.build_corpus(source, CONTEXT, num_windows=2)
+    with pytest.raises(ValueError, match="the held-out text has 30 characters"):
+        texts.build_corpus(
+            texts.Source((PLAY,), (PLAY[:30],)), context=30, num_windows=2
+        )
+
+
+def test_a_character_that_training_lacks_is_refused_or_folded():
+    source = texts.Source((PLAY + "é" * 5 + PLAY,), (PLAY[:100] + "ß" + PLAY[:100],))
+    with pytest.raises(ValueError, match=r"lacks: 'ß'.*--fold-rare 10"):
+        texts.build_corpus(source, CONTEXT, num_windows=300)
+    corpus = texts.build_corpus(source, CONTEXT, num_windows=300, fold_rare=6)
+    assert "é" not in corpus.characters
+    assert corpus.characters[-1] == texts.RARE
+    assert texts.RARE in corpus.written(corpus.held_out.ravel())
+    kept = texts.build_corpus(source, CONTEXT, num_windows=300, fold_rare=5)
+    assert "é" in kept.characters
+
+
+def test_what_is_no_text_is_refused(tmp_path):
+    (tmp_path / "picture.txt").write_bytes(b"\x89PNG\xff")
+    with pytest.raises(ValueError, match=r"picture.txt is no UTF-8 text"):
+        texts.read_text(tmp_path / "picture.txt")
+
+
+# --- the transformer ------------------------------------------------------------------
+
+
+SIZES = {"context": CONTEXT, "layers": 2, "heads": 2, "width": 6, "seed": 3}
+
+
+def slow_losses(params, windows):
+    """The forward pass of a GPT in float64, one window and position at a time."""
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    tree = params.to_pure_dict()
+    tokens, positions = (tree[n]["embedding"] for n in ("tokens", "positions"))
+    width = tokens.shape[1]
+
+    def norm(x, scale):
+        centred = x - x.mean()
+        return centred / np.sqrt((centred**2).mean() + 1e-5) * scale
+
+    result = np.zeros((len(windows), windows.shape[1] - 1))
+    for number, window in enumerate(windows):
+        xs = [tokens[c] + positions[i] for i, c in enumerate(window[:-1])]
+        for layer in range(SIZES["layers"]):
+            block = tree["blocks"][layer]
+            first, second = (block["norms"][i]["scale"] for i in range(2))
+            joined = [norm(x, first) @ block["attend"]["kernel"] for x in xs]
+            mixed = []
+            for i in range(len(xs)):
+                heads = []
+                for head in np.split(np.arange(width), SIZES["heads"]):
+                    query = joined[i][head]
+                    scores = [query @ joined[j][width + head] for j in range(i + 1)]
+                    weights = scipy.special.softmax(
+                        np.array(scores) / np.sqrt(len(head))
+                    )
+                    values = [joined[j][2 * width + head] for j in range(i + 1)]
+                    heads.append(weights @ np.array(values))
+                mixed.append(np.concatenate(heads) @ block["attended"]["kernel"])
+            xs = [x + m for x, m in zip(xs, mixed, strict=True)]
+            for i, x in enumerate(xs):
+                hidden = norm(x, second) @ block["expand"]["kernel"]
+                hidden = hidden * scipy.special.ndtr(hidden)  # GELU, exact
+                xs[i] = x + hidden @ block["contract"]["kernel"]
+        for i, x in enumerate(xs):
+            logits = tokens @ norm(x, tree["norm"]["scale"])
+            result[number, i] = scipy.special.logsumexp(logits) - logits[window[i + 1]]
+    return result
+
+
+def shaken(params, seed=0):
+    """Parameters far from their start, where every term counts."""
+    leaves, structure = jax.tree.flatten(params)
+    rng = np.random.default_rng(seed)
+    return jax.tree.unflatten(
+        structure,
+        [
+            leaf + jnp.asarray(0.5 * rng.normal(size=leaf.shape), leaf.dtype)
+            for leaf in leaves
+        ],
+    )
+
+
+def test_the_transformer_is_its_slow_form():
+    model = language(11, **SIZES)
+    params = shaken(model.params)
+    windows = np.random.default_rng(1).integers(0, 11, (3, CONTEXT + 1))
+    got = jax.jit(model.losses)(params, jnp.asarray(windows))
+    np.testing.assert_allclose(got, slow_losses(params, windows), rtol=1e-4, atol=1e-4)
+
+
+def test_it_has_the_size_of_nanogpts():
+    """0.80 million, as nanoGPT prints: 12 width^2 a layer, and two embeddings."""
+    model = language(65, context=64, layers=4, heads=4, width=128, seed=0)
+    sizes = [leaf.size for leaf in jax.tree.leaves(model.params)]
+    assert sum(sizes) == 4 * (12 * 128**2 + 2 * 128) + (65 + 64 + 1) * 128
+    decayed = jax.tree.leaves(is_matrix(model.params))
+    scales = sum(s for s, d in zip(sizes, decayed, strict=True) if not d)
+    assert scales == (2 * 4 + 1) * 128
+
+
+def test_it_starts_out_knowing_nothing():
+    model = language(11, **SIZES)
+    windows = jnp.asarray(np.random.default_rng(1).integers(0, 11, (20, CONTEXT + 1)))
+    loss = float(jnp.mean(model.losses(model.params, windows)))
+    assert abs(loss - np.log(11)) < 0.05
+
+
+def test_what_it_writes_follows_its_own_predictions():
+    """The buffer that slides is the plain loop over the last characters."""
+    model = language(11, **SIZES)
+    params, key, length = shaken(model.params), jax.random.key(5), 12
+    first = jnp.array([3, 1, 4], jnp.int32)
+    got = model.continue_text(params, first, length, key)
+    text = first.tolist()
+    for one_key in jax.random.split(key, length):
+        seen = text[-CONTEXT:]
+        losses = [
+            model.losses(params, jnp.array([[*seen, c]]))[0, -1] for c in range(11)
+        ]
+        text.append(int(jax.random.categorical(one_key, -jnp.array(losses))))
+    assert got.tolist() == text[3:]
+
+
+def test_heads_must_share_the_width():
+    with pytest.raises(ValueError, match="--heads must divide --hidden; got 4 and 6"):
+        language(11, **SIZES | {"heads": 4})
+
+
+# --- curves and claims ----------------------------------------------------------------
+
+
+TINY = shakespeare.PRESETS["tiny"]
+
+
+def test_contenders_train_and_write():
+    """Each ends below its start; who sends bits has sent a 32nd of the bytes."""
+    names = ("mean + Lion", "noisy Lion vote, b per leaf")
+    config = dataclasses.replace(
+        TINY,
+        contenders=names,
+        num_steps=20,
+        chunk=10,
+        num_seeds=1,
+        batch_size=8,
+        lion_rates=(0.01,),
+        vote_rates=(0.01,),
+    )
+    result = shakespeare.run(config)
+    assert set(result.curves) == set(names)
+    for name, curve in result.curves.items():
+        assert curve["loss"][-1] < curve["loss"][0] < np.log(60), name
+        assert len(result.extra["written after"][name]) == config.sample
+    sent = [result.curves[name]["megabytes"][-1] for name in names]
+    assert sent[0] == pytest.approx(20 * 4 * result.extra["parameters"] / 1e6)
+    assert sent[0] == pytest.approx(32 * sent[1])
+
+
+GRADS = np.random.default_rng(0).normal(size=(8, 30)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_every_contender_steps_against_the_gradient_at_its_rate(name):
+    """One worker pulls everywhere, far harder than the noise: all go along."""
+    grads, params = jnp.sign(jnp.asarray(GRADS[:1])) + jnp.zeros((8, 1)), jnp.zeros(30)
+    built = CONTENDERS[name].build(shakespeare.Config(), lambda step: 0.1, 1e-3, 0)
+    updates, _ = built.update(grads, built.init(params), params)
+    np.testing.assert_allclose(updates, -0.1 * grads[0], rtol=1e-4)
+
+
+def test_the_noise_of_contenders_has_the_scale_that_is_tuned():
+    """Systematic uniform noise of b over 10 on entries 1 of 8 workers: half vote -1."""
+    grads, params = jnp.ones((8, 4000)), jnp.zeros(4000)
+    for name, scale in (("one b", 10.0), ("b per leaf", 100.0)):
+        contender = CONTENDERS[f"noisy Lion vote, {name}"]
+        built = contender.build(shakespeare.Config(), lambda step: 1.0, scale, 0)
+        updates, _ = built.update(grads, built.init(params), params)
+        # The interpolation is (1 - b1) g = .1: b is 10, and 100 times .1. Eight samples
+        # lie evenly spaced over 2 sqrt(3) b; the tally is 0 but for a share of 8 * .1
+        # over that width, where one more is above -.1: then it is 2.
+        share = 8 * 0.1 / (2 * np.sqrt(3) * 10)
+        error = 5 * np.sqrt(share / 4000)
+        assert abs(float(jnp.mean(updates == -1.0)) - share) < error
+        assert float(jnp.mean(updates == 1.0)) == 0
+
+
+def test_the_best_of_the_tuning_is_trained():
+    """A rate of 0 learns nothing, so the other is chosen."""
+    config = dataclasses.replace(
+        TINY, contenders=("mean + AdamW",), adam_rates=(0.0, 0.01), tune_steps=5
+    )
+    assert shakespeare.run(config).extra["chosen"] == {"mean + AdamW": "rate 0.01"}
+
+
+def reached(**losses):
+    return {
+        name.replace("_", " ")
+        .replace("  ", ", ")
+        .replace("plus", "+"): shakespeare.Reached(
+            "", {}, loss + np.array([-0.001, 0.0, 0.001]), ""
+        )
+        for name, loss in losses.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("noisy", "near", "ahead"),
+    [(1.9, True, True), (2.2, False, True), (2.6, False, False)],
+)
+def test_noise_has_to_be_near_the_mean_and_ahead_of_no_noise(noisy, near, ahead):
+    found = reached(
+        mean_plus_Lion=1.87,
+        Distributed_Lion__majority=2.5,
+        noisy_Lion_vote__one_b=noisy,
+    )
+    claims = shakespeare._compare("noisy Lion vote, one b", found, judged=True)
+    assert [claim.holds for claim in claims] == [near, ahead]
+    claims = shakespeare._compare("noisy Lion vote, one b", found, judged=False)
+    assert [claim.holds for claim in claims] == [None, None]
+
+
+def test_text_and_texts_exclude_each_other(tmp_path):
+    config = dataclasses.replace(TINY, text=tmp_path / "a.txt", texts=tmp_path)
+    with pytest.raises(ValueError, match="--text or --texts, not both"):
+        shakespeare.run(config)
+    with pytest.raises(ValueError, match="--contenders takes some of"):
+        shakespeare.run(dataclasses.replace(TINY, contenders=("mean",)))
