@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 Row = Callable[[int | jax.Array], Any]  # worker -> [d], or a tree of such rows
 
@@ -48,6 +47,33 @@ def add_up(row: Row, num_workers: int, block_size: int = BLOCK) -> Any:
     return jax.lax.fori_loop(0, num_blocks, add_block, total) if num_blocks else total
 
 
+def zeros_varying_like(x: jax.Array) -> jax.Array:
+    """Returns integer zeros that vary over a mesh as x does: loops may start from them.
+
+    >>> zeros_varying_like(jnp.int32([3, -1])).tolist()
+    [0, 0]
+    """
+    return jnp.bitwise_xor(x, x)
+
+
+def room_to_add(largest: jax.Array, count: int | jax.Array) -> jax.Array:
+    """Returns a power of two with which to multiply numbers before they are added up.
+
+    It is 1, which changes nothing, unless ``count`` differences of numbers up to
+    ``largest`` might overflow; then it is so small that their sum does not.
+
+    >>> room_to_add(jnp.float32([1.0, 3e38]), 5).tolist()
+    [1.0, 0.03125]
+    """
+    if isinstance(count, int):
+        scale: float | jax.Array = 0.25 / 2 ** count.bit_length()
+    else:
+        exponent = jnp.clip(jnp.frexp(count.astype(largest.dtype))[1], 0, 100)
+        scale = jnp.ldexp(jnp.full_like(count, 0.25, largest.dtype), -exponent)
+    limit = float(jnp.finfo(largest.dtype).max) / 4
+    return jnp.where(largest > limit * scale, scale, 1)
+
+
 def working_dtype(dtype: jnp.dtype) -> jnp.dtype:
     """Returns float64 for float64, and float32 for every shorter floating-point type.
 
@@ -70,7 +96,8 @@ def sum_of_rows(
       weights: ``[M]``, what to multiply each row with, or None.
 
     Returns:
-      ``[d]``, float32 (float64 for float64).
+      ``[d]``, float32 (float64 for float64). A sum beyond the largest float is
+      infinite, as anywhere else, and so is a mean made of it.
     """
     dtype = working_dtype(rows.dtype)
 
@@ -80,6 +107,6 @@ def sum_of_rows(
             row = weights[worker].astype(dtype) * row
         if present is None:
             return row
-        return jnp.where(present[worker], row, np.asarray(0, dtype))
+        return jnp.where(present[worker], row, 0)
 
     return add_up(term, rows.shape[0])

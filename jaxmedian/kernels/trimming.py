@@ -10,20 +10,21 @@ selected. Since exactly f values are cut at each end,
     sum of the middle = sum_i cut(x_i) - f low - f high
 
 and ties need no attention. Sums are of differences to a selected value, so nothing
-cancels, and nothing infinite is subtracted while at most f values are.
+cancels, and nothing infinite is subtracted while at most f values are. Finite numbers
+near the largest are scaled down before they are added: their mean is finite.
 """
 
 from collections.abc import Callable
-from functools import reduce
-from typing import NamedTuple
+from functools import partial, reduce
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmedian.kernels import bisection, networks, selection, tiles
-from jaxmedian.kernels.networks import from_order_keys, to_order_keys
-from jaxmedian.kernels.rows import add_up, working_dtype
+from jaxmedian.kernels import bisection, derivatives, networks, selection
+from jaxmedian.kernels.networks import from_order_keys, to_order_keys, without_nan
+from jaxmedian.kernels.rows import add_up, room_to_add, working_dtype
 from jaxmedian.kernels.tiles import map_tiles
 
 # One expression of two networks, the radius around the median that the first selects:
@@ -31,6 +32,7 @@ from jaxmedian.kernels.tiles import map_tiles
 _FUSED_AROUND_MEDIAN = 32
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
 def trimmed_mean_of_rows(
     rows: jax.Array, f: int, present: jax.Array | None
 ) -> jax.Array:
@@ -54,6 +56,21 @@ def trimmed_mean_of_rows(
     return _by_tiles(of_tile, rows, present)
 
 
+@trimmed_mean_of_rows.defjvp
+def _trimmed_mean_jvp(f: int, primals: Any, tangents: Any) -> Any:
+    rows, present = primals
+    values = derivatives.stored(rows)
+    masses = derivatives.masses_of(present, values)
+    low = _rank_of_rows(values, f, present, above=False)
+    high = _rank_of_rows(values, f, present, above=True)
+    moved = derivatives.tangent_of_trimmed_mean(
+        values, tangents[0], masses, low, high, f
+    )
+    moved = _moved_if_enough(moved, values, tangents[0], present, 2 * f + 1)
+    return trimmed_mean_of_rows(rows, f, present), moved
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1, 3))
 def mean_around_median_of_rows(
     rows: jax.Array, f: int, present: jax.Array | None, least: int | None = None
 ) -> jax.Array:
@@ -84,6 +101,54 @@ def mean_around_median_of_rows(
     return _by_tiles(of_tile, rows, present)
 
 
+@mean_around_median_of_rows.defjvp
+def _mean_around_median_jvp(
+    f: int, least: int | None, primals: Any, tangents: Any
+) -> Any:
+    rows, present = primals
+    values = derivatives.stored(rows)
+    masses = derivatives.masses_of(present, values)
+    median = selection.median_of_rows(
+        values, noise=None, even="midpoint", present=present
+    ).astype(masses.dtype)
+    offsets = jax.lax.map(lambda row: _offset(row, median), values)
+    radius = _rank_of_rows(jnp.abs(offsets), f, present, above=True)
+
+    def mass(holds: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        return derivatives.mass_where(holds, offsets, masses)
+
+    num_above, num_high = mass(lambda x: x > radius), mass(lambda x: x == radius)
+    num_below, num_low = mass(lambda x: x < -radius), mass(lambda x: x == -radius)
+    surplus = f - num_above - num_below
+    cut_high = jnp.minimum(surplus, num_high)
+    kept = jnp.maximum(jnp.sum(masses) - f, 1)
+    at_low = jnp.where(radius == 0, 1, (num_low - surplus + cut_high) / kept)
+    at_high = (num_high - cut_high) / kept
+    moved = derivatives.tangent_of_mean(
+        offsets, tangents[0], masses, -radius, radius, at_low, at_high, 1 / kept
+    )
+    least = 2 * f + 1 if least is None else least
+    moved = _moved_if_enough(moved, values, tangents[0], present, least)
+    return mean_around_median_of_rows(rows, f, present, least), moved
+
+
+def _moved_if_enough(
+    moved: jax.Array,
+    values: jax.Array,
+    tangents: jax.Array,
+    present: jax.Array | None,
+    least: int,
+) -> jax.Array:
+    """Puts how the median moves where fewer than ``least`` are present."""
+    if present is None:
+        return moved
+    masses = derivatives.masses_of(present, values)
+    low, high = selection.middle_pair(values, "midpoint", present)
+    median_moved = derivatives.tangent_of_median(values, tangents, masses, low, high)
+    return _if_enough(moved, median_moved, least, present)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
 def mean_around_median_of_some(rows: jax.Array, some: jax.Array, f: int) -> jax.Array:
     """Averages some of the rows by `mean_around_median_of_rows`, and copies none.
 
@@ -101,11 +166,37 @@ def mean_around_median_of_some(rows: jax.Array, some: jax.Array, f: int) -> jax.
     return _by_tiles(of_tile, rows, None)
 
 
+@mean_around_median_of_some.defjvp
+def _mean_around_median_of_some_jvp(f: int, primals: Any, tangents: Any) -> Any:
+    def mean(rows: jax.Array) -> jax.Array:
+        return mean_around_median_of_rows(rows[primals[1]], f, None)
+
+    _, moved = jax.jvp(mean, primals[:1], tangents[:1])
+    return mean_around_median_of_some(*primals, f), moved
+
+
+def _rank_of_rows(
+    rows: jax.Array, rank: int, present: jax.Array | None, *, above: bool
+) -> jax.Array:
+    """Selects the value of one rank among those present, counted from one end."""
+
+    def of_values(values: list[jax.Array] | jax.Array) -> jax.Array:
+        keys = _Stack(values, present).map(to_order_keys)
+        return from_order_keys(keys.rank_from(rank, above=above), rows.dtype)
+
+    if rows.shape[0] <= selection.NETWORK_ROWS:
+        return of_values(list(rows))
+    return _by_tiles(lambda tile: of_values(tile(rows)), rows, present, rows.dtype)
+
+
 _Slice = Callable[[jax.Array], jax.Array]  # [..., d] -> the columns of a tile
 
 
 def _by_tiles(
-    of_tile: Callable[[_Slice], jax.Array], rows: jax.Array, present: jax.Array | None
+    of_tile: Callable[[_Slice], jax.Array],
+    rows: jax.Array,
+    present: jax.Array | None,
+    dtype: jnp.dtype | None = None,
 ) -> jax.Array:
     num_workers, size = rows.shape
 
@@ -115,20 +206,8 @@ def _by_tiles(
 
         return of_tile(tile)
 
-    def all_tiles(keys_per_tile: int) -> jax.Array:
-        return map_tiles(
-            of_columns,
-            size,
-            num_workers,
-            working_dtype(rows.dtype),
-            [rows, present],
-            keys_per_tile,
-        )
-
-    return jax.lax.platform_dependent(
-        cpu=lambda: all_tiles(tiles.CPU_TILE),
-        default=lambda: all_tiles(tiles.DEVICE_TILE),
-    )
+    dtype = working_dtype(rows.dtype) if dtype is None else dtype
+    return map_tiles(of_columns, size, num_workers, dtype, [rows, present])
 
 
 class _Stack(NamedTuple):
@@ -185,8 +264,7 @@ class _Stack(NamedTuple):
             added = term(self.values[worker])
             if self.present is None:
                 return added
-            zero = np.asarray(0, added.dtype)
-            return jnp.where(self.present[worker], added, zero)
+            return jnp.where(self.present[worker], added, 0)
 
         if isinstance(self.values, list):
             return reduce(jnp.add, [present_term(i) for i in range(len(self))])
@@ -197,7 +275,7 @@ class _Stack(NamedTuple):
         if self.present is None:
             return jnp.int32(len(self) - cut)
         num_present = jnp.sum(self.present, dtype=jnp.int32)
-        return jnp.maximum(num_present - np.int32(cut), 1)
+        return jnp.maximum(num_present - cut, 1)
 
 
 def _trimmed_mean(values: _Stack, f: int) -> jax.Array:
@@ -212,12 +290,15 @@ def _trimmed_mean(values: _Stack, f: int) -> jax.Array:
         high_key = keys.rank_from(f, above=True)
     low, high = (from_order_keys(k, dtype).astype(wide) for k in (low_key, high_key))
 
-    def above_low(key: jax.Array) -> jax.Array:
-        cut = jnp.minimum(jnp.maximum(key, low_key), high_key)
-        return from_order_keys(cut, dtype).astype(wide) - low
+    room = room_to_add(jnp.maximum(jnp.abs(low), jnp.abs(high)), len(keys))
+    base = jnp.where(room < 1, 0, low)
 
-    total = keys.add(above_low) - np.asarray(f, wide) * (high - low)
-    mean = low + total / keys.count_but(2 * f).astype(wide)
+    def above_base(key: jax.Array) -> jax.Array:
+        cut = jnp.minimum(jnp.maximum(key, low_key), high_key)
+        return from_order_keys(cut, dtype).astype(wide) * room - base
+
+    total = keys.add(above_base) - f * (high * room - base) - f * (low * room - base)
+    mean = (base + total / keys.count_but(2 * f).astype(wide)) / room
     # More than f infinities of one sign are part of the mean, and no difference.
     mean = jnp.where(jnp.isfinite(low) & jnp.isfinite(high), mean, low + high)
     mean = jnp.minimum(jnp.maximum(mean, low), high)  # rounding must not leave them
@@ -231,7 +312,7 @@ def _trimmed_mean(values: _Stack, f: int) -> jax.Array:
 def _mean_around(median: jax.Array, values: _Stack, f: int, least: int) -> jax.Array:
     """Averages the values nearest to the median, all but f of those present."""
     wide = median.dtype
-    offsets = values.map(lambda value: _without_nan(value).astype(wide) - median)
+    offsets = values.map(lambda value: _offset(value, median))
     distances = offsets.map(lambda offset: to_order_keys(jnp.abs(offset)))
     radius = from_order_keys(distances.rank_from(f, above=True), wide)
 
@@ -241,16 +322,32 @@ def _mean_around(median: jax.Array, values: _Stack, f: int, least: int) -> jax.A
     num_above = count(lambda offset: offset > radius)
     num_outside = num_above + count(lambda offset: offset < -radius)
     # Ties at the radius: of those too many the upper go first.
-    surplus = np.int32(f) - num_outside
+    surplus = f - num_outside
     num_high = num_above + jnp.minimum(surplus, count(lambda offset: offset == radius))
-    cut = offsets.add(lambda offset: jnp.minimum(jnp.maximum(offset, -radius), radius))
-    unbalanced = (2 * num_high - np.int32(f)).astype(wide)  # high minus low ones cut
-    mean = median + (cut - radius * unbalanced) / offsets.count_but(f).astype(wide)
+    room = room_to_add(radius, len(offsets))
+    edge = radius * room
+    cut = offsets.add(lambda x: jnp.minimum(jnp.maximum(x * room, -edge), edge))
+    unbalanced = (2 * num_high - f).astype(wide)  # high minus low ones cut
+    total = cut - edge * unbalanced
+    room = room * _quarter_if_huge(median)
+    mean = median * room + total / offsets.count_but(f).astype(wide)
+    # Of finite values it is no larger than they are, whatever the rounding.
+    limit = jnp.where(jnp.isfinite(radius), float(jnp.finfo(wide).max) * room, np.inf)
+    mean = jnp.minimum(jnp.maximum(mean, -limit), limit) / room
     return _if_enough(mean, median, least, values.present)
 
 
-def _without_nan(values: jax.Array) -> jax.Array:
-    return jnp.where(jnp.isnan(values), np.asarray(np.inf, values.dtype), values)
+def _offset(value: jax.Array, median: jax.Array) -> jax.Array:
+    """Returns value - median, a quarter of it where it might overflow."""
+    room = _quarter_if_huge(median)
+    return without_nan(value).astype(median.dtype) * room - median * room
+
+
+def _quarter_if_huge(median: jax.Array) -> jax.Array:
+    """Returns 1/4 where some finite value is beyond all floats from the median."""
+    limits = jnp.finfo(median.dtype)
+    huge = float(limits.max) * float(limits.eps) / 16  # does not move the largest float
+    return jnp.where(jnp.abs(median) > huge, 0.25, jnp.ones_like(median))
 
 
 def _if_enough(
