@@ -97,7 +97,7 @@ def median_rule(even="midpoint", present=None):
 
 
 @pytest.mark.parametrize("even", selection.EVEN_RULES)
-@pytest.mark.parametrize("num_workers", [1, 2, 5, 6, 112, 113])
+@pytest.mark.parametrize("num_workers", [1, 5, 6, 113])
 def test_medians_move_as_the_selected_rows(num_workers, even):
     rows = rows_with_ties(num_workers, 60, seed=num_workers)
     shares = slow_shares(rows, lambda x: kept_by_median(x, even))
@@ -106,7 +106,7 @@ def test_medians_move_as_the_selected_rows(num_workers, even):
 
 
 @pytest.mark.parametrize("even", selection.EVEN_RULES)
-@pytest.mark.parametrize("num_present", [0, 1, 2, 5, 7])
+@pytest.mark.parametrize("num_present", [0, 1, 4])
 def test_medians_of_those_present_move_as_their_rows(num_present, even):
     rows = rows_with_ties(7, 60, seed=3)
     present = np.random.default_rng(num_present).permutation(7) < num_present
@@ -125,8 +125,9 @@ def test_medians_of_other_dtypes_move_as_the_selected_rows(dtype):
         assert_moves_by(median_rule(), rows, shares)
 
 
-@pytest.mark.parametrize("num_present", [None, 0, 2, 3, 6])
-@pytest.mark.parametrize("num_workers", [7, 113])
+@pytest.mark.parametrize(
+    ("num_workers", "num_present"), [*[(7, n) for n in (None, 0, 3, 6)], (113, 6)]
+)
 @pytest.mark.parametrize("rule_and_kept", ["trimmed", "around", "around_some"])
 def test_means_of_the_middle_move_as_the_rows_they_keep(
     rule_and_kept, num_workers, num_present, monkeypatch
@@ -134,9 +135,9 @@ def test_means_of_the_middle_move_as_the_rows_they_keep(
     monkeypatch.setattr(tiles, "CPU_TILE", 113 * 64)
     f = 2 if num_workers == 7 else 40
     rows = rows_with_ties(num_workers, 66, seed=5)
-    if rule_and_kept != "trimmed":  # more infinities than f: no mean
-        rows = np.where(np.isinf(rows), np.float32(2), rows)
-        rows[0, 2::3] = np.inf
+    if rule_and_kept != "trimmed":  # around a median, more infinities than f: no mean
+        rows = np.where(np.isfinite(rows), rows, np.float32(2))
+        rows[0, 2::3] = np.nan
     present = None
     if num_present is not None:
         wanted = num_present * num_workers // 7
@@ -221,7 +222,7 @@ def test_trimmed_means_move_with_the_weights_too():
 
 
 @pytest.mark.parametrize("coupling", ["independent", "systematic"])
-@pytest.mark.parametrize("num_workers", [5, 6, 40, 113])
+@pytest.mark.parametrize("num_workers", [6, 40])
 def test_noisy_medians_move_with_rows_and_scale(num_workers, coupling):
     """By the scale as finite differences say; by the rows as the noisy ones select."""
     with enable_x64(True):
