@@ -112,9 +112,10 @@ def tangent_of_mean(
     num_high = mass_where(lambda value: value == high, values, masses)
     at_low = at_low / jnp.where(num_low > 0, num_low, 1)
     at_high = at_high / jnp.where(num_high > 0, num_high, 1)
-    is_inside = (values > low) & (values < high)
-    share = jnp.where(values == high, at_high, jnp.where(is_inside, inside, 0))
-    share = jnp.where(values == low, at_low, share) * masses[:, None]
+    is_inside = (values > low[None]) & (values < high[None])
+    share = jnp.where(is_inside, inside, jnp.zeros_like(masses)[:, None])
+    share = jnp.where(values == high[None], at_high[None], share)
+    share = jnp.where(values == low[None], at_low[None], share) * masses[:, None]
     # A row without a share may move by NaN.
     moved = jnp.where(share != 0, share * tangents.astype(share.dtype), 0)
     if len(moved) > _UNROLLED_ROWS:

@@ -297,7 +297,8 @@ def _trimmed_mean(values: _Stack, f: int) -> jax.Array:
         cut = jnp.minimum(jnp.maximum(key, low_key), high_key)
         return from_order_keys(cut, dtype).astype(wide) * room - base
 
-    total = keys.add(above_base) - f * (high * room - base) - f * (low * room - base)
+    total = keys.add(above_base) - f * (high * room - base)
+    total = jnp.where(room < 1, total - f * (low * room), total)
     mean = (base + total / keys.count_but(2 * f).astype(wide)) / room
     # More than f infinities of one sign are part of the mean, and no difference.
     mean = jnp.where(jnp.isfinite(low) & jnp.isfinite(high), mean, low + high)
@@ -330,7 +331,9 @@ def _mean_around(median: jax.Array, values: _Stack, f: int, least: int) -> jax.A
     unbalanced = (2 * num_high - f).astype(wide)  # high minus low ones cut
     total = cut - edge * unbalanced
     room = room * _quarter_if_huge(median)
-    mean = median * room + total / offsets.count_but(f).astype(wide)
+    # A choice, or the last bits of ordinary means would depend on what is contracted.
+    base = jnp.where(room < 1, median * room, median)
+    mean = base + total / offsets.count_but(f).astype(wide)
     # Of finite values it is no larger than they are, whatever the rounding.
     limit = jnp.where(jnp.isfinite(radius), float(jnp.finfo(wide).max) * room, np.inf)
     mean = jnp.minimum(jnp.maximum(mean, -limit), limit) / room

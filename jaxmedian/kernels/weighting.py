@@ -93,7 +93,8 @@ def trimmed_mean_of_rows(rows: jax.Array, weights: jax.Array, f: int) -> jax.Arr
 
         number = (total - 2 * f).astype(wide)
         middle = add_up(above_base, keys.shape[0])
-        middle = middle - f * (high * room - base) - f * (low * room - base)
+        middle = middle - f * (high * room - base)
+        middle = jnp.where(room < 1, middle - f * (low * room), middle)
         mean = (base + middle / jnp.where(number > 0, number, 1)) / room
         mean = jnp.where(jnp.isfinite(low) & jnp.isfinite(high), mean, low + high)
         return jnp.minimum(jnp.maximum(mean, low), high)
@@ -115,8 +116,9 @@ def _trimmed_mean_jvp(f: int, primals: Any, tangents: Any) -> Any:
     if weight_moves.dtype != jax.dtypes.float0:
         # d mean / d w_i = (cut(x_i) - mean) / (sum of w - 2 f)
         number = jnp.where(rest > 0, rest, 1)
-        inside = jnp.minimum(jnp.maximum(values, low), high).astype(mean.dtype)
-        pull = inside / number - mean / number
+        inside = jnp.minimum(jnp.maximum(values, low[None]), high[None])
+        pull = inside.astype(mean.dtype) / number - (mean / number)[None]
+        pull = jnp.where(jnp.isfinite(pull), pull, 0)  # an infinite mean stays
         moved += jnp.sum(pull * weight_moves.astype(mean.dtype)[:, None], axis=0)
     ends = (median_of_rows(values, weights, end) for end in ("lower", "upper"))
     median_moved = derivatives.tangent_of_median(values, moves, masses, *ends)

@@ -356,6 +356,12 @@ def test_no_implicit_promotion(strict):
             weighting.trimmed_mean_of_rows(rows, mask.astype(jnp.float32), 2),
         )
 
-    jax.eval_shape(lambda *x: results(*x), rows, mask, noise.scale)
-    jax.eval_shape(jax.jacrev(results, argnums=0), rows, mask, noise.scale)
-    jax.eval_shape(jax.jacfwd(results, argnums=2), rows, mask, noise.scale)
+    def both_modes(rows, mask, scale):
+        def of_rows(rows):
+            return results(rows, mask, scale)
+
+        primal, moved = jax.jvp(of_rows, (rows,), (rows,))
+        jax.jvp(lambda b: results(rows, mask, b), (scale,), (scale,))
+        return jax.vjp(of_rows, rows)[1](primal), moved
+
+    jax.eval_shape(both_modes, rows, mask, noise.scale)
