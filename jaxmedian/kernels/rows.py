@@ -56,22 +56,35 @@ def zeros_varying_like(x: jax.Array) -> jax.Array:
     return jnp.bitwise_xor(x, x)
 
 
-def room_to_add(largest: jax.Array, count: int | jax.Array) -> jax.Array:
-    """Returns a power of two with which to multiply numbers before they are added up.
+_SMALL_SCALE = 2.0**-40  # in which sums of fewer than 2^38 finite values are finite
 
-    It is 1, which changes nothing, unless ``count`` differences of numbers up to
-    ``largest`` might overflow; then it is so small that their sum does not.
 
-    >>> room_to_add(jnp.float32([1.0, 3e38]), 5).tolist()
-    [1.0, 0.03125]
+def without_overflow(mean_of_scaled: Callable[[float], jax.Array]) -> jax.Array:
+    """Computes a mean, and where it overflowed on the way again on a smaller scale.
+
+    Args:
+      mean_of_scaled: s -> mean of the values times s, for a power of two.
+
+    >>> without_overflow(lambda s: sum(jnp.float32([3e38 * s] * 3)) / 3).item()
+    2.9999998921625475e+38
     """
-    if isinstance(count, int):
-        scale: float | jax.Array = 0.25 / 2 ** count.bit_length()
-    else:
-        exponent = jnp.clip(jnp.frexp(count.astype(largest.dtype))[1], 0, 100)
-        scale = jnp.ldexp(jnp.full_like(count, 0.25, largest.dtype), -exponent)
-    limit = float(jnp.finfo(largest.dtype).max) / 4
-    return jnp.where(largest > limit * scale, scale, 1)
+    Mean = tuple[jax.Array, bool | jax.Array]
+
+    def has_overflowed(state: Mean) -> jax.Array:
+        mean, is_mended = state
+        return jnp.logical_not(is_mended | jnp.all(jnp.isfinite(mean)))
+
+    def mend(state: Mean) -> Mean:
+        mean, _ = state
+        scaled = mean_of_scaled(_SMALL_SCALE)
+        largest = float(jnp.finfo(mean.dtype).max)
+        # Of finite values it is no larger than they are, whatever the rounding.
+        again = jnp.clip(scaled / _SMALL_SCALE, -largest, largest)
+        again = jnp.where(jnp.isfinite(scaled), again, scaled)
+        return jnp.where(jnp.isfinite(mean), mean, again), True
+
+    # A loop, not a condition: XLA would compute the mean twice, to return and to check.
+    return jax.lax.while_loop(has_overflowed, mend, (mean_of_scaled(1.0), False))[0]
 
 
 def working_dtype(dtype: jnp.dtype) -> jnp.dtype:

@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxmedian.kernels import bisection, derivatives, networks, selection
 from jaxmedian.kernels.networks import from_order_keys, to_order_keys, without_nan
-from jaxmedian.kernels.rows import add_up, room_to_add, working_dtype
+from jaxmedian.kernels.rows import add_up, without_overflow, working_dtype
 from jaxmedian.kernels.tiles import map_tiles
 
 # One expression of two networks, the radius around the median that the first selects:
@@ -111,7 +111,10 @@ def _mean_around_median_jvp(
     median = selection.median_of_rows(
         values, noise=None, even="midpoint", present=present
     ).astype(masses.dtype)
-    offsets = jax.lax.map(lambda row: _offset(row, median), values)
+    # A half of each: none of them is too large.
+    offsets = jax.lax.map(
+        lambda row: row.astype(median.dtype) * 0.5 - median * 0.5, values
+    )
     radius = _rank_of_rows(jnp.abs(offsets), f, present, above=True)
 
     def mass(holds: Callable[[jax.Array], jax.Array]) -> jax.Array:
@@ -231,6 +234,12 @@ class _Stack(NamedTuple):
             return _Stack([function(row) for row in self.values], self.present)
         return _Stack(jax.vmap(function)(self.values), self.present)
 
+    def scaled(self, scale: float) -> "_Stack":
+        """Multiplies every row, in the dtype that means have, unless by 1."""
+        if scale == 1:
+            return self
+        return self.map(lambda row: row.astype(working_dtype(row.dtype)) * scale)
+
     def select(self, ranks: tuple[int, ...]) -> list[jax.Array]:
         """Selects ranks among all keys, absent or not."""
         if isinstance(self.values, list):
@@ -280,6 +289,11 @@ class _Stack(NamedTuple):
 
 def _trimmed_mean(values: _Stack, f: int) -> jax.Array:
     """Averages the values of ranks f to M - f - 1 of those present."""
+    return without_overflow(lambda scale: _scaled_trimmed_mean(values, f, scale))
+
+
+def _scaled_trimmed_mean(values: _Stack, f: int, scale: float) -> jax.Array:
+    values = values.scaled(scale)
     dtype = values.values[0].dtype
     wide = working_dtype(dtype)
     keys = values.map(to_order_keys)
@@ -290,16 +304,18 @@ def _trimmed_mean(values: _Stack, f: int) -> jax.Array:
         high_key = keys.rank_from(f, above=True)
     low, high = (from_order_keys(k, dtype).astype(wide) for k in (low_key, high_key))
 
-    room = room_to_add(jnp.maximum(jnp.abs(low), jnp.abs(high)), len(keys))
-    base = jnp.where(room < 1, 0, low)
+    # Huge values of both signs cancel best as they are.
+    base = low if scale == 1 else jnp.zeros_like(low)
 
     def above_base(key: jax.Array) -> jax.Array:
         cut = jnp.minimum(jnp.maximum(key, low_key), high_key)
-        return from_order_keys(cut, dtype).astype(wide) * room - base
+        return from_order_keys(cut, dtype).astype(wide) - base
 
-    total = keys.add(above_base) - f * (high * room - base)
-    total = jnp.where(room < 1, total - f * (low * room), total)
-    mean = (base + total / keys.count_but(2 * f).astype(wide)) / room
+    total = keys.add(above_base) - f * (high - base)
+    if scale != 1:
+        total = total - f * low
+    mean = base + total / keys.count_but(2 * f).astype(wide)
+    mean = jnp.where(jnp.isinf(mean), np.nan, mean)  # overflowed, and looks so
     # More than f infinities of one sign are part of the mean, and no difference.
     mean = jnp.where(jnp.isfinite(low) & jnp.isfinite(high), mean, low + high)
     mean = jnp.minimum(jnp.maximum(mean, low), high)  # rounding must not leave them
@@ -312,8 +328,18 @@ def _trimmed_mean(values: _Stack, f: int) -> jax.Array:
 
 def _mean_around(median: jax.Array, values: _Stack, f: int, least: int) -> jax.Array:
     """Averages the values nearest to the median, all but f of those present."""
+    return without_overflow(
+        lambda scale: _scaled_mean_around(median, values, f, least, scale)
+    )
+
+
+def _scaled_mean_around(
+    median: jax.Array, values: _Stack, f: int, least: int, scale: float
+) -> jax.Array:
+    if scale != 1:
+        values, median = values.scaled(scale), median * scale
     wide = median.dtype
-    offsets = values.map(lambda value: _offset(value, median))
+    offsets = values.map(lambda value: without_nan(value).astype(wide) - median)
     distances = offsets.map(lambda offset: to_order_keys(jnp.abs(offset)))
     radius = from_order_keys(distances.rank_from(f, above=True), wide)
 
@@ -325,32 +351,10 @@ def _mean_around(median: jax.Array, values: _Stack, f: int, least: int) -> jax.A
     # Ties at the radius: of those too many the upper go first.
     surplus = f - num_outside
     num_high = num_above + jnp.minimum(surplus, count(lambda offset: offset == radius))
-    room = room_to_add(radius, len(offsets))
-    edge = radius * room
-    cut = offsets.add(lambda x: jnp.minimum(jnp.maximum(x * room, -edge), edge))
+    cut = offsets.add(lambda offset: jnp.minimum(jnp.maximum(offset, -radius), radius))
     unbalanced = (2 * num_high - f).astype(wide)  # high minus low ones cut
-    total = cut - edge * unbalanced
-    room = room * _quarter_if_huge(median)
-    # A choice, or the last bits of ordinary means would depend on what is contracted.
-    base = jnp.where(room < 1, median * room, median)
-    mean = base + total / offsets.count_but(f).astype(wide)
-    # Of finite values it is no larger than they are, whatever the rounding.
-    limit = jnp.where(jnp.isfinite(radius), float(jnp.finfo(wide).max) * room, np.inf)
-    mean = jnp.minimum(jnp.maximum(mean, -limit), limit) / room
+    mean = median + (cut - radius * unbalanced) / offsets.count_but(f).astype(wide)
     return _if_enough(mean, median, least, values.present)
-
-
-def _offset(value: jax.Array, median: jax.Array) -> jax.Array:
-    """Returns value - median, a quarter of it where it might overflow."""
-    room = _quarter_if_huge(median)
-    return without_nan(value).astype(median.dtype) * room - median * room
-
-
-def _quarter_if_huge(median: jax.Array) -> jax.Array:
-    """Returns 1/4 where some finite value is beyond all floats from the median."""
-    limits = jnp.finfo(median.dtype)
-    huge = float(limits.max) * float(limits.eps) / 16  # does not move the largest float
-    return jnp.where(jnp.abs(median) > huge, 0.25, jnp.ones_like(median))
 
 
 def _if_enough(

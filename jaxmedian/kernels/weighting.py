@@ -18,7 +18,7 @@ from jaxmedian.kernels import derivatives, selection
 from jaxmedian.kernels.networks import from_order_keys, to_order_keys
 from jaxmedian.kernels.rows import (
     add_up,
-    room_to_add,
+    without_overflow,
     working_dtype,
     zeros_varying_like,
 )
@@ -77,27 +77,31 @@ def trimmed_mean_of_rows(rows: jax.Array, weights: jax.Array, f: int) -> jax.Arr
     wide = working_dtype(rows.dtype)
     total = jnp.sum(weights)
 
-    def of_tile(tile: jax.Array) -> jax.Array:
+    def scaled_mean(tile: jax.Array, scale: float) -> jax.Array:
+        tile = tile if scale == 1 else tile.astype(wide) * scale
         keys = to_order_keys(tile)
         low_key, high_key = _end_keys(keys, weights, f)
         low, high = (
-            from_order_keys(key, rows.dtype).astype(wide) for key in (low_key, high_key)
+            from_order_keys(key, tile.dtype).astype(wide) for key in (low_key, high_key)
         )
-        room = room_to_add(jnp.maximum(jnp.abs(low), jnp.abs(high)), total)
-        base = jnp.where(room < 1, 0, low)
+        base = low if scale == 1 else jnp.zeros_like(low)
 
         def above_base(worker: int | jax.Array) -> jax.Array:
             inside = jnp.minimum(jnp.maximum(keys[worker], low_key), high_key)
-            value = from_order_keys(inside, rows.dtype).astype(wide)
-            return weights[worker].astype(wide) * (value * room - base)
+            value = from_order_keys(inside, tile.dtype).astype(wide)
+            return weights[worker].astype(wide) * (value - base)
 
         number = (total - 2 * f).astype(wide)
-        middle = add_up(above_base, keys.shape[0])
-        middle = middle - f * (high * room - base)
-        middle = jnp.where(room < 1, middle - f * (low * room), middle)
-        mean = (base + middle / jnp.where(number > 0, number, 1)) / room
+        middle = add_up(above_base, keys.shape[0]) - f * (high - base)
+        if scale != 1:
+            middle = middle - f * low
+        mean = base + middle / jnp.where(number > 0, number, 1)
+        mean = jnp.where(jnp.isinf(mean), np.nan, mean)  # overflowed, and looks so
         mean = jnp.where(jnp.isfinite(low) & jnp.isfinite(high), mean, low + high)
         return jnp.minimum(jnp.maximum(mean, low), high)
+
+    def of_tile(tile: jax.Array) -> jax.Array:
+        return without_overflow(lambda scale: scaled_mean(tile, scale))
 
     median = median_of_rows(rows, weights, "midpoint").astype(wide)
     mean = _by_tiles(of_tile, rows, weights, wide)

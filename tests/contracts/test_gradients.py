@@ -69,7 +69,7 @@ def test_perturbed_medians_move_with_the_scale():
 
 
 def test_whole_runs_move_with_the_scale():
-    """`run_pure` differentiated by the noise scale, both ways, and by differences."""
+    """`run_pure` differentiated by the noise scale, and by finite differences."""
     targets = jnp.asarray(np.random.default_rng(2).normal(size=(5, 8)), jnp.float32)
 
     def loss(params, target):
@@ -86,4 +86,5 @@ def test_whole_runs_move_with_the_scale():
     expected = (final(scale + step) - final(scale - step)) / (2 * step)
     assert abs(expected) > 1e-3
     np.testing.assert_allclose(jax.jacfwd(final)(scale), expected, 2e-2)
-    np.testing.assert_allclose(jax.jacrev(final)(scale), expected, 2e-2)
+    with pytest.raises(ValueError, match="Reverse-mode"):  # no silent 0
+        jax.grad(final)(scale)

@@ -1,4 +1,4 @@
-"""Finite numbers near the largest, scale 0 under `jax_debug_nans`, leaves of no size."""
+"""Finite values near the largest, scale 0 under `jax_debug_nans`, leaves of no size."""
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +9,12 @@ from harness import LAWS, first_update, make_noise
 import jaxmedian as jm
 from jaxmedian.kernels import distances, trimming, weighting
 
-HUGE = 3e38
+HUGE = 3 * 2.0**126
 
 
 def columns_of_huge_values(num_workers, size=40):
     rng = np.random.default_rng(num_workers)
-    rows = rng.choice([-HUGE, -1e38, 0.0, 1.0, HUGE], (num_workers, size))
+    rows = rng.choice([-HUGE, -HUGE / 3, 0.0, 1.0, HUGE], (num_workers, size))
     rows[:, 0], rows[:, 1] = HUGE, -HUGE
     return rows.astype(np.float32)
 
@@ -61,7 +61,7 @@ def test_weighted_means_of_finite_values_are_finite(dtype):
 def test_scale_zero_makes_no_nan(law):
     """The sign of g, and no sign at 0, op by op and with every NaN an error."""
     noise = make_noise(law, "independent", 1, scale=0.0)
-    row = jnp.float32([0.0, -0.0, 1e-45, -2.0, 3e38, np.inf])
+    row = jnp.float32([0.0, -0.0, 1e-30, -2.0, 3e38, np.inf])
     with jax.debug_nans(True):
         signed = noise.signed_row(0, row, jnp.arange(6, dtype=jnp.uint32))
     np.testing.assert_array_equal(np.sign(signed), np.sign(row))
