@@ -315,10 +315,11 @@ def _scaled_trimmed_mean(values: _Stack, f: int, scale: float) -> jax.Array:
     if scale != 1:
         total = total - f * low
     mean = base + total / keys.count_but(2 * f).astype(wide)
-    mean = jnp.where(jnp.isinf(mean), np.nan, mean)  # overflowed, and looks so
     # More than f infinities of one sign are part of the mean, and no difference.
-    mean = jnp.where(jnp.isfinite(low) & jnp.isfinite(high), mean, low + high)
+    is_finite = jnp.isfinite(low) & jnp.isfinite(high)
+    mean = jnp.where(is_finite, mean, low + high)
     mean = jnp.minimum(jnp.maximum(mean, low), high)  # rounding must not leave them
+    mean = jnp.where(is_finite & ~jnp.isfinite(total), np.nan, mean)  # overflowed
     if keys.present is None:
         return mean
     filled = keys.fill_absent(selection.absent_keys(keys.present, low_key.dtype))

@@ -96,9 +96,10 @@ def trimmed_mean_of_rows(rows: jax.Array, weights: jax.Array, f: int) -> jax.Arr
         if scale != 1:
             middle = middle - f * low
         mean = base + middle / jnp.where(number > 0, number, 1)
-        mean = jnp.where(jnp.isinf(mean), np.nan, mean)  # overflowed, and looks so
-        mean = jnp.where(jnp.isfinite(low) & jnp.isfinite(high), mean, low + high)
-        return jnp.minimum(jnp.maximum(mean, low), high)
+        is_finite = jnp.isfinite(low) & jnp.isfinite(high)
+        mean = jnp.where(is_finite, mean, low + high)
+        mean = jnp.minimum(jnp.maximum(mean, low), high)
+        return jnp.where(is_finite & ~jnp.isfinite(middle), np.nan, mean)  # overflowed
 
     def of_tile(tile: jax.Array) -> jax.Array:
         return without_overflow(lambda scale: scaled_mean(tile, scale))

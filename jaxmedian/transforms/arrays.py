@@ -34,7 +34,9 @@ def median(
 
     Returns:
       The shape of x without the axis, in its dtype. NaN counts as +inf, where NumPy
-      returns NaN. With nothing left by the mask the median is 0.
+      returns NaN. With nothing left by the mask the median is 0. Its derivative is that
+      of the selected entry (of the middle two, a half each); tied entries share it
+      equally.
 
     Raises:
       ValueError: for a bad axis, option or mask. TypeError: if x is not floating point.
@@ -64,7 +66,8 @@ def vote(
       mask: bool ``[x.shape[axis]]``; entries where it is False do not vote.
 
     Returns:
-      -1, 0 or +1 in the dtype of x and its shape without the axis.
+      -1, 0 or +1 in the dtype of x and its shape without the axis. Its derivative is 0
+      everywhere: differentiate through `median` instead.
 
     Raises:
       ValueError: for a bad axis, option, key or mask. TypeError: if x is not floating
@@ -100,7 +103,8 @@ def perturbed_median(
       even: "midpoint", "lower" or "upper", for an even count.
 
     Returns:
-      The shape of x without the axis, in its dtype.
+      The shape of x without the axis, in its dtype. Its derivative by x is that of the
+      selected entry, by the scale of the noise the xi of that entry.
 
     Raises:
       TypeError, ValueError: for a bad noise, key, axis or option, or if x is not
