@@ -59,32 +59,28 @@ def zeros_varying_like(x: jax.Array) -> jax.Array:
 _SMALL_SCALE = 2.0**-40  # in which sums of fewer than 2^38 finite values are finite
 
 
-def without_overflow(mean_of_scaled: Callable[[float], jax.Array]) -> jax.Array:
+def without_overflow(mean_of: Callable[[jax.Array | None], jax.Array]) -> jax.Array:
     """Computes a mean, and where it overflowed on the way again on a smaller scale.
 
     Args:
-      mean_of_scaled: s -> mean of the values times s, for a power of two.
+      mean_of: s -> mean of the values times s, a power of two; None stands for 1. It
+        takes the rows apart itself: what is cut outside is stored for the second time.
 
-    >>> without_overflow(lambda s: sum(jnp.float32([3e38 * s] * 3)) / 3).item()
+    >>> huge = jnp.full([3], 3e38)
+    >>> without_overflow(lambda s: (huge if s is None else huge * s).sum() / 3).item()
     2.9999998921625475e+38
     """
-    Mean = tuple[jax.Array, bool | jax.Array]
+    mean = mean_of(None)
 
-    def has_overflowed(state: Mean) -> jax.Array:
-        mean, is_mended = state
-        return jnp.logical_not(is_mended | jnp.all(jnp.isfinite(mean)))
-
-    def mend(state: Mean) -> Mean:
-        mean, _ = state
-        scaled = mean_of_scaled(_SMALL_SCALE)
+    def mend() -> jax.Array:
+        scaled = mean_of(jnp.asarray(_SMALL_SCALE, mean.dtype))
         largest = float(jnp.finfo(mean.dtype).max)
         # Of finite values it is no larger than they are, whatever the rounding.
         again = jnp.clip(scaled / _SMALL_SCALE, -largest, largest)
         again = jnp.where(jnp.isfinite(scaled), again, scaled)
-        return jnp.where(jnp.isfinite(mean), mean, again), True
+        return jnp.where(jnp.isfinite(mean), mean, again)
 
-    # A loop, not a condition: XLA would compute the mean twice, to return and to check.
-    return jax.lax.while_loop(has_overflowed, mend, (mean_of_scaled(1.0), False))[0]
+    return jax.lax.cond(jnp.all(jnp.isfinite(mean)), lambda: mean, mend)
 
 
 def working_dtype(dtype: jnp.dtype) -> jnp.dtype:

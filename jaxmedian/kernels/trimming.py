@@ -48,10 +48,10 @@ def trimmed_mean_of_rows(
       ``[d]``, float32 (float64 for float64).
     """
     if rows.shape[0] <= selection.NETWORK_ROWS:
-        return _trimmed_mean(_Stack(list(rows), present), f)
+        return _trimmed_mean(rows, present, f, fused=True)
 
     def of_tile(tile: _Slice) -> jax.Array:
-        return _trimmed_mean(_Stack(tile(rows), present), f)
+        return _trimmed_mean(tile(rows), present, f, fused=False)
 
     return _by_tiles(of_tile, rows, present)
 
@@ -93,10 +93,11 @@ def mean_around_median_of_rows(
         rows, noise=None, even="midpoint", present=present
     ).astype(working_dtype(rows.dtype))
     if rows.shape[0] <= _FUSED_AROUND_MEDIAN:
-        return _mean_around(median, _Stack(list(rows), present), f, least)
+        return _mean_around(median, rows, present, f, least, fused=True)
 
     def of_tile(tile: _Slice) -> jax.Array:
-        return _mean_around(tile(median), _Stack(tile(rows), present), f, least)
+        part, middle = tile(rows), tile(median)
+        return _mean_around(middle, part, present, f, least, fused=False)
 
     return _by_tiles(of_tile, rows, present)
 
@@ -234,9 +235,9 @@ class _Stack(NamedTuple):
             return _Stack([function(row) for row in self.values], self.present)
         return _Stack(jax.vmap(function)(self.values), self.present)
 
-    def scaled(self, scale: float) -> "_Stack":
-        """Multiplies every row, in the dtype that means have, unless by 1."""
-        if scale == 1:
+    def scaled(self, scale: jax.Array | None) -> "_Stack":
+        """Multiplies every row, in the dtype that means have; None stands for 1."""
+        if scale is None:
             return self
         return self.map(lambda row: row.astype(working_dtype(row.dtype)) * scale)
 
@@ -287,12 +288,19 @@ class _Stack(NamedTuple):
         return jnp.maximum(num_present - cut, 1)
 
 
-def _trimmed_mean(values: _Stack, f: int) -> jax.Array:
+def _trimmed_mean(
+    rows: jax.Array, present: jax.Array | None, f: int, *, fused: bool
+) -> jax.Array:
     """Averages the values of ranks f to M - f - 1 of those present."""
-    return without_overflow(lambda scale: _scaled_trimmed_mean(values, f, scale))
+
+    def mean_of(scale: jax.Array | None) -> jax.Array:
+        values = _Stack(list(rows) if fused else rows, present)
+        return _scaled_trimmed_mean(values, f, scale)
+
+    return without_overflow(mean_of)
 
 
-def _scaled_trimmed_mean(values: _Stack, f: int, scale: float) -> jax.Array:
+def _scaled_trimmed_mean(values: _Stack, f: int, scale: jax.Array | None) -> jax.Array:
     values = values.scaled(scale)
     dtype = values.values[0].dtype
     wide = working_dtype(dtype)
@@ -305,14 +313,14 @@ def _scaled_trimmed_mean(values: _Stack, f: int, scale: float) -> jax.Array:
     low, high = (from_order_keys(k, dtype).astype(wide) for k in (low_key, high_key))
 
     # Huge values of both signs cancel best as they are.
-    base = low if scale == 1 else jnp.zeros_like(low)
+    base = low if scale is None else jnp.zeros_like(low)
 
     def above_base(key: jax.Array) -> jax.Array:
         cut = jnp.minimum(jnp.maximum(key, low_key), high_key)
         return from_order_keys(cut, dtype).astype(wide) - base
 
     total = keys.add(above_base) - f * (high - base)
-    if scale != 1:
+    if scale is not None:
         total = total - f * low
     mean = base + total / keys.count_but(2 * f).astype(wide)
     # More than f infinities of one sign are part of the mean, and no difference.
@@ -327,17 +335,28 @@ def _scaled_trimmed_mean(values: _Stack, f: int, scale: float) -> jax.Array:
     return _if_enough(mean, median.astype(wide), 2 * f + 1, keys.present)
 
 
-def _mean_around(median: jax.Array, values: _Stack, f: int, least: int) -> jax.Array:
+def _mean_around(
+    median: jax.Array,
+    rows: jax.Array,
+    present: jax.Array | None,
+    f: int,
+    least: int,
+    *,
+    fused: bool,
+) -> jax.Array:
     """Averages the values nearest to the median, all but f of those present."""
-    return without_overflow(
-        lambda scale: _scaled_mean_around(median, values, f, least, scale)
-    )
+
+    def mean_of(scale: jax.Array | None) -> jax.Array:
+        values = _Stack(list(rows) if fused else rows, present)
+        return _scaled_mean_around(median, values, f, least, scale)
+
+    return without_overflow(mean_of)
 
 
 def _scaled_mean_around(
-    median: jax.Array, values: _Stack, f: int, least: int, scale: float
+    median: jax.Array, values: _Stack, f: int, least: int, scale: jax.Array | None
 ) -> jax.Array:
-    if scale != 1:
+    if scale is not None:
         values, median = values.scaled(scale), median * scale
     wide = median.dtype
     offsets = values.map(lambda value: without_nan(value).astype(wide) - median)

@@ -77,14 +77,14 @@ def trimmed_mean_of_rows(rows: jax.Array, weights: jax.Array, f: int) -> jax.Arr
     wide = working_dtype(rows.dtype)
     total = jnp.sum(weights)
 
-    def scaled_mean(tile: jax.Array, scale: float) -> jax.Array:
-        tile = tile if scale == 1 else tile.astype(wide) * scale
+    def scaled_mean(tile: jax.Array, scale: jax.Array | None) -> jax.Array:
+        tile = tile if scale is None else tile.astype(wide) * scale
         keys = to_order_keys(tile)
         low_key, high_key = _end_keys(keys, weights, f)
         low, high = (
             from_order_keys(key, tile.dtype).astype(wide) for key in (low_key, high_key)
         )
-        base = low if scale == 1 else jnp.zeros_like(low)
+        base = low if scale is None else jnp.zeros_like(low)
 
         def above_base(worker: int | jax.Array) -> jax.Array:
             inside = jnp.minimum(jnp.maximum(keys[worker], low_key), high_key)
@@ -93,7 +93,7 @@ def trimmed_mean_of_rows(rows: jax.Array, weights: jax.Array, f: int) -> jax.Arr
 
         number = (total - 2 * f).astype(wide)
         middle = add_up(above_base, keys.shape[0]) - f * (high - base)
-        if scale != 1:
+        if scale is not None:
             middle = middle - f * low
         mean = base + middle / jnp.where(number > 0, number, 1)
         is_finite = jnp.isfinite(low) & jnp.isfinite(high)
