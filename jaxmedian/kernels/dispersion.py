@@ -74,7 +74,14 @@ def median_deviation(rows: jax.Array, present: jax.Array | None) -> jax.Array:
     values, leaves it within the deviations of the others. Shapes as in `mean_square`.
     """
     wide = rows.astype(working_dtype(rows.dtype))
-    middle = median_of_rows(wide, noise=None, even="midpoint", present=present)
+    # In a branch of its own the median is stored; else XLA selects it again for every
+    # row that it is subtracted from. The branch is always taken, which XLA cannot see.
+    value = rows.reshape(-1)[:1].sum()
+    middle = jax.lax.cond(
+        jnp.isfinite(value) | ~jnp.isfinite(value),
+        lambda: median_of_rows(wide, noise=None, even="midpoint", present=present),
+        lambda: jnp.zeros_like(wide[0]),
+    )
     away = jnp.abs(wide - middle[None])
     return median_of_rows(away, noise=None, even="midpoint", present=present)
 
