@@ -59,9 +59,10 @@ def as_threefry_key(key: Key) -> jax.Array:
 
     Raises:
       TypeError: if it is none of these.
-      ValueError: if it is a batch of keys.
+      ValueError: if it is a batch of keys, or a seed that JAX would cut to 32 bits.
     """
     if isinstance(key, int | np.integer) and not isinstance(key, bool):
+        _check_seed(int(key))
         return jax.random.key(int(key), impl="threefry2x32")
     if isinstance(key, jax.Array) and _is_seed(key):
         return jax.random.key(key, impl="threefry2x32")
@@ -88,6 +89,18 @@ def as_threefry_key(key: Key) -> jax.Array:
     for i in range(2, words.shape[0]):
         threefry_key = jax.random.fold_in(threefry_key, words[i])
     return threefry_key
+
+
+def _check_seed(seed: int) -> None:
+    """Raises for a seed of which JAX would read the last bits only."""
+    num_bits = 64 if jax.dtypes.canonicalize_dtype(np.int64) == np.int64 else 32
+    signed = 2 ** (num_bits - 1)
+    if not -signed <= seed < (signed if num_bits == 64 else 2**32):
+        raise ValueError(
+            f"`key` is a seed of {num_bits} bits; got {seed}, of which only the last "
+            f"bits would count. Pass a smaller one, or fold its parts in: "
+            "`jax.random.fold_in(jax.random.key(low), high)`."
+        )
 
 
 def _is_seed(key: jax.Array) -> bool:

@@ -35,15 +35,39 @@ def encode(name: str, labels: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     words = array.tolist() if array.dtype.kind in "UTO" else []
     if not words or not all(isinstance(word, str) for word in words):
         raise TypeError(
-            f"`{name}` must be integers or strings; got dtype {array.dtype}. Convert "
-            f"them first, for example `np.asarray({name}).astype(int)`; bin a "
-            "continuous target with `np.digitize`."
+            f"`{name}` must be integers or strings; got dtype {array.dtype}"
+            f"{_remedy(name, array)}"
         )
     # A dictionary, since sorting a million strings takes NumPy more than a second.
     distinct = sorted(set(words))
     code_of = {word: code for code, word in enumerate(distinct)}
     codes = np.fromiter(map(code_of.__getitem__, words), np.int64, len(words))
     return np.array(distinct), codes
+
+
+def _remedy(name: str, array: np.ndarray) -> str:
+    """Says what to do about labels of a type that is no class: what works for these."""
+    if array.dtype.kind == "S":
+        return f". Decode them: `np.char.decode({name})`."
+    if array.dtype.kind == "b":
+        return f". Convert them: `np.asarray({name}).astype(int)`."
+    if array.dtype.kind == "f":
+        if np.isnan(array).any():
+            return (
+                f", and {int(np.isnan(array).sum())} of them are NaN. Leave these "
+                f"samples out: `keep = ~np.isnan({name})`, then "
+                f"`{name}[keep].astype(int)`, and the data likewise."
+            )
+        if np.isfinite(array).all() and (array == np.rint(array)).all():
+            return f". Convert them: `np.asarray({name}).astype(int)`."
+        return f". Bin a continuous target: `np.digitize({name}, edges)`."
+    if array.dtype.kind == "O":
+        kinds = sorted({type(label).__name__ for label in array.tolist()})
+        return (
+            f" of {', '.join(kinds)}. Leave samples without a label out, and make the "
+            f"others one type: `np.array([str(label) for label in {name}])`."
+        )
+    return f". Convert them: `np.asarray({name}).astype(str)`."
 
 
 def _one_dimensional(name: str, labels: npt.ArrayLike) -> np.ndarray:

@@ -4,7 +4,9 @@ The same kernels as `jaxmedian.coordinate_median` and `jaxmedian.majority_vote`,
 an array with the workers along any axis. They do not know trees, steps or meshes.
 """
 
+import math
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,10 +18,12 @@ from jaxmedian.transforms.median import coordinate_median
 from jaxmedian.transforms.vote import majority_vote
 from jaxmedian.workers.population import population_of
 
+Axis = int | Sequence[int] | None
+
 
 def median(
     x: jax.Array,
-    axis: int = 0,
+    axis: Axis = 0,
     *,
     even: str = "midpoint",
     mask: jax.Array | None = None,
@@ -28,15 +32,15 @@ def median(
 
     Args:
       x: floating point, any shape.
-      axis: the axis to remove; fastest if it is the first.
+      axis: the axis to remove, several of them, or None for all; fastest if it is the
+        first alone.
       even: "midpoint" (NumPy's), "lower" or "upper", for an even count.
-      mask: bool ``[x.shape[axis]]``; entries where it is False do not count.
+      mask: bool ``[x.shape[axis]]`` (of several axes, their shape); entries where it is
+        False do not count.
 
     Returns:
       The shape of x without the axis, in its dtype. NaN counts as +inf, where NumPy
-      returns NaN. With nothing left by the mask the median is 0. Its derivative is that
-      of the selected entry (of the middle two, a half each); tied entries share it
-      equally.
+      returns NaN. With nothing left by the mask the median is 0.
 
     Raises:
       ValueError: for a bad axis, option or mask. TypeError: if x is not floating point.
@@ -50,7 +54,7 @@ def median(
 
 def vote(
     x: jax.Array,
-    axis: int = 0,
+    axis: Axis = 0,
     *,
     ties: str = "zero",
     key: keys.Key | None = None,
@@ -60,14 +64,15 @@ def vote(
 
     Args:
       x: floating point, any shape.
-      axis: the axis to remove; fastest if it is the first.
+      axis: the axis to remove, several of them, or None for all; fastest if it is the
+        first alone.
       ties: "zero", "random" or "positive"; see `jaxmedian.majority_vote`.
       key: for ``ties="random"``, refused otherwise.
-      mask: bool ``[x.shape[axis]]``; entries where it is False do not vote.
+      mask: bool ``[x.shape[axis]]`` (of several axes, their shape); entries where it is
+        False do not vote.
 
     Returns:
-      -1, 0 or +1 in the dtype of x and its shape without the axis. Its derivative is 0
-      everywhere: differentiate through `median` instead.
+      -1, 0 or +1 in the dtype of x and its shape without the axis.
 
     Raises:
       ValueError: for a bad axis, option, key or mask. TypeError: if x is not floating
@@ -84,7 +89,7 @@ def perturbed_median(
     x: jax.Array,
     noise: Noise,
     key: keys.Key,
-    axis: int = 0,
+    axis: Axis = 0,
     *,
     even: str = "midpoint",
 ) -> jax.Array:
@@ -99,12 +104,11 @@ def perturbed_median(
       noise: law, scale and coupling; a schedule is taken at step 0.
       key: a typed key, a legacy key or an int. The draws are those of the first update
         of ``coordinate_median(noise, key)``: draw again with another key.
-      axis: the axis to remove.
+      axis: the axis to remove, several of them, or None for all.
       even: "midpoint", "lower" or "upper", for an even count.
 
     Returns:
-      The shape of x without the axis, in its dtype. Its derivative by x is that of the
-      selected entry, by the scale of the noise the xi of that entry.
+      The shape of x without the axis, in its dtype.
 
     Raises:
       TypeError, ValueError: for a bad noise, key, axis or option, or if x is not
@@ -125,15 +129,26 @@ def perturbed_median(
     return _aggregate(aggregator, "perturbed_median", x, axis, None)
 
 
-def _aggregate(aggregator: Any, name: str, x: Any, axis: int, mask: Any) -> jax.Array:
+def _aggregate(aggregator: Any, name: str, x: Any, axis: Axis, mask: Any) -> jax.Array:
     """Runs the first update of an aggregator on one array."""
     x = jnp.asarray(x)
-    axis = operator.index(axis)
-    if not -x.ndim <= axis < x.ndim:
-        raise ValueError(
-            f"`{name}` was given `axis` {axis} for an array of shape {x.shape}."
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"`{name}` expects a floating-point array; got {x.dtype}. Pass "
+            "`x.astype(jnp.float32)`."
         )
-    rows = jnp.moveaxis(x, axis, 0)
+    axes = _as_axes(name, axis, x.shape)
+    removed = [x.shape[i] for i in axes]
+    rows = jnp.moveaxis(x, axes, range(len(axes)))
+    rows = rows.reshape(math.prod(removed), *rows.shape[len(axes) :])
+    if mask is not None and len(axes) != 1:
+        mask = jnp.asarray(mask)
+        if mask.shape != tuple(removed):
+            raise ValueError(
+                f"`{name}` expects a `mask` of shape {tuple(removed)}, that of axes "
+                f"{axes}; got {mask.shape}."
+            )
+        mask = mask.reshape(-1)
     template = jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)
     population_of(
         name, rows, template, worker_mask=mask
@@ -141,3 +156,17 @@ def _aggregate(aggregator: Any, name: str, x: Any, axis: int, mask: Any) -> jax.
     state = aggregator.init(template)
     result, _ = aggregator.update(rows, state, template, worker_mask=mask)
     return result
+
+
+def _as_axes(name: str, axis: Axis, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the axes to remove, >= 0 and all different."""
+    if axis is None:
+        axis = range(len(shape))
+    given = [operator.index(i) for i in axis] if isinstance(axis, Sequence) else [axis]
+    axes = tuple(operator.index(i) % max(len(shape), 1) for i in given)
+    in_range = all(-len(shape) <= i < len(shape) for i in given)
+    if not axes or not in_range or len(set(axes)) != len(axes):
+        raise ValueError(
+            f"`{name}` was given `axis` {axis} for an array of shape {shape}."
+        )
+    return axes

@@ -95,6 +95,20 @@ def as_transform(name: str, value: object) -> optax.GradientTransformationExtraA
     return optax.with_extra_args_support(value)
 
 
+def check_params(caller: str, params: Any) -> None:
+    """Raises TypeError unless parameters are a tree of arrays and numbers."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        is_number = isinstance(leaf, int | float | complex)
+        if not is_number and not (hasattr(leaf, "dtype") and hasattr(leaf, "shape")):
+            place = f"`params{jax.tree_util.keystr(path)}`"
+            raise TypeError(
+                f"`{caller}` expects `params` as a tree of arrays; {place} is of type "
+                f"{type(leaf).__name__}. Of a model object pass the arrays, and build "
+                'the model from them in the loss: `model.init(...)["params"]` of '
+                "Flax Linen, `nnx.split`, `eqx.partition(model, eqx.is_array)`."
+            )
+
+
 def check_option(name: str, value: object, options: tuple[str, ...]) -> None:
     """Raises ValueError unless ``value`` is one of the options."""
     if value not in options:
@@ -103,17 +117,25 @@ def check_option(name: str, value: object, options: tuple[str, ...]) -> None:
         )
 
 
-def check_count(name: str, value: object, least: int = 1) -> None:
-    """Raises unless ``value`` is an int >= ``least``."""
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raises unless ``value`` is an int >= ``least`` that 32 bits hold."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         hint = static_hint(name, value)
         raise TypeError(f"`{name}` must be an int; got {value!r}.{hint}")
     if value < least:
         raise ValueError(f"`{name}` must be at least {least}; got {value}.")
+    if value >= 2**31:
+        raise ValueError(f"`{name}` must be below 2^31; got {value}.")
 
 
-_OUR_EXTRA_ARGS = ("worker_mask", "worker_weights")
-_NEAR_MISSES = {"mask": "worker_mask", "weights": "worker_weights"}
+OUR_EXTRA_ARGS = ("worker_mask", "worker_weights")
+_NEAR_MISSES = {
+    "mask": "worker_mask",
+    "present": "worker_mask",
+    "participants": "worker_mask",
+    "weights": "worker_weights",
+    "sample_weights": "worker_weights",
+}
 
 
 def check_extra_args(transform: str, extra_args: Mapping[str, Any]) -> None:
@@ -123,9 +145,9 @@ def check_extra_args(transform: str, extra_args: Mapping[str, Any]) -> None:
     knows: a misspelt mask would be ignored.
     """
     for name in extra_args:
-        close = difflib.get_close_matches(name, _OUR_EXTRA_ARGS, n=1, cutoff=0.8)
+        close = difflib.get_close_matches(name, OUR_EXTRA_ARGS, n=1, cutoff=0.8)
         meant = _NEAR_MISSES.get(name, close[0] if close else None)
-        if meant is not None and name not in _OUR_EXTRA_ARGS:
+        if meant is not None and name not in OUR_EXTRA_ARGS:
             raise TypeError(
                 f"`{transform}` was given an extra argument `{name}`, which nothing "
                 f"reads. Did you mean `{meant}`?"

@@ -105,6 +105,47 @@ def test_systematic_noise_for_too_many_workers_is_refused():
         jax.eval_shape(vote.update, grads, vote.init(None), jnp.zeros(1))
 
 
+# --- gradients ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2])
+def test_gradients_of_8_bits_are_refused_with_the_remedy(dtype):
+    grads = jnp.ones((3, 2)).astype(dtype)
+    for rule in (jm.majority_vote(), jm.coordinate_median(), jm.krum(0)):
+        with pytest.raises(TypeError, match=f"is {jnp.dtype(dtype).name}. Cast it to "):
+            rule.update(grads, rule.init(None))
+
+
+def test_accumulation_around_an_aggregator_is_told_its_place():
+    optimizer = optax.MultiSteps(jm.sign_sgd(0.1), 2).gradient_transformation()
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        state = optimizer.init(jnp.zeros(2))
+        with pytest.raises(ValueError, match=r"`optax.MultiSteps`.* stand behind"):
+            optimizer.update(jnp.ones((3, 2)), state, jnp.zeros(2))
+
+
+# --- counts ---------------------------------------------------------------------------
+
+
+def test_counts_beyond_32_bits_are_refused_with_the_number():
+    for build in (
+        lambda: jm.per_worker(optax.identity(), 2**40),
+        lambda: jm.geometric_median(max_steps=2**40),
+        lambda: jm.make_step(lambda p, b: p, jm.sign_sgd(0.1), num_workers=2**40),
+    ):
+        with pytest.raises(ValueError, match=r"below 2\^31; got 1099511627776"):
+            build()
+
+
+@pytest.mark.parametrize("seed", [2**32, 2**40, -(2**31) - 1, 2**70, np.int64(2**33)])
+def test_seeds_that_would_be_cut_are_refused(seed):
+    """Of 2^32 and 2^40 JAX reads the last 32 bits: both would be the seed 0."""
+    with pytest.raises(ValueError, match=f"seed of 32 bits; got {int(seed)},"):
+        jm.majority_vote(NOISE, seed)
+    for held in (2**32 - 1, -(2**31)):
+        jm.majority_vote(NOISE, held)
+
+
 # --- keys -----------------------------------------------------------------------------
 
 

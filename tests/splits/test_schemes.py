@@ -708,3 +708,35 @@ def test_docstring_examples(module):
     results = doctest.testmod(importlib.import_module(f"jaxmedian.splits.{module}"))
     assert results.attempted > 0
     assert results.failed == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "remedy", "follow"),
+    [
+        (
+            np.array([0, 1, np.nan] * 4),
+            r"np.isnan.*\[keep\].astype\(int\)",
+            lambda x: x[~np.isnan(x)].astype(int),
+        ),
+        (np.array([b"cat", b"dog"] * 4), "np.char.decode", np.char.decode),
+        (np.array([0.0, 1.0] * 4), r"astype\(int\)", lambda x: x.astype(int)),
+        (np.array([0.5, 1.2] * 4), "digitize", lambda x: np.digitize(x, [1.0])),
+        (np.array([True, False] * 4), r"astype\(int\)", lambda x: x.astype(int)),
+        (
+            np.array(["2020-01-01", "2020-01-02"] * 4, "datetime64[D]"),
+            r"astype\(str\)",
+            lambda x: x.astype(str),
+        ),
+        (
+            np.array(["a", None, "b"] * 4, object),
+            r"of NoneType, str.*str\(label\) for label",
+            lambda x: np.array([str(label) for label in x if label is not None]),
+        ),
+    ],
+)
+def test_labels_that_are_refused_come_with_advice_that_works(labels, remedy, follow):
+    with pytest.raises(TypeError, match=remedy):
+        splits.iid(labels, 2)
+    split = splits.iid(cleaned := follow(labels), 2)
+    assert len(np.unique(cleaned)) == 2
+    assert sum(split.sizes) == len(cleaned)

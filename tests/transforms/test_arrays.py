@@ -101,6 +101,43 @@ def test_an_axis_out_of_range_is_refused(axis):
             call(x, axis=axis)
 
 
+@pytest.mark.parametrize("axis", [None, (0, 2), (-1, 0), [1], (2, 1)])
+def test_several_axes_are_removed_together(axis):
+    x = np.random.default_rng(3).normal(size=(3, 4, 5)).astype(np.float32)
+    axes = tuple(axis) if isinstance(axis, list) else axis
+    np.testing.assert_array_equal(jm.median(x, axis), np.median(x, axes))
+    votes = np.sign(np.sign(x).sum(axes))
+    np.testing.assert_array_equal(jm.vote(x, axis), votes)
+
+
+def test_a_mask_of_several_axes_has_their_shape():
+    x = np.random.default_rng(3).normal(size=(3, 4, 5)).astype(np.float32)
+    mask = np.arange(12).reshape(3, 4) % 5 != 1
+    got = jm.median(x, (0, 1), mask=mask)
+    np.testing.assert_array_equal(got, np.median(x[mask], axis=0))
+    with pytest.raises(ValueError, match=r"`mask` of shape \(3, 4\).*got \(12,\)"):
+        jm.median(x, (0, 1), mask=mask.ravel())
+
+
+@pytest.mark.parametrize("axis", [(0, 0), (0, -3), (1, 3), ()])
+def test_bad_sets_of_axes_are_refused(axis):
+    with pytest.raises(ValueError, match=r"`axis` .* shape \(3, 2, 1\)"):
+        jm.median(jnp.ones((3, 2, 1)), axis)
+
+
+def test_integers_are_told_how_to_become_floating_point():
+    with pytest.raises(TypeError, match=r"int32.*x\.astype\(jnp\.float32\)"):
+        jm.median(jnp.arange(3))
+
+
+@pytest.mark.parametrize("shape", [(3, 0), (130, 0)])
+def test_arrays_without_a_coordinate_have_a_result_without_one(shape):
+    x = jnp.ones(shape)
+    assert jm.median(x).shape == jm.vote(x).shape == (0,)
+    assert jm.vote(x, ties="random", key=0).shape == (0,)
+    assert jm.perturbed_median(x, jm.noise.gaussian(0.1), 0).shape == (0,)
+
+
 def perturbed(x, **options):
     return jm.perturbed_median(x, jm.noise.gaussian(1.0), 0, **options)
 
