@@ -111,10 +111,12 @@ def count_votes(
       zero_keys: uint32 ``[M, 2]``, key of each worker's random bits; for "random",
         None if no entry can be without a sign any more.
       present: bool ``[M]``, or None if everybody is.
-      weights: int32 or floating ``[M]``, how many votes each has, or None for one.
+      weights: ``[k, M]``, how many votes each has, as `kernels.limbs.addends`; None for
+        one.
 
     Returns:
-      ``[d]``: votes for + minus votes for -, int32 or of the type of the weights.
+      Votes for + minus votes for -: int32 ``[d]``, or with weights ``[k, d]`` of their
+      type.
     """
     num_workers, size = rows.shape
     positions = threefry.positions(size)
@@ -130,7 +132,7 @@ def count_votes(
             value = noise.signed_row(worker, value, positions, shared_words)
         votes = ballots.sign_or(value, unsigned)
         if weights is not None:  # 0 of the absent
-            return votes.astype(weights.dtype) * weights[worker]
+            return votes.astype(weights.dtype)[None] * weights[:, worker][:, None]
         return votes if present is None else jnp.where(present[worker], votes, absent)
 
     if ties != "random" or zero_keys is None:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmedian.kernels import ballots, trimming, weighting
+from jaxmedian.kernels import ballots, limbs, trimming, weighting
 from jaxmedian.kernels.rows import sum_of_rows
 from jaxmedian.noise import Noise, keys
 from jaxmedian.transforms.build import Rule, aggregator
@@ -131,7 +131,9 @@ def mean_of_signs(
         del draws
         tally = collectives.total(x, axis_name)  # of integers, without weights
         dtype = jnp.result_type(float)  # float64 where there is any
-        return tally.astype(dtype) / population.total_weight().astype(dtype)
+        if population.weights is not None:
+            tally = limbs.as_float(tally, population.num_workers, dtype)
+        return tally.astype(dtype) / population.total_weight(dtype)
 
     def cast(rows: jax.Array, draws: LeafDraws) -> jax.Array:
         return ballots.cast(rows, noise=draws.noise, ties="zero", zero_keys=None)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmedian.kernels import ballots, packing
+from jaxmedian.kernels import ballots, limbs, packing
 from jaxmedian.kernels.rows import add_up
 from jaxmedian.noise import Noise, keys
 from jaxmedian.transforms.build import Rule, aggregator
@@ -40,6 +40,11 @@ def majority_vote(
     from a stationary point of the average loss. Noise of a scale b above the spread of
     the workers' gradients repairs that, at one bit a coordinate and worker.
 
+    Noise moves every coordinate, also one without any gradient: frozen layers,
+    statistics, rows of an embedding that no batch has seen. Keep those out of the
+    parameters, or zero them *behind* the aggregator, ``chain(majority_vote(noise, key),
+    masked(set_to_zero(), frozen))``: in front, a mask would leave their worker axis.
+
     What a worker's entry counts, and how a tally of 0 ends:
 
     | ``ties`` | "zero" | "random" | "positive" |
@@ -66,8 +71,8 @@ def majority_vote(
       A transformation whose updates are -1, 0 or +1 in the dtype of the gradients; put
       `optax.scale_by_learning_rate` behind it. ``update`` takes ``worker_mask``, bool
       ``[M]``: absent workers do not count; and ``worker_weights``, ``[M]``: how many
-      votes each has. Integers are counted exactly, on any number of devices; sums of
-      other numbers round, and so may end a tie.
+      votes each has. Integers (of 32 bits, whatever their sum) are counted exactly, on
+      any number of devices; sums of other numbers round, and so may end a tie.
 
     Raises:
       TypeError, ValueError: for a bad noise, key or option; for a key without use;
@@ -102,7 +107,10 @@ def majority_vote(
 
     def decide(x: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
         tally = collectives.total(x, population.axis_name)
-        tally = tally if population.weights is None else jnp.sign(tally)
+        if population.weights is not None:
+            tally = limbs.sign_of_sums(
+                tally, population.weights, population.num_workers
+            )
         return ballots.decide(
             tally.astype(jnp.int32),
             ties=ties,
@@ -139,17 +147,20 @@ def count_locally(
 ) -> jax.Array:
     """Counts the votes of the local workers: ``[d]``, int8 if M fits, else int32.
 
-    With weights the count has their type.
+    With weights the sums of their addends, ``[k, d]``.
     """
+    weights = population.weights
+    if weights is not None:
+        weights = limbs.addends(weights, population.num_workers)
     counted = ballots.count_votes(
         rows,
         noise=draws.noise,
         ties=ties,
         zero_keys=draws.zero_keys,
         present=population.present,
-        weights=population.weights,
+        weights=weights,
     )
-    if population.weights is not None:
+    if weights is not None:
         return counted
     return counted.astype(ballots.tally_type(population.num_workers))
 
@@ -210,7 +221,8 @@ def count_bits(
     """
     num_workers = received.shape[0]
     if weights is not None:
-        return jnp.sign(_weigh_bits(received, weights)).astype(jnp.int32)
+        sums = _weigh_bits(received, limbs.addends(weights, num_workers))
+        return limbs.sign_of_sums(sums, weights, num_workers)
     narrow = ballots.tally_type(num_workers)  # adds several times faster than int32
 
     def votes_for(worker: int | jax.Array) -> jax.Array:
@@ -224,10 +236,10 @@ def count_bits(
 
 
 def _weigh_bits(received: jax.Array, weights: jax.Array) -> jax.Array:
-    """Adds up the votes ``[8, n]``, each with its worker's weight."""
+    """Adds up the votes, each with its worker's weight: ``[k, M] -> [k, 8, n]``."""
 
     def vote(worker: int | jax.Array) -> jax.Array:
-        weight = weights[worker]
-        return jnp.where(packing.unpack(received[worker]), weight, -weight)
+        weight = weights[:, worker][:, None, None]
+        return jnp.where(packing.unpack(received[worker])[None], weight, -weight)
 
     return add_up(vote, received.shape[0])

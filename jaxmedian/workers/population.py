@@ -26,8 +26,10 @@ class Population(NamedTuple):
       num_workers: M, over all devices.
       axis_name: mesh axis over which the workers are spread, or None.
       present: bool ``[num_local]``, or None if everybody is.
-      weights: int32 or floating ``[num_local]``, how many workers each counts as, 0 of
-        the absent; None if each counts as one. Who weighs nothing is not present.
+      weights: ``[num_local]``, how many workers each counts as, 0 of the absent; None
+        if each counts as one. Who weighs nothing is not present. float32 or float64;
+        int32 if twice their sum over all workers fits, and uint32 where it may not
+        (int64 under `jax_enable_x64`).
     """
 
     num_local: int
@@ -80,14 +82,15 @@ class Population(NamedTuple):
             its weight.
         """
         total = collectives.total(local_sum, self.axis_name)
-        return total / self.total_weight().astype(total.dtype)
+        return total / self.total_weight(total.dtype)
 
-    def total_weight(self) -> jax.Array:
-        """Returns how many workers all those present count as, at least 1 if nobody."""
+    def total_weight(self, dtype: jnp.dtype) -> jax.Array:
+        """Returns how many workers all those present count as, 1 if nobody is."""
         if self.weights is None:
-            return jnp.maximum(self.num_present(), 1)
-        total = collectives.total(jnp.sum(self.weights), self.axis_name)
-        return jnp.where(total > 0, total, np.asarray(1, total.dtype))
+            return jnp.maximum(self.num_present(), 1).astype(dtype)
+        total = jnp.sum(self.weights.astype(dtype))
+        total = collectives.total(total, self.axis_name)
+        return jnp.where(total > 0, total, np.asarray(1, dtype))
 
 
 def population_of(
@@ -105,7 +108,9 @@ def population_of(
     Args:
       transform: name of the caller, for the messages.
       updates: tree of floating-point leaves ``[M, ...]``, or of their shapes.
-      params: tree of leaves ``[...]``, or None where the caller was given none.
+      params: tree of leaves ``[...]``, or None where the caller was given none. Then
+        nothing tells a worker axis from another: only that every leaf has a first axis,
+        and the same, is checked.
       axis_name: mesh axis over which the workers are spread, or None.
       worker_mask: bool ``[M]`` (the local block under a mesh), or None.
       worker_weights: numbers >= 0, ``[M]`` (the local block under a mesh), or None.
@@ -117,7 +122,8 @@ def population_of(
         leaves disagree about the number of workers, or mask or weights with them, or if
         weights that are known are negative or sum to 0; if workers are spread over a
         mesh axis that ``axis_name`` does not name.
-      TypeError: if a leaf is not floating point, or the mask not boolean.
+      TypeError: if a leaf is not floating point of 16 bits or more, or the mask not
+        boolean.
     """
     leaves = jax.tree_util.tree_leaves_with_path(updates)
     if not leaves:
@@ -126,11 +132,17 @@ def population_of(
             "or `optax.partition`, does a mask or label match no parameter?"
         )
     for path, leaf in leaves:
-        if not jnp.issubdtype(_dtype(leaf), jnp.floating):
+        dtype = jnp.dtype(_dtype(leaf))
+        if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
                 f"`{transform}` expects floating-point updates: {_name(path)} is "
-                f"{_dtype(leaf)}. Cast it to a floating-point type, or leave "
-                "it out with `optax.masked`."
+                f"{dtype}. Cast it to a floating-point type, or keep it out of the "
+                "parameters that are trained."
+            )
+        if dtype.itemsize < 2:
+            raise TypeError(
+                f"`{transform}` expects updates of 16 bits or more: {_name(path)} is "
+                f"{dtype}. Cast it to bfloat16, or to float32, which hold its numbers."
             )
     if params is None:
         without_axis = [
@@ -149,7 +161,10 @@ def population_of(
         raise ValueError(
             f"`{transform}` expects updates with a leading worker axis: "
             f"{'; '.join(without_axis)}. Did you forget "
-            "`jax.vmap(jax.grad(loss), (None, 0))`, or is another aggregator before it?"
+            "`jax.vmap(jax.grad(loss), (None, 0))`, or is another aggregator before "
+            "it? `optax.MultiSteps` and `optax.apply_if_finite` stand behind an "
+            "aggregator, not around it: `optax.chain(majority_vote(), "
+            "optax.MultiSteps(optax.sgd(rate), n).gradient_transformation())`."
         )
     counts = {_name(path): jnp.shape(leaf)[0] for path, leaf in leaves}
     num_local = next(iter(counts.values()))
@@ -166,7 +181,7 @@ def population_of(
     num_workers = num_local * collectives.size(axis_name)
     if worker_weights is None:
         return Population(num_local, num_workers, axis_name, present)
-    weights = _check_weights(transform, worker_weights, num_local)
+    weights = _check_weights(transform, worker_weights, num_local, num_workers)
     counted = weights > 0
     present = counted if present is None else counted & present
     weights = jnp.where(present, weights, np.asarray(0, weights.dtype))
@@ -291,28 +306,56 @@ def _check_mask(
     return mask
 
 
-def _check_weights(transform: str, worker_weights: Any, num_local: int) -> jax.Array:
-    weights = jnp.asarray(worker_weights)
-    if jnp.issubdtype(weights.dtype, jnp.integer):
-        weights = weights.astype(jnp.int32)
-    elif not jnp.issubdtype(weights.dtype, jnp.floating):
+def _check_weights(
+    transform: str, worker_weights: Any, num_local: int, num_workers: int
+) -> jax.Array:
+    """Returns the weights in a type that holds their sums; see `Population`."""
+    known = None
+    if not isinstance(worker_weights, jax.core.Tracer):
+        known = np.asarray(worker_weights)  # jnp.asarray would wrap what is too long
+    dtype = worker_weights.dtype if known is None else known.dtype
+    if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.integer, jnp.floating)):
         raise TypeError(
-            f"`{transform}` expects `worker_weights` of numbers; got {weights.dtype}. "
-            "A choice of workers is a `worker_mask`."
+            f"`{transform}` expects `worker_weights` of numbers; got {dtype}. A choice "
+            "of workers is a `worker_mask`."
         )
-    if weights.shape != (num_local,):
+    if np.shape(worker_weights) != (num_local,):
         raise ValueError(
             f"`{transform}` expects `worker_weights` of shape ({num_local},), one "
-            f"entry a worker; got {weights.shape}."
+            f"entry a worker; got {np.shape(worker_weights)}."
         )
-    if not isinstance(weights, jax.core.Tracer):
-        known = np.asarray(weights)
-        if not (np.isfinite(known).all() and (known >= 0).all() and known.sum() > 0):
-            raise ValueError(
-                f"`{transform}` expects finite `worker_weights` >= 0 that do not sum "
-                f"to 0; got {known.tolist()}."
-            )
-    return weights
+    if known is not None:
+        _check_known_weights(transform, known)
+    if jnp.issubdtype(dtype, jnp.floating):
+        return jnp.asarray(
+            worker_weights, np.float64 if dtype == np.float64 else np.float32
+        )
+    if jax.dtypes.canonicalize_dtype(np.int64) == np.int64:
+        return jnp.asarray(worker_weights).astype(jnp.int64)
+    largest = int(jnp.iinfo(dtype).max)
+    if known is not None:
+        worker_weights = known.astype(np.uint32)
+        largest = int(known.max()) if num_local == num_workers else largest
+    weights = jnp.asarray(worker_weights)
+    if 2 * largest * num_workers < 2**31:
+        return weights.astype(jnp.int32)
+    return jnp.maximum(weights, 0).astype(jnp.uint32)
+
+
+def _check_known_weights(transform: str, known: np.ndarray) -> None:
+    finite = known.astype(np.float64)
+    if not (np.isfinite(finite).all() and (finite >= 0).all() and finite.sum() > 0):
+        raise ValueError(
+            f"`{transform}` expects finite `worker_weights` >= 0 that do not sum to 0; "
+            f"got {known.tolist()}."
+        )
+    is_long = jax.dtypes.canonicalize_dtype(np.int64) == np.int64
+    if known.dtype.kind in "iu" and not is_long and known.max() >= 2**32:
+        raise ValueError(
+            f"`{transform}` was given a weight of {known.max()} in `worker_weights`, "
+            "which 32 bits do not hold. Pass them as float32, divide them by a common "
+            "factor, or set `jax_enable_x64`."
+        )
 
 
 def refuse_weights(transform: str) -> NoReturn:

@@ -122,6 +122,87 @@ def test_equal_weights_are_none():
         np.testing.assert_array_equal(got[name], expected, err_msg=name)
 
 
+LARGE_COUNTS = {
+    "beyond int32 in total": [1_200_000_000, 1_100_000_000, 900_000_000, 7, 0, 1, 2],
+    "twice beyond int32": [400_000_000, 500_000_000, 300_000_000, 7, 5, 1, 2],
+    "a tie of halves": [2**31 - 1, 2**31 - 2, 1, 0, 0, 0, 0],
+    "one more than a half": [2**31 - 1, 2**31 - 3, 1, 0, 0, 0, 0],
+    "of 32 bits": [2**32 - 1, 2**32 - 1, 2**31, 2**31 - 1, 1, 0, 3],
+}
+
+
+def exact_rules(x, counts):
+    """Sorted columns and Python's own integers, which have no largest one."""
+    result = {"vote": [], "median": [], "median, lower": [], "trimmed_mean": []}
+    total = sum(counts)
+    for column in x.T.astype(float):
+        tally = sum(int(np.sign(v)) * c for v, c in zip(column, counts, strict=True))
+        result["vote"].append(np.sign(float(tally)))
+        order = sorted(zip(column, counts, strict=True))
+        below, low, high, kept = 0, None, None, 0.0
+        for value, count in order:
+            inside = min(below + count, total - F) - max(below, F)
+            kept += value * max(inside, 0)
+            below += count
+            if low is None and 2 * below >= total:
+                low = value
+            if high is None and 2 * below > total:
+                high = value
+        result["median"].append((low + high) / 2)
+        result["median, lower"].append(low)
+        result["trimmed_mean"].append(kept / (total - 2 * F))
+    return {name: np.array(values) for name, values in result.items()}
+
+
+@pytest.mark.parametrize("name", LARGE_COUNTS)
+def test_sample_counts_are_exact_beyond_32_bits_in_total(name):
+    """Whether traced or known, in the types that such counts come in."""
+    counts = LARGE_COUNTS[name]
+    x = finite(size=12)
+    x[1:3, 6:] = -np.abs(x[1:3, 6:]) - np.float32(0.1)  # 0 against 1 and 2
+    x[0, 6:] = np.abs(x[0, 6:]) + np.float32(0.1)
+    expected = exact_rules(x, counts)
+    weights = np.array(counts, np.uint32 if max(counts) >= 2**31 else np.int32)
+    got = on_one_device()(x, weights, EVERYBODY)
+    expected["vote, packed"] = expected["vote, positive"] = np.where(
+        sum(np.where(x >= 0, 1, -1) * np.array(counts)[:, None].astype(object)) < 0,
+        -1,
+        1,
+    )
+    expected["mean"] = np.average(x, axis=0, weights=np.array(counts, float))
+    for rule, right in expected.items():
+        exact = "vote" in rule or "lower" in rule
+        np.testing.assert_allclose(
+            got[rule], right, rtol=0 if exact else 1e-5, atol=0 if exact else 1e-6
+        )
+    signs = jm.mean_of_signs()
+    tally, _ = signs.update(x, signs.init(None), None, worker_weights=weights)
+    average = np.average(np.sign(x), axis=0, weights=np.array(counts, float))
+    np.testing.assert_allclose(tally, average, atol=1e-6)
+    known = jm.majority_vote().update(x, None, None, worker_weights=np.int64(counts))
+    np.testing.assert_array_equal(known[0], expected["vote"])
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.uint8, jnp.int16])
+def test_short_weights_do_not_stall(dtype):
+    """300 workers of one vote each: bfloat16 counts to 256, float16 to 2048."""
+    x = np.ones((3_000, 2), np.float32)
+    x[:1_400] = -1
+    weights = jnp.ones(3_000, dtype)
+    vote, _ = jm.majority_vote().update(x, None, None, worker_weights=weights)
+    mean, _ = jm.worker_mean().update(x, None, None, worker_weights=weights)
+    np.testing.assert_array_equal(vote, [1, 1])
+    np.testing.assert_allclose(mean, 200 / 3000, rtol=1e-6)
+
+
+def test_a_weight_that_32_bits_do_not_hold_is_refused_with_its_number():
+    weights = np.int64([1, 2**33 + 5, 3])
+    with pytest.raises(ValueError, match=r"a weight of 8589934597 .*float32"):
+        jm.worker_mean().update(
+            np.ones((3, 2), np.float32), None, worker_weights=weights
+        )
+
+
 def test_who_weighs_nothing_is_not_read():
     x = finite()
     x[3] = np.nan
@@ -254,3 +335,10 @@ def test_pivotal_liars_are_less_suspicious_than_constant_ones():
     np.testing.assert_array_equal(of_pivotal[honest], of_constant[honest])
     assert of_constant[hostile].min() > of_constant[honest].max() + 0.05
     assert of_pivotal[hostile].max() < of_constant[honest].max()
+
+
+def test_leaves_without_a_coordinate_take_weights_too():
+    x, weights = np.ones((M, 0), np.float32), np.arange(M)
+    for rule in rules().values():
+        updates, _ = rule.update(x, rule.init(None), worker_weights=weights)
+        assert updates.shape == (0,)
