@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from jaxmedian.diagnostics.measures import mean_over_workers
 from jaxmedian.kernels.rows import working_dtype
+from jaxmedian.workers import explicit
 from jaxmedian.workers.gradients import LossFn, worker_grads
 from jaxmedian.workers.population import population_of
 
@@ -132,15 +133,19 @@ def squared_norms(
     >>> {name: float(value) for name, value in measured.items()}
     {'mean_squared_norm': 25.0, 'squared_mean_norm': 16.0}
     """
-    population = population_of("squared_norms", grads, None, worker_mask=worker_mask)
-    squares = jax.tree.map(_squared_norm_by_worker, grads)
-    mean = mean_over_workers(grads, population)
-    mean_square = mean_over_workers(squares, population)
-    square_of_mean = jax.tree.map(lambda leaf: jnp.sum(jnp.square(leaf)), mean)
-    return {
-        "mean_squared_norm": jax.tree.reduce(jnp.add, mean_square),
-        "squared_mean_norm": jax.tree.reduce(jnp.add, square_of_mean),
-    }
+
+    def measure(grads: PyTree, mask: jax.Array | None) -> dict[str, jax.Array]:
+        population = population_of("squared_norms", grads, None, worker_mask=mask)
+        squares = jax.tree.map(_squared_norm_by_worker, grads)
+        mean = mean_over_workers(grads, population)
+        mean_square = mean_over_workers(squares, population)
+        square_of_mean = jax.tree.map(lambda leaf: jnp.sum(jnp.square(leaf)), mean)
+        return {
+            "mean_squared_norm": jax.tree.reduce(jnp.add, mean_square),
+            "squared_mean_norm": jax.tree.reduce(jnp.add, square_of_mean),
+        }
+
+    return explicit.on_automatic_axes(measure, explicit.place_whole, grads, worker_mask)
 
 
 def _squared_norm_by_worker(leaf: jax.Array) -> jax.Array:

@@ -6,13 +6,15 @@ plain functions of stacked gradients ``[M, ...]``; `jaxmedian.run` evaluates `of
 at each chunk edge.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxmedian.kernels import selection
+from jaxmedian.kernels import selection, weighting
 from jaxmedian.kernels.rows import sum_of_rows, working_dtype
+from jaxmedian.workers import explicit
 from jaxmedian.workers.population import Population, population_of
 
 PyTree = Any
@@ -23,6 +25,7 @@ def of_step(
     updates: PyTree,
     *,
     worker_mask: jax.Array | None = None,
+    worker_weights: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
     """Measures one step: how far apart the workers are, and where the update points.
 
@@ -31,7 +34,8 @@ def of_step(
         streamed: what needs all of them is then left out.
       updates: the optimizer's updates, leaves ``[...]``; a descent step points against
         the gradient.
-      worker_mask: bool ``[M]``; absent workers do not count.
+      worker_mask: bool ``[M]``; absent workers do not count, whatever they hold.
+      worker_weights: ``[M]``, how many workers each counts as; with 0 it is absent.
 
     Returns:
       Scalars: "gradient_norm" and "mean_median_gap" of the functions of that name,
@@ -45,64 +49,112 @@ def of_step(
     >>> {name: round(float(value), 3) for name, value in measured.items()}
     {'gradient_norm': 2.828, 'mean_median_gap': 3.0, 'disagreement': 0.5, 'ties': 0.5}
     """
-    ties = _fraction(jax.tree.map(lambda u: u == 0, updates))
     if grads is None:
-        return {"ties": ties}
-    mean = _mean("of_step", grads, worker_mask)
-    median = _median("of_step", grads, worker_mask)
-    uphill = jax.tree.map(lambda g, u: jnp.sign(g) * jnp.sign(u) > 0, mean, updates)
-    return {
-        "gradient_norm": _norm(mean),
-        "mean_median_gap": _norm(jax.tree.map(jnp.subtract, median, mean)),
-        "disagreement": _fraction(uphill),
-        "ties": ties,
-    }
+        return explicit.on_automatic_axes(
+            lambda updates: {"ties": _ties(updates)}, explicit.place_whole, updates
+        )
+
+    def measure(
+        grads: PyTree, population: Population, updates: PyTree
+    ) -> dict[str, jax.Array]:
+        mean = mean_over_workers(grads, population)
+        median = _median_over_workers(grads, population)
+        uphill = jax.tree.map(lambda g, u: jnp.sign(g) * jnp.sign(u) > 0, mean, updates)
+        return {
+            "gradient_norm": _norm(mean),
+            "mean_median_gap": _norm(jax.tree.map(jnp.subtract, median, mean)),
+            "disagreement": _fraction(uphill),
+            "ties": _ties(updates),
+        }
+
+    return _of_workers("of_step", measure, grads, worker_mask, worker_weights, updates)
 
 
-def gradient_norm(grads: PyTree, *, worker_mask: jax.Array | None = None) -> jax.Array:
+def gradient_norm(
+    grads: PyTree,
+    *,
+    worker_mask: jax.Array | None = None,
+    worker_weights: jax.Array | None = None,
+) -> jax.Array:
     """Computes the Euclidean norm of the mean gradient over all leaves.
+
+    Mask and weights are those of `of_step`.
 
     >>> import jax.numpy as jnp
     >>> float(gradient_norm(jnp.array([[1., 4.], [5., 4.]])))
     5.0
     """
-    return _norm(_mean("gradient_norm", grads, worker_mask))
+
+    def norm(grads: PyTree, population: Population) -> jax.Array:
+        return _norm(mean_over_workers(grads, population))
+
+    return _of_workers("gradient_norm", norm, grads, worker_mask, worker_weights)
 
 
 def mean_median_gap(
-    grads: PyTree, *, worker_mask: jax.Array | None = None
+    grads: PyTree,
+    *,
+    worker_mask: jax.Array | None = None,
+    worker_weights: jax.Array | None = None,
 ) -> jax.Array:
     """Computes ||median_i(g_i) - mean_i(g_i)||, the gap that noise is to close.
 
     The distance by which plain medianSGD misjudges the gradient (Theorem 2's last term
     is its square). 0 for identical workers, and for an even spread around the mean.
+    Mask and weights are those of `of_step`.
 
     >>> import jax.numpy as jnp
     >>> float(mean_median_gap(jnp.array([[1.], [2.], [9.]])))
     2.0
     """
-    mean = _mean("mean_median_gap", grads, worker_mask)
-    median = _median("mean_median_gap", grads, worker_mask)
-    return _norm(jax.tree.map(jnp.subtract, median, mean))
+
+    def gap(grads: PyTree, population: Population) -> jax.Array:
+        mean = mean_over_workers(grads, population)
+        median = _median_over_workers(grads, population)
+        return _norm(jax.tree.map(jnp.subtract, median, mean))
+
+    return _of_workers("mean_median_gap", gap, grads, worker_mask, worker_weights)
 
 
-def _mean(name: str, grads: PyTree, worker_mask: jax.Array | None) -> PyTree:
-    population = population_of(name, grads, None, worker_mask=worker_mask)
-    return mean_over_workers(grads, population)
+def _of_workers(
+    name: str,
+    measure: Callable[..., Any],
+    grads: PyTree,
+    worker_mask: jax.Array | None,
+    worker_weights: jax.Array | None,
+    *rest: PyTree,
+) -> Any:
+    """Measures checked gradients: ``measure(grads, population, *rest)``."""
+
+    def checked(grads: PyTree, mask: Any, weights: Any, *rest: PyTree) -> Any:
+        population = population_of(
+            name, grads, None, worker_mask=mask, worker_weights=weights
+        )
+        return measure(grads, population, *rest)
+
+    return explicit.on_automatic_axes(
+        checked, explicit.place_whole, grads, worker_mask, worker_weights, *rest
+    )
 
 
-def _median(name: str, grads: PyTree, worker_mask: jax.Array | None) -> PyTree:
-    present = population_of(name, grads, None, worker_mask=worker_mask).present
+def _median_over_workers(grads: PyTree, population: Population) -> PyTree:
+    """Takes the median of those present, in float32 (float64 for float64)."""
 
     def median(leaf: jax.Array) -> jax.Array:
         rows = leaf.reshape(leaf.shape[0], -1)
-        middle = selection.median_of_rows(
-            rows, noise=None, even="midpoint", present=present
-        )
-        wide = working_dtype(leaf.dtype)
-        return middle.astype(wide).reshape(leaf.shape[1:])
+        if population.weights is None:
+            middle = selection.median_of_rows(
+                rows, noise=None, even="midpoint", present=population.present
+            )
+        else:
+            middle = weighting.median_of_rows(rows, population.weights, "midpoint")
+        return middle.astype(working_dtype(leaf.dtype)).reshape(leaf.shape[1:])
 
     return jax.tree.map(median, grads)
+
+
+def _ties(updates: PyTree) -> jax.Array:
+    return _fraction(jax.tree.map(lambda u: u == 0, updates))
 
 
 def _fraction(tree: PyTree) -> jax.Array:
@@ -129,7 +181,9 @@ def mean_over_workers(tree: Any, population: Population) -> Any:
 
     def mean(leaf: jax.Array) -> jax.Array:
         rows = leaf.reshape(leaf.shape[0], -1)
-        total = sum_of_rows(rows, present=population.present)
+        total = sum_of_rows(
+            rows, present=population.present, weights=population.weights
+        )
         return population.mean_from_sum(total).reshape(leaf.shape[1:])
 
     return jax.tree.map(mean, tree)
@@ -160,16 +214,22 @@ def suspicion(
     >>> suspicion(grads, updates=jnp.array([-1., -1.])).tolist()
     [0.0, 0.5, 0.5]
     """
-    present = population_of("suspicion", grads, None, worker_mask=worker_mask).present
 
-    def outvoted(leaf: jax.Array, update: jax.Array) -> jax.Array:
-        moves = jnp.sign(update)[None]
-        lost = (jnp.sign(leaf).astype(moves.dtype) * moves > 0) | jnp.isnan(leaf)
-        lost = lost & (moves != 0)
-        return jnp.sum(lost.reshape(leaf.shape[0], -1), axis=1, dtype=jnp.int32)
+    def suspect(grads: PyTree, population: Population, updates: PyTree) -> jax.Array:
+        counts = jax.tree.leaves(jax.tree.map(_num_outvoted, grads, updates))
+        moved = [jnp.sum(u != 0, dtype=jnp.int32) for u in jax.tree.leaves(updates)]
+        total = jnp.maximum(jnp.float32(sum(moved[1:], moved[0])), 1)
+        share = jnp.float32(sum(counts[1:], counts[0])) / total
+        if population.present is None:
+            return share
+        return jnp.where(population.present, share, jnp.float32(0))
 
-    counts = jax.tree.leaves(jax.tree.map(outvoted, grads, updates))
-    moved = [jnp.sum(u != 0, dtype=jnp.int32) for u in jax.tree.leaves(updates)]
-    total = jnp.maximum(jnp.float32(sum(moved[1:], moved[0])), 1)
-    share = jnp.float32(sum(counts[1:], counts[0])) / total
-    return share if present is None else jnp.where(present, share, jnp.float32(0))
+    return _of_workers("suspicion", suspect, grads, worker_mask, None, updates)
+
+
+def _num_outvoted(leaf: jax.Array, update: jax.Array) -> jax.Array:
+    """Counts for each worker the coordinates of a leaf that moved uphill for it."""
+    moves = jnp.sign(update)[None]
+    lost = (jnp.sign(leaf).astype(moves.dtype) * moves > 0) | jnp.isnan(leaf)
+    lost = lost & (moves != 0)
+    return jnp.sum(lost.reshape(leaf.shape[0], -1), axis=1, dtype=jnp.int32)

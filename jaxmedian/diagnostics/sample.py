@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmedian.noise import keys
+from jaxmedian.workers import explicit
 from jaxmedian.workers.checks import check_count
 from jaxmedian.workers.population import population_of
 
@@ -67,9 +68,20 @@ def sample_coordinates(
             "`sample_coordinates` needs the gradients of all workers at once, and "
             "these were streamed. Leave out `worker_chunk`, or sample in a short run."
         )
-    present = population_of(
-        "sample_coordinates", grads, None, worker_mask=worker_mask
-    ).present
+
+    def of_arrays(grads: PyTree, mask: jax.Array | None, key: jax.Array) -> jax.Array:
+        population = population_of("sample_coordinates", grads, None, worker_mask=mask)
+        return _sample(grads, num_coordinates, key, population.present)
+
+    rng_key = keys.as_threefry_key(key)
+    return explicit.on_automatic_axes(
+        of_arrays, explicit.place_whole, grads, worker_mask, rng_key
+    )
+
+
+def _sample(
+    grads: PyTree, num_coordinates: int, rng_key: jax.Array, present: jax.Array | None
+) -> jax.Array:
     check_count("num_coordinates", num_coordinates)
     rows = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(grads)]
     total = sum(leaf.shape[1] for leaf in rows)
@@ -79,7 +91,7 @@ def sample_coordinates(
             f"most 2^31 - 1; got {num_coordinates} of {total}. Take fewer, or sample a "
             "part of the tree."
         )
-    own_key = jax.random.fold_in(keys.as_threefry_key(key), keys.COORDINATES)
+    own_key = jax.random.fold_in(rng_key, keys.COORDINATES)
     picked = _pick(own_key, total, num_coordinates)
     double = any(leaf.dtype == jnp.float64 for leaf in rows)
     dtype = jnp.dtype(jnp.float64 if double else jnp.float32)

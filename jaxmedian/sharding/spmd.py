@@ -10,9 +10,10 @@ from jax.sharding import PartitionSpec as P
 
 from jaxmedian.sharding.mesh import WORKERS, check_divisible, check_mesh
 from jaxmedian.sharding.placing import state_specs
-from jaxmedian.training.step import make_step
+from jaxmedian.training.step import jit_step, make_step
 from jaxmedian.workers import collectives
-from jaxmedian.workers.gradients import LossFn, count_in_batch
+from jaxmedian.workers.checks import check_count
+from jaxmedian.workers.gradients import LossFn, check_num_workers, count_in_batch
 
 
 def shard_step(
@@ -23,6 +24,7 @@ def shard_step(
     axis_name: str = WORKERS,
     has_aux: bool = False,
     worker_chunk: int | None = None,
+    num_workers: int | None = None,
     donate: bool = False,
 ) -> Callable[..., tuple[Any, Any, dict[str, Any]]]:
     """Builds one jitted training step of workers spread over a mesh.
@@ -40,6 +42,7 @@ def shard_step(
       axis_name: the mesh axis of the workers.
       has_aux: whether ``loss_fn`` returns auxiliary output.
       worker_chunk: as in `jaxmedian.make_step`, of the workers of one device.
+      num_workers: M, over all devices, to check batches against; None takes any.
       donate: whether the step may overwrite the parameters and the state it is given,
         which saves their memory; they cannot be read afterwards.
 
@@ -69,6 +72,9 @@ def shard_step(
     (1.0, 17.5)
     """
     check_mesh(mesh, axis_name)
+    expected = num_workers
+    if expected is not None:
+        check_count("num_workers", expected)
     local_step = make_step(
         loss_fn,
         optimizer,
@@ -82,6 +88,8 @@ def shard_step(
         params: Any, opt_state: Any, batch: Any, **extra_args: Any
     ) -> tuple[Any, Any, dict[str, Any]]:
         num_workers = count_in_batch(batch)
+        if expected is not None:
+            check_num_workers(batch, expected)
         check_divisible(num_workers, mesh, axis_name)
         specs = state_specs(optimizer, params, num_workers, axis_name=axis_name)
         extra_specs = {
@@ -104,7 +112,7 @@ def shard_step(
             axis_names={axis_name},
         )(params, opt_state, batch, extra_args)
 
-    return jax.jit(step, donate_argnums=(0, 1) if donate else ())
+    return jit_step(step, donate)
 
 
 def _check_agreement(params: Any, opt_state: Any, specs: Any, axis_name: str) -> None:

@@ -49,7 +49,8 @@ def build_chunk(
 
     def measure(params: Any, proposal: Proposal) -> dict[str, jax.Array]:
         grads, updates = proposal.grads, proposal.updates
-        row = {"loss": proposal.loss, **diagnostics.of_step(grads, updates)}
+        row = {"loss": proposal.loss}
+        row |= diagnostics.of_step(grads, updates, **proposal.workers)
         return row | _measure_all(metrics, params, grads, updates)
 
     def advance(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmedian.noise.keys import is_key
-from jaxmedian.workers import collectives
+from jaxmedian.workers import collectives, explicit
 from jaxmedian.workers.checks import as_transform, check_count
 from jaxmedian.workers.collectives import AxisName
 from jaxmedian.workers.gradients import LossFn, map_workers
@@ -53,7 +53,8 @@ def worker_updates(
       worker_chunk: as in `jaxmedian.worker_grads`.
 
     Returns:
-      ``(params, batch) -> updates``, leaves ``[M, ...]``.
+      ``(params, batch) -> updates``, leaves ``[M, ...]``. Rows do not mix: a worker
+      without data may have NaN in its own, which ``worker_mask`` then leaves out.
 
     Raises:
       TypeError: for a ``local_tx`` that is no transformation, or a count that is no
@@ -79,7 +80,7 @@ def worker_updates(
     local_tx = as_transform("local_tx", local_tx)
     grad_fn = jax.grad(loss_fn)
 
-    def updates_fn(params: PyTree, batch: PyTree) -> PyTree:
+    def of_batch(batch: PyTree, params: PyTree) -> PyTree:
         params = collectives.vary(jax.tree.map(jnp.asarray, params), axis_name)
         if batch_per_step:
             _check_steps(batch, num_steps)
@@ -107,6 +108,11 @@ def worker_updates(
             return moved
 
         return map_workers(of_worker, batch, worker_chunk)
+
+    def updates_fn(params: PyTree, batch: PyTree) -> PyTree:
+        return explicit.on_automatic_axes(
+            of_batch, explicit.place_by_worker, batch, params
+        )
 
     return updates_fn
 

@@ -7,20 +7,43 @@ update. The optimizer is anything whose chain holds one aggregator.
 """
 
 import contextlib
+import functools
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+from jax.sharding import AbstractMesh
 
+from jaxmedian.kernels.rows import sum_of_rows
+from jaxmedian.noise import keys
 from jaxmedian.training.identity import takes_value
-from jaxmedian.workers import collectives
+from jaxmedian.workers import collectives, explicit
+from jaxmedian.workers.checks import (
+    OUR_EXTRA_ARGS,
+    check_count,
+    check_extra_args,
+    check_params,
+)
 from jaxmedian.workers.collectives import AxisName
-from jaxmedian.workers.gradients import LossFn, worker_value_and_grads
-from jaxmedian.workers.population import check_aggregated, check_state_kept
-from jaxmedian.workers.stream import stream_value_and_grads
+from jaxmedian.workers.gradients import (
+    LossFn,
+    check_num_workers,
+    worker_value_and_grads,
+)
+from jaxmedian.workers.population import (
+    check_aggregated,
+    check_state_kept,
+    population_of,
+)
+from jaxmedian.workers.stream import (
+    WorkerStream,
+    foreign_transform,
+    is_about_streams,
+    stream_value_and_grads,
+)
 
 
 def make_step(
@@ -30,6 +53,7 @@ def make_step(
     has_aux: bool = False,
     axis_name: AxisName | None = None,
     worker_chunk: int | None = None,
+    num_workers: int | None = None,
     donate: bool = False,
 ) -> Callable[..., tuple[Any, Any, dict[str, Any]]]:
     """Builds one jitted training step of all workers.
@@ -44,6 +68,8 @@ def make_step(
       worker_chunk: workers whose gradients are computed at a time; None for all. A vote
         or a mean right behind them then needs memory for one chunk of gradients, not
         for all M; other transforms of ours stack them.
+      num_workers: M, to check batches against: one of ``[M * n, ...]``, all samples in
+        one axis, would pass for M n workers. None takes any.
       donate: whether the step may overwrite the parameters and the state it is given,
         which saves their memory; they cannot be read afterwards.
 
@@ -52,12 +78,20 @@ def make_step(
       The batch's leaves are ``[M, ...]``; extra arguments (``worker_mask``, say) go to
       the optimizer, and so does "loss" as ``value``, for
       `optax.contrib.reduce_on_plateau` and its like, if no other is given. metrics:
-      "loss", the mean over the workers present, float32 for losses of 16 bits, and
-      "aux", ``[M, ...]``, if there is any.
+      "loss", the mean over the workers present (float32, or float64 for float64; by
+      ``worker_weights``, if they are given), and "aux",
+      ``[M, ...]``, if there is any. What absent workers computed, NaN say, reaches
+      nothing but their own rows of "aux".
+
+      Arrays may lie on a mesh: with automatic axes the compiler spreads the work, and
+      explicit axes (`jax.make_mesh`'s default) are automatic inside the step. No
+      ``axis_name`` is needed for either. Parameters and state come out where they were.
 
     Raises:
-      TypeError, ValueError: while tracing, for a batch without a worker axis or an
-        optimizer that does not remove it.
+      TypeError, ValueError: while tracing, for a batch without a worker axis or of
+        another number of workers, an optimizer that does not remove it, parameters that
+        are no arrays, or an extra argument that is almost ``worker_mask`` or
+        ``worker_weights``.
 
     >>> import jax.numpy as jnp, jaxmedian as jm
     >>> loss = lambda params, batch: 0.5 * (params - batch) ** 2
@@ -69,7 +103,9 @@ def make_step(
     >>> float(params), float(metrics["loss"])
     (1.0, 17.5)
     """
-    propose = build_proposal(loss_fn, optimizer, has_aux, axis_name, worker_chunk)
+    propose = build_proposal(
+        loss_fn, optimizer, has_aux, axis_name, worker_chunk, num_workers
+    )
 
     def step(
         params: Any, opt_state: Any, batch: Any, **extra_args: Any
@@ -81,7 +117,31 @@ def make_step(
             metrics["aux"] = proposal.aux
         return params, proposal.opt_state, metrics
 
-    return jax.jit(step, donate_argnums=(0, 1) if donate else ())
+    return jit_step(step, donate)
+
+
+def jit_step(
+    step: Callable[..., Any], donate: bool
+) -> Callable[..., tuple[Any, Any, dict[str, Any]]]:
+    """Jits ``step(params, opt_state, batch, **extra_args)``, and says what params are.
+
+    JAX refuses what is no array before any code of ours is traced. ``lower`` is that of
+    the jitted function.
+    """
+    jitted = jax.jit(step, donate_argnums=(0, 1) if donate else ())
+
+    @functools.wraps(jitted)
+    def checked_step(
+        params: Any, opt_state: Any, batch: Any, **extra_args: Any
+    ) -> tuple[Any, Any, dict[str, Any]]:
+        try:
+            return jitted(params, opt_state, batch, **extra_args)
+        except TypeError:
+            check_params("make_step", params)
+            raise
+
+    vars(checked_step)["lower"] = jitted.lower
+    return checked_step
 
 
 class Proposal(NamedTuple):
@@ -93,6 +153,8 @@ class Proposal(NamedTuple):
       grads: ``[M, ...]``, or None if they were streamed.
       updates: ``[...]``.
       opt_state: the optimizer's state if the step is taken.
+      workers: who took part: ``worker_mask`` and ``worker_weights`` if they were given,
+        for `jaxmedian.diagnostics.of_step`.
     """
 
     loss: jax.Array
@@ -100,6 +162,7 @@ class Proposal(NamedTuple):
     grads: Any
     updates: Any
     opt_state: Any
+    workers: dict[str, jax.Array]
 
 
 def build_proposal(
@@ -108,8 +171,11 @@ def build_proposal(
     has_aux: bool,
     axis_name: AxisName | None,
     worker_chunk: int | None,
+    num_workers: int | None = None,
 ) -> Callable[..., Proposal]:
     """Builds ``(params, opt_state, batch, **extra_args) -> Proposal``."""
+    if num_workers is not None:
+        check_count("num_workers", num_workers)
     value_and_grads = worker_value_and_grads(
         loss_fn, has_aux=has_aux, axis_name=axis_name
     )
@@ -121,12 +187,16 @@ def build_proposal(
     wants_loss = takes_value(optimizer)
     optimizer = optax.with_extra_args_support(optimizer)
 
-    def propose(params: Any, opt_state: Any, batch: Any, **extra_args: Any) -> Proposal:
-        worker_mask = extra_args.get("worker_mask")
+    def of_batch(
+        batch: Any, params: Any, opt_state: Any, extra_args: dict[str, Any]
+    ) -> Proposal:
+        if num_workers is not None:
+            check_num_workers(batch, num_workers, collectives.size(axis_name))
+        _warn_of_noise_alone(opt_state)
+        workers = {k: v for k, v in extra_args.items() if k in OUR_EXTRA_ARGS}
         if worker_chunk is None:
             value, grads = value_and_grads(params, batch)
-            losses = value[0] if has_aux else value
-            loss = _mean_of_present(losses, worker_mask, axis_name)
+            loss = _mean_loss(value[0] if has_aux else value, axis_name, workers)
             if wants_loss:
                 extra_args = {"value": loss, **extra_args}
             updates, new_state = optimizer.update(
@@ -134,18 +204,40 @@ def build_proposal(
             )
         else:
             stream = stream_of(params, batch)
-            with _explaining_the_missing_value():
+            with _explaining_streams(stream):
                 updates, new_state = optimizer.update(
                     stream, opt_state, params, **extra_args
                 )
             value, grads = stream.value, stream.stacked
-            losses = value[0] if has_aux else value
-            loss = _mean_of_present(losses, worker_mask, axis_name)
+            loss = _mean_loss(value[0] if has_aux else value, axis_name, workers)
         check_aggregated("make_step", updates, params)
         check_state_kept("make_step", opt_state, new_state)
-        return Proposal(loss, value[1] if has_aux else None, grads, updates, new_state)
+        aux = value[1] if has_aux else None
+        return Proposal(loss, aux, grads, updates, new_state, workers)
+
+    def propose(params: Any, opt_state: Any, batch: Any, **extra_args: Any) -> Proposal:
+        check_extra_args("make_step", extra_args)
+        return explicit.on_automatic_axes(
+            of_batch, _place, batch, params, opt_state, extra_args
+        )
 
     return propose
+
+
+def _place(
+    mesh: AbstractMesh, shapes: Proposal, batch: Any, params: Any, *rest: Any
+) -> Proposal:
+    """Places a proposal on an explicit mesh: as its batch, parameters and state are."""
+    by_worker = explicit.place_by_worker(mesh, shapes, batch)
+    whole = explicit.place_whole(mesh, shapes)
+    return Proposal(
+        whole,
+        jax.tree.map(lambda _: by_worker, shapes.aux),
+        jax.tree.map(lambda _: by_worker, shapes.grads),
+        explicit.like(params, mesh),
+        explicit.like(rest[0], mesh),
+        jax.tree.map(lambda _: by_worker, shapes.workers),
+    )
 
 
 def _check_optimizer(optimizer: Any) -> None:
@@ -157,11 +249,13 @@ def _check_optimizer(optimizer: Any) -> None:
 
 
 @contextlib.contextmanager
-def _explaining_the_missing_value() -> Iterator[None]:
-    """Says what to do about an optimizer that asks for the loss of a stream."""
+def _explaining_streams(stream: WorkerStream) -> Iterator[None]:
+    """Says what to do about an optimizer that cannot work on a stream."""
     try:
         yield
-    except TypeError as error:
+    except (TypeError, ValueError, AttributeError) as error:
+        if is_about_streams(error):
+            stream.refuse(foreign_transform(error))
         if "argument: 'value'" not in str(error):
             raise
         raise TypeError(
@@ -171,14 +265,39 @@ def _explaining_the_missing_value() -> Iterator[None]:
         ) from error
 
 
-def _mean_of_present(
-    losses: jax.Array, worker_mask: jax.Array | None, axis_name: AxisName | None
+def _warn_of_noise_alone(opt_state: Any) -> None:
+    """Warns where workers accumulate gradients before something that draws."""
+    kinds = (optax.MultiStepsState, keys.KeyState)
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds))
+    each_accumulates = any(
+        isinstance(node, optax.MultiStepsState) and jnp.ndim(node.mini_step) == 1
+        for node in nodes
+    )
+    if each_accumulates and any(isinstance(node, keys.KeyState) for node in nodes):
+        warnings.warn(
+            "`per_worker(MultiSteps(...))` sends zeros until enough is accumulated, "
+            "and a transform with a key draws in these steps too: a noisy vote then "
+            "moves by nothing but noise. Put `MultiSteps` behind the aggregator, or "
+            "give the loss as many times the data.",
+            stacklevel=2,
+        )
+
+
+def _mean_loss(
+    losses: jax.Array, axis_name: AxisName | None, workers: dict[str, jax.Array]
 ) -> jax.Array:
-    """Takes the mean in float32 at least: 16 bits overflow, and count to 256 only."""
-    losses = losses.astype(np.promote_types(losses.dtype, np.float32))
-    present = jnp.ones_like(losses, bool) if worker_mask is None else worker_mask
-    total = jnp.sum(jnp.where(present, losses, jnp.zeros_like(losses)))
-    count = jnp.sum(present, dtype=losses.dtype)
-    total = collectives.total(total, axis_name)
-    count = collectives.total(count, axis_name)
-    return total / jnp.maximum(count, np.asarray(1, losses.dtype))
+    """Takes the mean over the workers present, each times what it weighs, in float32.
+
+    16-bit sums would overflow, and 16-bit counts stall.
+    """
+    population = population_of(
+        "make_step",
+        losses,
+        None,
+        axis_name,
+        workers.get("worker_mask"),
+        workers.get("worker_weights"),
+    )
+    rows = losses[:, None]
+    total = sum_of_rows(rows, present=population.present, weights=population.weights)
+    return population.mean_from_sum(total)[0]

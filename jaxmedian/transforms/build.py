@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxmedian.noise import Noise
@@ -25,7 +26,7 @@ from jaxmedian.transforms.draws import (
     follows_gradients,
     init_state,
 )
-from jaxmedian.workers import collectives
+from jaxmedian.workers import collectives, explicit
 from jaxmedian.workers.checks import check_extra_args
 from jaxmedian.workers.collectives import AxisName
 from jaxmedian.workers.population import (
@@ -88,6 +89,27 @@ def transformation(
     def init_fn(params: optax.Params) -> optax.OptState:
         return optax.EmptyState() if init is None else init(params)
 
+    def take(
+        updates: Any,
+        state: optax.OptState,
+        params: optax.Params | None,
+        mask: jax.Array | None,
+        weights: jax.Array | None,
+        extra_args: dict[str, Any],
+    ) -> tuple[optax.Updates, optax.OptState]:
+        updates = shapes = jax.tree.map(_on_device, updates)
+        if isinstance(updates, WorkerStream):
+            if folds:
+                shapes = updates.shapes
+                if updates.axis_name is not None and not each_alone:
+                    check_spread(name, frozenset({updates.axis_name}), axis_name)
+            else:
+                updates = shapes = updates.stack(name)
+        population = population_of(
+            name, shapes, params, axis_name, mask, weights, each_alone=each_alone
+        )
+        return apply(Step(updates, shapes, state, params, population, extra_args))
+
     def update_fn(
         updates: Any,
         state: optax.OptState,
@@ -101,26 +123,15 @@ def transformation(
             check_extra_args(name, extra_args)
         if worker_weights is not None and not weighted:
             refuse_weights(name)
-        shapes = updates
-        if isinstance(updates, WorkerStream):
-            if folds:
-                shapes = updates.shapes
-                if updates.axis_name is not None:
-                    check_spread(name, frozenset({updates.axis_name}), axis_name)
-            else:
-                updates = shapes = updates.stack(name)
-        population = population_of(
-            name,
-            shapes,
-            params,
-            axis_name,
-            worker_mask,
-            worker_weights,
-            each_alone=each_alone,
-        )
-        return apply(Step(updates, shapes, state, params, population, extra_args))
+        args = (updates, state, params, worker_mask, worker_weights, extra_args)
+        return explicit.on_automatic_axes(take, explicit.place_step, *args)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _on_device(leaf: Any) -> Any:
+    """Returns NumPy's arrays as JAX's, which loops over workers can index."""
+    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
 
 
 def _same_rows(rows: jax.Array, draws: LeafDraws) -> jax.Array:

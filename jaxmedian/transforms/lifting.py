@@ -5,6 +5,8 @@ mixes workers if it is put before an aggregator as it is. Lifted, it is mapped o
 worker axis with one copy of its state a worker, as in Signum or Distributed Lion.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +16,7 @@ import optax
 from jaxmedian.noise.keys import is_key
 from jaxmedian.transforms.build import Step, transformation
 from jaxmedian.workers.checks import as_transform, check_count
+from jaxmedian.workers.stream import WorkerStream
 
 
 class PerWorkerState(NamedTuple):
@@ -54,6 +57,15 @@ def per_worker(
     What ``inner`` refuses on one worker's updates it refuses here. A default that needs
     a tree shaped like the parameters must be given: `optax.contrib.scale_by_muon`, for
     one, takes its ``weight_dimension_numbers=None`` for an array, not for a tree.
+
+    Without state (`optax.clip`, `optax.clip_by_global_norm`) it works block by block on
+    gradients streamed with ``worker_chunk``; with state it stacks them.
+
+    Do not accumulate gradients in it before a rule that draws: `optax.MultiSteps` sends
+    zeros in between, on which a vote with noise, or with ties "random" or "positive",
+    takes full steps of nothing but noise. Accumulate behind the aggregator,
+    ``chain(majority_vote(noise, key), MultiSteps(sgd(rate), n)...)``, or give the loss
+    n times the data.
 
     Args:
       inner: an optax transformation params -> params.
@@ -107,18 +119,38 @@ def lift(
         def update_one(updates: optax.Updates, state: optax.OptState) -> Any:
             return inner.update(updates, state, step.params, **step.extra_args)
 
-        try:
-            updates, state = jax.vmap(update_one)(step.updates, step.state.inner)
-        except ValueError as error:
-            raise ValueError(
-                f"`{name}`: its inner transformation refuses the updates of one "
-                f"worker: {error}\nIf it fails without `{name}` too, give it what it "
-                "leaves to a default: `optax.contrib.scale_by_muon`, for one, needs "
-                "`weight_dimension_numbers` for parameters in a tree."
-            ) from error
+        inner_state, updates = step.state.inner, step.updates
+        with _explaining_refusals(name):
+            if isinstance(updates, WorkerStream):
+                if not jax.tree.leaves(inner_state):  # nothing to remember of a block
+
+                    def update_block(block: optax.Updates) -> optax.Updates:
+                        return jax.vmap(lambda own: update_one(own, inner_state)[0])(
+                            block
+                        )
+
+                    return updates.map(update_block), step.state
+                updates = updates.stack(name)
+            updates, state = jax.vmap(update_one)(updates, inner_state)
         return updates, step.state.kept_where_absent(state, step.population.present)
 
-    return transformation(name, apply, init=init, weighted=True, each_alone=True)
+    return transformation(
+        name, apply, init=init, weighted=True, folds=True, each_alone=True
+    )
+
+
+@contextlib.contextmanager
+def _explaining_refusals(name: str) -> Iterator[None]:
+    """Says that it was the inner transformation that refused one worker's updates."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(
+            f"`{name}`: its inner transformation refuses the updates of one worker: "
+            f"{error}\nIf it fails without `{name}` too, give it what it leaves to a "
+            "default: `optax.contrib.scale_by_muon`, for one, needs "
+            "`weight_dimension_numbers` for parameters in a tree."
+        ) from error
 
 
 def _own_keys(state: Any, number: jax.Array) -> Any:

@@ -28,6 +28,12 @@ def coordinate_median(
     range of the others, but on heterogeneous data the median is not the mean. With
     noise its expectation is the mean up to O(1 / b^2), and its variance grows as b^2.
 
+    Noise moves every coordinate, also one without any gradient: frozen layers,
+    statistics, rows of an embedding that no batch has seen. Keep those out of the
+    parameters, or zero them *behind* the aggregator, ``chain(coordinate_median(noise,
+    key), masked(set_to_zero(), frozen))``: in front, a mask would leave their worker
+    axis.
+
     NaN counts as +inf, so that a minority of broken workers changes nothing above. With
     an even number of workers of which the middle two are -inf and +inf the midpoint is
     NaN, as in NumPy. With nobody present the median is 0.

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmedian.workers import collectives
+from jaxmedian.workers import collectives, explicit
 from jaxmedian.workers.checks import check_count
 from jaxmedian.workers.collectives import AxisName
 
@@ -89,13 +89,18 @@ def worker_value_and_grads(
         check_count("worker_chunk", worker_chunk)
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=has_aux)
 
-    def value_and_grads(params: Any, batch: Any) -> Any:
+    def of_batch(batch: Any, params: Any) -> Any:
         params = collectives.vary(params, axis_name)
 
         def of_worker(worker_batch: Any) -> Any:
             return value_and_grad(params, worker_batch)
 
         return map_workers(of_worker, batch, worker_chunk)
+
+    def value_and_grads(params: Any, batch: Any) -> Any:
+        return explicit.on_automatic_axes(
+            of_batch, explicit.place_by_worker, batch, params
+        )
 
     return value_and_grads
 
@@ -122,14 +127,32 @@ def count_in_batch(batch: Any) -> int:
     Raises:
       ValueError: if the batch is empty or its leaves disagree.
     """
-    shapes = {
-        jax.tree_util.keystr(path) or "the batch": jnp.shape(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(batch)
-    }
-    counts = {shape[:1] for shape in shapes.values()}
+    counts = {shape[:1] for shape in _shapes_of(batch).values()}
     if len(counts) != 1 or () in counts or (0,) in counts:
         raise ValueError(
             "The batch must have a leading worker axis, the same M >= 1 in each leaf; "
-            f"got shapes {shapes}."
+            f"got shapes {_shapes_of(batch)}."
         )
     return counts.pop()[0]
+
+
+def check_num_workers(batch: Any, num_workers: int, num_devices: int = 1) -> None:
+    """Raises ValueError unless as many workers as told share so many devices.
+
+    Samples of all workers in one axis would pass for so many workers.
+    """
+    found = count_in_batch(batch) * num_devices
+    if found != num_workers:
+        raise ValueError(
+            f"`num_workers` is {num_workers}, but the batch has the leading axis of "
+            f"{found} workers: {_shapes_of(batch)}. Samples of all workers in one "
+            "axis, [M * n, ...], are to become [M, n, ...]: "
+            f"`x.reshape({num_workers}, -1, *x.shape[1:])`."
+        )
+
+
+def _shapes_of(batch: Any) -> dict[str, tuple[int, ...]]:
+    return {
+        jax.tree_util.keystr(path) or "the batch": jnp.shape(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(batch)
+    }

@@ -7,6 +7,7 @@ workers. What needs all rows at once (a median, momentum for each worker) stacks
 says what that costs where it is much.
 """
 
+import copy
 import math
 import warnings
 from collections.abc import Callable
@@ -46,7 +47,6 @@ class WorkerStream:
       shapes: tree of `jax.ShapeDtypeStruct`, the stacked gradients as they would be.
       block_shapes: a `Block` of shapes.
       num_blocks: blocks to compute, in order.
-      value: losses ``[m]`` (or losses and aux); zeros until the stream was consumed.
       stacked: the stacked gradients, if somebody asked for them, else None.
     """
 
@@ -70,10 +70,41 @@ class WorkerStream:
         self._num_workers, self._chunk, self.axis_name = num_workers, chunk, axis_name
         self.num_blocks = math.ceil(num_workers / chunk)
         value, grads = jax.eval_shape(value_and_grads_from, jnp.int32(0))
+        self._results = {"value": _blank(jax.tree.map(self._widen, value))}
+        self._describe(grads)
+
+    def _describe(self, grads: Any) -> None:
         self.shapes = jax.tree.map(self._widen, grads)
-        self.value: Any = _blank(jax.tree.map(self._widen, value))
         self.block_shapes, _ = jax.eval_shape(self.compute, jnp.int32(0), self.value)
         self.stacked: Any = None
+
+    @property
+    def value(self) -> Any:
+        """Losses ``[m]``, or losses and aux; zeros until it was consumed."""
+        return self._results["value"]
+
+    @value.setter
+    def value(self, value: Any) -> None:
+        self._results["value"] = value  # shared by the streams made of this one
+
+    def map(self, function: Callable[[Any], Any]) -> "WorkerStream":
+        """Returns the stream of what a function makes of each block of gradients.
+
+        Args:
+          function: leaves ``[chunk, ...]`` -> leaves ``[chunk, ...]``, each worker's
+            from its own alone.
+        """
+        value_and_grads_from = self._block
+
+        def mapped_block(first: jax.Array) -> tuple[Any, Any]:
+            value, grads = value_and_grads_from(first)
+            return value, function(grads)
+
+        mapped = copy.copy(self)
+        mapped._block = mapped_block
+        _, grads = jax.eval_shape(mapped_block, jnp.int32(0))
+        mapped._describe(grads)
+        return mapped
 
     def compute(self, number: jax.Array, value: Any) -> tuple[Block, Any]:
         """Computes block ``number``, and puts its values among those of all workers."""
@@ -120,11 +151,16 @@ class WorkerStream:
 
     def _refuse(self, *arguments: Any) -> NoReturn:
         del arguments
+        self.refuse("this one")
+
+    def refuse(self, transform: str) -> NoReturn:
+        """Raises TypeError for a foreign transform that met the stream."""
         raise TypeError(
             "With `worker_chunk`, only jaxmedian's own transforms may stand before the "
-            "aggregator: this one met a stream of worker blocks instead of arrays. It "
-            f"{self._needs()}: leave `worker_chunk` out, lift the transform with "
-            "`per_worker`, or put it behind the aggregator."
+            f"aggregator: {transform} met a stream of worker blocks instead of arrays. "
+            f"It {self._needs()}: leave `worker_chunk` out, lift the transform with "
+            "`per_worker`, which computes what has no state block by block, or put it "
+            "behind the aggregator."
         )
 
     # What an elementwise transform would do to an array.
@@ -178,3 +214,25 @@ def stream_value_and_grads(
         return WorkerStream(of_block, num_local, chunk, axis_name)
 
     return value_and_grads
+
+
+_UPDATES = (".update", ".update_fn")  # what factories of transforms call theirs
+
+
+def is_about_streams(error: BaseException) -> bool:
+    """Returns whether JAX was handed a stream for an array, by its own words."""
+    return "WorkerStream" in str(error) or "__jax_array__" in str(error)
+
+
+def foreign_transform(error: BaseException) -> str:
+    """Names the innermost factory of a transform that is neither ours nor JAX's."""
+    name, trace = "another transform", error.__traceback__
+    while trace is not None:
+        module = trace.tb_frame.f_globals.get("__name__", "").split(".")[0]
+        qualified = getattr(trace.tb_frame.f_code, "co_qualname", "")  # Python 3.11
+        is_update = ".<locals>." in qualified and qualified.endswith(_UPDATES)
+        if module not in ("jax", "jaxmedian") and is_update:
+            factory = qualified.split(".<locals>.")[0]
+            name = name if factory in ("chain", "named_chain") else f"`{factory}`"
+        trace = trace.tb_next
+    return name
