@@ -496,3 +496,50 @@ def test_aggregators_under_a_vmap_axis_join_the_workers():
         expected = first_update(build(), values)
         for copy in got:
             np.testing.assert_allclose(copy, expected, rtol=1e-6)
+
+
+def test_numpy_gradients_need_no_jit():
+    """More workers than one loop step adds: an index that is traced."""
+    x = awkward(21, 30)
+    for rule in (jm.majority_vote(), jm.coordinate_median(), jm.worker_mean()):
+        plain, _ = rule.update(x, rule.init(None))
+        np.testing.assert_array_equal(plain, first_update(rule, x))
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("coupling", COUPLINGS)
+def test_the_sign_of_a_scale_does_not_matter(law, coupling):
+    """A schedule past its end, a traced number: b and -b are one law, to the bit."""
+    x = awkward(5, 60)
+
+    @jax.jit
+    def both(scale):
+        noises = [
+            jm.noise.Noise(law, scale, coupling),
+            jm.noise.Noise(law, lambda count: scale, coupling),
+            jm.noise.Noise(law, jm.noise.relative(scale), coupling),
+        ]
+        rules = [
+            rule
+            for noise in noises
+            for rule in (jm.majority_vote(noise, 3), jm.coordinate_median(noise, 3))
+        ]
+        return [rule.update(x, rule.init(None))[0] for rule in rules]
+
+    for negative, positive in zip(both(-0.4), both(0.4), strict=True):
+        np.testing.assert_array_equal(negative, positive)
+    vote = both(-1e-9)[0]
+    nonzero = slice(20, 40)  # random numbers, which noise of 1e-9 does not turn
+    plain = np.sign(np.sign(x[:, nonzero]).sum(axis=0))
+    np.testing.assert_array_equal(vote[nonzero], plain)
+
+
+def test_a_scale_of_nan_is_a_vote_without_signs_and_a_median_of_infinity():
+    x = np.ones((3, 8), np.float32)
+    noise = jm.noise.gaussian(lambda count: jnp.float32(jnp.nan))
+    for ties, expected in (("zero", 0), ("positive", 1)):
+        np.testing.assert_array_equal(
+            first_update(jm.majority_vote(noise, 0, ties=ties), x), np.full(8, expected)
+        )
+    median = first_update(jm.coordinate_median(noise, 0), x)
+    np.testing.assert_array_equal(median, np.full(8, np.inf))

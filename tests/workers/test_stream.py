@@ -80,19 +80,60 @@ def test_a_vote_needs_memory_for_one_chunk_whatever_the_number_of_workers():
     assert many < 16 * size
 
 
-def test_other_transforms_before_the_aggregator_are_refused(batch):
-    optimizer = optax.chain(optax.scale(2.0), jm.sign_sgd(0.1))
+@pytest.mark.parametrize(
+    ("name", "transform"),
+    [
+        ("scale", optax.scale(2.0)),
+        ("clip", optax.clip(0.5)),
+        ("zero_nans", optax.zero_nans()),
+        ("clip_by_global_norm", optax.clip_by_global_norm(1.0)),
+    ],
+)
+def test_other_transforms_before_the_aggregator_are_refused_by_name(
+    name, transform, batch
+):
+    optimizer = optax.chain(transform, jm.sign_sgd(0.1))
     step = jm.make_step(linear_loss, optimizer, worker_chunk=2)
-    with pytest.raises(TypeError, match=r"all 11 workers .* at once, 3 MiB"):
+    with pytest.raises(TypeError, match=r"all 11 workers .* at once, 3 MiB") as error:
         step(PARAMS, optimizer.init(PARAMS), batch)
+    if name != "scale":  # it is refused before it can be named
+        assert f"`{name}` met a stream" in str(error.value)
 
 
-def test_relative_noise_in_a_streamed_vote_is_refused(batch):
+def test_lifted_transforms_without_state_work_block_by_block(batch):
+    """The stacked result, in the memory of a block: nothing is stacked."""
+    clips = optax.chain(optax.clip(1.5), optax.clip_by_global_norm(3.0))
+    optimizer = optax.chain(
+        jm.per_worker(clips, M), jm.worker_mean(), optax.scale(-0.1)
+    )
+    state = optimizer.init(PARAMS)
+    extra = {"worker_mask": MASK}
+    stacked = jm.make_step(linear_loss, optimizer)(PARAMS, state, batch, **extra)
+    step = jm.make_step(linear_loss, optimizer, worker_chunk=4)
+    streamed = step(PARAMS, state, batch, **extra)
+    for a, b in zip(*map(jax.tree.leaves, (stacked, streamed)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert float(jnp.abs(streamed[0]["small"]).max()) > 0
+
+    def program(rule):
+        optimizer = optax.chain(rule, jm.worker_mean())
+        step = jm.make_step(lambda p, b: jnp.sum(p * b[0]), optimizer, worker_chunk=2)
+        state = optimizer.init(jnp.zeros(77))
+        return str(jax.make_jaxpr(step)(jnp.zeros(77), state, jnp.ones((M, 1))))
+
+    assert "f32[11,77]" not in program(jm.per_worker(optax.clip(1.5), M))
+    assert "f32[11,77]" in program(jm.per_worker(optax.trace(0.9), M))
+
+
+def test_a_streamed_vote_with_relative_noise_is_stacked(batch):
+    """The scale needs the gradients of all workers before the first is counted."""
     noise = jm.noise.gaussian(jm.noise.relative(0.1))
     optimizer = jm.noisy_sign_sgd(0.1, noise, 0)
+    state = optimizer.init(PARAMS)
+    stacked = jm.make_step(linear_loss, optimizer)(PARAMS, state, batch)
     step = jm.make_step(linear_loss, optimizer, worker_chunk=2)
-    with pytest.raises(ValueError, match="must see the gradients of all workers"):
-        step(PARAMS, optimizer.init(PARAMS), batch)
+    streamed = step(PARAMS, state, batch)
+    jax.tree.map(np.testing.assert_array_equal, streamed[0], stacked[0])
 
 
 def test_a_run_leaves_out_what_it_cannot_measure(batch):
