@@ -56,7 +56,7 @@ def _remedy(name: str, array: np.ndarray) -> str:
             return (
                 f", and {int(np.isnan(array).sum())} of them are NaN. Leave these "
                 f"samples out: `keep = ~np.isnan({name})`, then "
-                f"`{name}[keep].astype(int)`, and the data likewise."
+                f"`{name}[keep].astype(np.int64)`, and the data likewise."
             )
         if np.isfinite(array).all() and (array == np.rint(array)).all():
             return f". Convert them: `np.asarray({name}).astype(int)`."

@@ -715,7 +715,7 @@ def test_docstring_examples(module):
     [
         (
             np.array([0, 1, np.nan] * 4),
-            r"np.isnan.*\[keep\].astype\(int\)",
+            r"np.isnan.*\[keep\].astype\(np.int64\)",
             lambda x: x[~np.isnan(x)].astype(int),
         ),
         (np.array([b"cat", b"dog"] * 4), "np.char.decode", np.char.decode),
