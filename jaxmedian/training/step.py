@@ -216,10 +216,12 @@ def build_proposal(
         return Proposal(loss, aux, grads, updates, new_state, workers)
 
     def propose(params: Any, opt_state: Any, batch: Any, **extra_args: Any) -> Proposal:
-        check_extra_args("make_step", extra_args)
-        return explicit.on_automatic_axes(
-            of_batch, _place, batch, params, opt_state, extra_args
-        )
+        if extra_args:
+            check_extra_args("make_step", extra_args)
+        args = (batch, params, opt_state, extra_args)
+        if collectives.explicit_mesh(args) is None:
+            return of_batch(*args)
+        return explicit.on_automatic_axes(of_batch, _place, *args)
 
     return propose
 

@@ -124,6 +124,8 @@ def transformation(
         if worker_weights is not None and not weighted:
             refuse_weights(name)
         args = (updates, state, params, worker_mask, worker_weights, extra_args)
+        if collectives.explicit_mesh(args) is None:
+            return take(*args)
         return explicit.on_automatic_axes(take, explicit.place_step, *args)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

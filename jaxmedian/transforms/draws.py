@@ -187,7 +187,8 @@ def _scales(
         return relative_scales(scale, leaves, population), after
     if not isinstance(scale, PerCoordinate):
         value = _number("scale of the noise", scale, state.count)
-        return [value.astype(working_dtype(leaf.dtype)) for leaf in leaves], after
+        wide = [jnp.promote_types(leaf.dtype, jnp.float32) for leaf in leaves]
+        return [value.astype(dtype) for dtype in wide], after
     factor = _number("factor of the noise", scale.factor, state.count)
     if not isinstance(state, RunningScaleState):
         sizes = coordinate_scales(scale.statistic, leaves, population)

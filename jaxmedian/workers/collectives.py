@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AbstractMesh, AxisType
 
 AxisName = Hashable
 
@@ -190,3 +191,13 @@ def _varying_axes(x: jax.Array) -> frozenset[AxisName]:
     if manual_axis_type := getattr(kind, "manual_axis_type", None):  # from jax 0.10
         return frozenset(manual_axis_type.varying)
     return frozenset(getattr(kind, "vma", ()))
+
+
+def explicit_mesh(tree: Any) -> AbstractMesh | None:
+    """Returns the mesh with explicit axes on which a tree of arrays lies, or None."""
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array):
+            mesh = jax.typeof(leaf).sharding.mesh
+            if AxisType.Explicit in mesh.axis_types:
+                return mesh
+    return None

@@ -14,6 +14,8 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxmedian.workers import collectives
+
 Function = Callable[..., Any]
 
 
@@ -28,7 +30,7 @@ def on_automatic_axes(function: Function, placing: Function, *args: Any) -> Any:
       *args: for the function. What is no array is handed over as it is.
     """
     leaves, treedef = jax.tree.flatten(args)
-    mesh = explicit_mesh(leaves)
+    mesh = collectives.explicit_mesh(leaves)
     if mesh is None:
         return function(*args)
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
@@ -50,16 +52,6 @@ def on_automatic_axes(function: Function, placing: Function, *args: Any) -> Any:
     return jax.sharding.auto_axes(of_arrays, axes=axes, out_sharding=shardings)(*arrays)
 
 
-def explicit_mesh(tree: Any) -> AbstractMesh | None:
-    """Returns the mesh with explicit axes on which a tree of arrays lies, or None."""
-    for leaf in jax.tree.leaves(tree):
-        if isinstance(leaf, jax.Array):
-            mesh = jax.typeof(leaf).sharding.mesh
-            if AxisType.Explicit in mesh.axis_types:
-                return mesh
-    return None
-
-
 def place_step(
     mesh: AbstractMesh, shapes: Any, updates: Any, state: Any, params: Any, *rest: Any
 ) -> Any:
@@ -73,7 +65,7 @@ def place_step(
     def place(shape: jax.ShapeDtypeStruct, update: Any, param: Any) -> NamedSharding:
         spec = tuple(spec_of(update))
         if shape.ndim < update.ndim:
-            is_placed = explicit_mesh(param) is not None
+            is_placed = collectives.explicit_mesh(param) is not None
             spec = tuple(spec_of(param)) if is_placed else spec[1:]
         elif shape.shape != update.shape:  # buckets, which devices may not share
             spec = (None, *spec[1:])

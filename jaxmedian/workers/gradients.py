@@ -98,6 +98,8 @@ def worker_value_and_grads(
         return map_workers(of_worker, batch, worker_chunk)
 
     def value_and_grads(params: Any, batch: Any) -> Any:
+        if collectives.explicit_mesh((batch, params)) is None:
+            return of_batch(batch, params)
         return explicit.on_automatic_axes(
             of_batch, explicit.place_by_worker, batch, params
         )

@@ -4,7 +4,6 @@ Measured from the call of a built step on: construction is left out. A change th
 a walk longer says in its message what it bought.
 """
 
-import jax
 import jax.numpy as jnp
 import pytest
 from walks import walk
@@ -23,7 +22,7 @@ def walk_of_step(transform, **options):
     params, batch = {"w": jnp.zeros(SIZE)}, jnp.ones((M, SIZE))
     step = jm.make_step(loss, transform, **options)
     state = transform.init(params)
-    return walk(lambda: jax.eval_shape(step, params, state, batch))
+    return walk(lambda: step.lower(params, state, batch))
 
 
 def walk_on_mesh(transform):
@@ -31,7 +30,7 @@ def walk_on_mesh(transform):
     mesh = jm.sharding.workers_mesh(2)
     step = jm.sharding.shard_step(loss, transform, mesh)
     state = transform.init(params)
-    return walk(lambda: jax.eval_shape(step, params, state, batch))
+    return walk(lambda: step.lower(params, state, batch))
 
 
 PACKED = {"ties": "random", "axis_name": "workers", "transport": "packed"}
