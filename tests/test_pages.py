@@ -137,3 +137,25 @@ def test_the_example_of_the_concepts_is_an_optimizer():
     grads, params = jnp.ones((3, 2)), jnp.zeros(2)
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
     np.testing.assert_array_equal(updates, np.float32([-0.01, -0.01]))
+
+
+def test_the_page_on_noise_survives_its_own_example():
+    page = "noise.md"
+    namespace = run_blocks(page)
+    text = (PAGES / page).read_text(encoding="utf-8")
+    (said,) = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
+    ends = namespace["ends"]
+    assert len(said.splitlines()) == len(ends)
+    for line in said.splitlines():
+        name, *written = re.fullmatch(r"(.*?)" + r" +(\S+)" * 4, line).groups()
+        np.testing.assert_allclose(ends[name], np.float64(written), atol=0.1)
+    # Exact: the noise-free rules stop at the median, unbiased medians at the mean. What
+    # is left at the end of the decay of the rate r is sqrt(r V / 2) at r = 2e-3 at most,
+    # with V = 5.91 and 20 * 5.91 in units of the curvatures 1 and 20.
+    np.testing.assert_allclose(ends["none"], 2, atol=0.02)
+    errors = np.abs(ends["unbiased()"][:2] - 13 / 3)
+    assert (errors < 5 * np.sqrt(2e-3 * 5.91 / 2 * np.array([1, 20]))).all()
+    assert namespace["at_start"].scale == 0 and len(namespace["said"]) == 1
+    assert namespace["best"].scale > 0
+    variance = np.ptp(namespace["share"] * namespace["values"]) ** 2 / 4  # at most
+    assert abs(namespace["estimate"] + 1.4 / 13) < 5 * np.sqrt(variance / 10_000)

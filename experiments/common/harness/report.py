@@ -19,7 +19,12 @@ from typing import Any
 
 ROOT = Path(__file__).parents[3]
 RECORDS = ROOT / "experiments" / "records"
-PAGES = ("README.md", "experiments/README.md")
+PAGES = (
+    "README.md",
+    "notebooks/pages/benchmark.md",
+    "notebooks/pages/claims.md",
+    "experiments/README.md",
+)
 
 _FIGURE = re.compile(r"\{\{([\w-]+)/(.+?)(?: :(\S+))?\}\}")
 _TABLE = re.compile(r"<!-- table (\S+) -->\n(.*?)<!-- end -->\n", re.DOTALL)
