@@ -150,12 +150,16 @@ def test_the_page_on_noise_survives_its_own_example():
         name, *written = re.fullmatch(r"(.*?)" + r" +(\S+)" * 4, line).groups()
         np.testing.assert_allclose(ends[name], np.float64(written), atol=0.1)
     # Exact: the noise-free rules stop at the median, unbiased medians at the mean. What
-    # is left at the end of the decay of the rate r is sqrt(r V / 2) at r = 2e-3 at most,
-    # with V = 5.91 and 20 * 5.91 in units of the curvatures 1 and 20.
+    # is left there, before the rate r decays from 2e-3, is sqrt(r V / 2), V the variance
+    # of the median: 5.91, times the curvatures 1 and 20.
     np.testing.assert_allclose(ends["none"], 2, atol=0.02)
     errors = np.abs(ends["unbiased()"][:2] - 13 / 3)
     assert (errors < 5 * np.sqrt(2e-3 * 5.91 / 2 * np.array([1, 20]))).all()
-    assert namespace["at_start"].scale == 0 and len(namespace["said"]) == 1
+    assert namespace["at_start"].scale == 0
+    assert len(namespace["said"]) == 1
     assert namespace["best"].scale > 0
-    variance = np.ptp(namespace["share"] * namespace["values"]) ** 2 / 4  # at most
-    assert abs(namespace["estimate"] + 1.4 / 13) < 5 * np.sqrt(variance / 10_000)
+    theory, values = namespace["jm"].theory, namespace["share"] * namespace["values"]
+    scale = theory.unbiased_scale(values, mean_only=True)
+    noise = namespace["jm"].noise.uniform(scale, "systematic")
+    mean, variance = theory.median_moments(values, noise)
+    assert abs(namespace["estimate"] - mean) < 5 * np.sqrt(variance / 10_000)

@@ -1,4 +1,4 @@
-"""Hostile and broken workers: worker transforms that replace the rows of some of them.
+"""Byzantine attacks: worker transforms that replace the rows of hostile workers.
 
 Each stands in a chain before the aggregator, runs inside jit, and takes ``workers``:
 the numbers of the hostile, or how many to draw anew each step with a ``key``.

@@ -1,4 +1,4 @@
-"""Who is hostile, and what the hostile may know: the part all attacks share.
+"""Replace the rows of Byzantine workers: which they are, and what they may know.
 
 An attack is a worker transform that replaces the rows of some workers by what its
 formula makes of the rows of the others. The hostile are either the same all along, or

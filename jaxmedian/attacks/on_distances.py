@@ -1,4 +1,4 @@
-"""Attacks on rules that look at distances: hostile, but no farther than the honest.
+"""Byzantine attacks on distance-based rules (min-max, min-sum): no farther than honest.
 
     min_max     no farther from any honest worker than two of them from each other
     min_sum     summed squared distances no larger than some honest worker's

@@ -1,4 +1,4 @@
-"""Attacks on means and medians: what the hostile send in place of a gradient.
+"""Byzantine attacks on means and medians: what is sent in place of a gradient.
 
     sign_flip                       -mean(honest)
     inner_product_manipulation      -scale mean(honest)

@@ -1,4 +1,4 @@
-"""An attack on data: some workers learn from labels turned round."""
+"""Label flipping: a Byzantine attack on the data, in which classes are reversed."""
 
 import functools
 from collections.abc import Callable

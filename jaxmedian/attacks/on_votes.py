@@ -1,4 +1,4 @@
-"""Attacks on the vote: lie where it decides, and nowhere else.
+"""Byzantine attacks on the majority vote: lie where a vote decides, and only there.
 
 A vote forgets by how much a worker is wrong, so a hostile worker has one choice in each
 coordinate: tell the truth, or lie. Both attacks here lie against the mean gradient of

@@ -1,4 +1,4 @@
-"""Attacks that try their strength on the aggregator before they use it."""
+"""Search the scale of a Byzantine attack that harms a given aggregator most."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

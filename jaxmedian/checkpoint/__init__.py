@@ -1,4 +1,4 @@
-"""Checkpoints: all that a killed run needs to end with the bits of an unbroken one.
+"""Save and restore checkpoints: a killed run ends with the bits of an unbroken one.
 
 A checkpoint holds the parameters, the optimizer's state (keys and counts included) and
 the step; that of `jaxmedian.run` also the metrics so far, and which run it is. It holds

@@ -1,4 +1,4 @@
-"""One writer a folder: a lock that the operating system gives up with its process."""
+"""Lock a folder for one writer, by a file lock that ends with its process."""
 
 import contextlib
 import os

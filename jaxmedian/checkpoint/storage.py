@@ -1,4 +1,4 @@
-"""Arrays and notes in a folder, whole or not at all: the only file that knows orbax.
+"""Write arrays and notes to a folder atomically: the only file that knows orbax.
 
     FOLDER/<step>/arrays  one array a name, global over all devices and processes
     FOLDER/<step>/notes   JSON, with a checksum of itself and of every array

@@ -1,4 +1,4 @@
-"""One vote a worker and coordinate, and how a tally of them ends: the table of votes.
+"""Cast and count votes per worker and coordinate, and decide ties: the table of votes.
 
 The elementwise half of a majority vote. `kernels.voting` counts votes without ever
 storing them; here they are arrays, for bits that travel and for leaves too small to be

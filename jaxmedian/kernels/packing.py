@@ -1,4 +1,4 @@
-"""Eight votes a byte: what a one-bit message is on the wire.
+"""Pack one-bit votes, eight a byte, and unpack them: the message on the wire.
 
 Bits are packed along a *leading* axis: the coordinates ``[d]`` are read as ``[8, d /
 8]`` and bit k of byte j is coordinate k d/8 + j. Shifts and adds of whole rows then do

@@ -1,4 +1,4 @@
-"""Add up one row a worker, in blocks: the loop behind every tally and every mean.
+"""Sum rows over workers in blocks: the loop behind every tally and every mean.
 
 XLA on CPU reduces over a leading axis 20 to 50 times slower than it adds whole rows,
 and one expression over many rows is slow to compile and to run. So rows are computed

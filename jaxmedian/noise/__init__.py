@@ -2,7 +2,7 @@
 
 Noisy signSGD and noisy medianSGD (Algorithms 3 and 4 of Chen et al., NeurIPS 2020)
 replace worker i's gradient g_i by g_i + b * xi_i. A `Noise` says which xi and which b;
-it draws nothing itself: `jaxmedian.perturbation` resolves it against gradients and a
+it draws nothing itself: `jaxmedian.transforms` resolves it against gradients and a
 key, and `jaxmedian.theory` computes exact expectations from it.
 """
 

@@ -1,4 +1,4 @@
-"""The moves that all schemes share: a line of samples, a worker for each place.
+"""Group samples by worker: a line of samples, a worker for each place in it.
 
 A scheme lines the samples up (at random, or by label and at random inside a label) and
 names the worker of each place in the line; `group` collects each worker's samples into

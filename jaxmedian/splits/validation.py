@@ -1,4 +1,4 @@
-"""What the splits accept: labels, counts, numbers, each refused with its remedy.
+"""Validate arguments of splits: labels, counts, numbers, each refused with its remedy.
 
 Wrong types (a float where a count is meant, booleans, float labels) raise TypeError;
 wrong values (negative, NaN, two-dimensional labels) raise ValueError. Labels become

@@ -1,4 +1,4 @@
-"""What the functions of `jaxmedian.theory` accept: worker values, noise, middle ranks.
+"""Check arguments of `jaxmedian.theory`: worker values, noise, middle ranks.
 
 Values are ``[M, ...]``, worker axis first, and are flattened to ``[M, C]``, float64;
 results go back to the trailing shape, or to plain floats for ``[M]``. The scale of a

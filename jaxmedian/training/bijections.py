@@ -1,4 +1,4 @@
-"""Which samples a worker draws, computed in place: shuffled orders that nobody stores.
+"""Shuffle indices by bijections, one at a time: orders of samples that nobody stores.
 
 The order of a worker's n samples is a bijection of 0, ..., n - 1 that is evaluated
 where it is needed: the swap-or-not shuffle (Hoang, Morris & Rogaway, "An enciphering

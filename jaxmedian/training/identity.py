@@ -1,4 +1,4 @@
-"""What makes a run this one and no other: its keys, its chunk, its optimizer.
+"""Identify a run by its keys, chunk and optimizer, to refuse foreign checkpoints.
 
 An optax transformation is two closures. What they are called and which options they
 hold can be read off them; that they compute the same cannot. So an optimizer is known

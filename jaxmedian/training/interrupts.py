@@ -1,4 +1,4 @@
-"""Ctrl-C as a request: heard at any moment, heeded where a run can be resumed.
+"""Defer Ctrl-C (SIGINT) to the next moment at which a run can be resumed.
 
 Python raises KeyboardInterrupt between any two of its instructions, so also while a
 checkpoint is handed over or a buffer changes hands. Inside `deferred_interrupts` the

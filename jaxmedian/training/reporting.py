@@ -1,4 +1,4 @@
-"""What a run shows at a chunk edge: a call of ``on_chunk``, a progress bar."""
+"""Report metrics at each chunk edge: call ``on_chunk``, move the progress bar."""
 
 import contextlib
 import inspect

@@ -1,4 +1,4 @@
-"""What `run` does with checkpoints: it resumes its own and refuses any other.
+"""Resume a run from its own checkpoint, and refuse that of any other run.
 
 A run is known by what `jaxmedian.training.identity` lists and by the shapes of its
 state. The metrics of all edges so far travel along.

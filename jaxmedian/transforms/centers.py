@@ -1,4 +1,4 @@
-"""Robust centres of whole gradients: ``[M, ...] -> [...]``.
+"""Geometric median and centered clipping: robust aggregators of whole gradients.
 
 Both are means in which a worker far from the centre has its weight or its reach cut,
 over all coordinates at once. Rows that are not finite, or overflow when squared, have

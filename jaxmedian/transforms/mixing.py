@@ -1,4 +1,4 @@
-"""Worker transforms that make the honest alike before a rule sees them.
+"""Bucketing and nearest-neighbor mixing: average workers before a robust rule.
 
     nearest_neighbor_mixing   each worker becomes the mean of its neighbours
     bucketing                 random buckets of workers become their means

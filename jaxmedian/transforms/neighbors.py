@@ -1,4 +1,4 @@
-"""Rules that trust workers with close neighbours: ``[M, ...] -> [...]``.
+"""Krum and multi-Krum: Byzantine-robust aggregators by distances to near neighbours.
 
 A worker's score is the sum of its squared distances to its nearest neighbours. f
 hostile workers cannot be near enough others without being near the honest. Distances

@@ -1,10 +1,10 @@
-"""Rules that settle for a subset of the workers first: ``[M, ...] -> [...]``.
+"""Bulyan and the minimum-diameter mean: robust aggregators of a subset of workers.
 
     bulyan                  Krum's choice again and again, then coordinate by coordinate
     minimum_diameter_mean   the mean of the workers who are least far from each other
 
-Whom to choose is decided by M x M distances, in `kernels.subsets`. Workers who are not
-finite are infinitely far from everybody, and are never chosen.
+Whom to choose is decided by M x M distances, in `kernels.combinations`. Workers who are
+not finite are infinitely far from everybody, and are never chosen.
 """
 
 import jax

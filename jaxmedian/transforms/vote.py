@@ -38,7 +38,10 @@ def majority_vote(
     For odd M it is the sign of the coordinate's median, wherever that is not 0. On
     heterogeneous data the median is not the mean: without noise, training may stop far
     from a stationary point of the average loss. Noise of a scale b above the spread of
-    the workers' gradients repairs that, at one bit a coordinate and worker.
+    the workers' gradients repairs that, at one bit a coordinate and worker. It also
+    moves, at random, coordinates whose gradients are 0: frozen layers, for which
+    `optax.masked(optax.set_to_zero(), frozen)` belongs behind the vote, and all of them
+    where `optax.MultiSteps` within `per_worker` accumulates before it.
 
     Noise moves every coordinate, also one without any gradient: frozen layers,
     statistics, rows of an embedding that no batch has seen. Keep those out of the

@@ -36,9 +36,7 @@ def test_every_public_name_has_a_runnable_example(path):
 
 def test_the_table_of_concepts_names_everything_on_the_front_page():
     table = (API / "index.md").read_text()
-    missing = [
-        name for name in jm.__all__ if not re.search(rf"`(jm\.)?{name}`", table)
-    ]
+    missing = [name for name in jm.__all__ if not re.search(rf"`(jm\.)?{name}`", table)]
     assert not missing
 
 

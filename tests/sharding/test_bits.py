@@ -354,6 +354,22 @@ def test_parameters_may_be_sharded_over_an_automatic_second_axis():
     )
 
 
+def test_plain_jit_needs_no_axis_name_on_a_mesh_of_automatic_axes():
+    mesh = mesh_of(4)
+    grads = awkward(8, 32)
+    spread_grads = jax.device_put(grads, jax.NamedSharding(mesh, P(WORKERS)))
+    noise = jm.noise.uniform(1.0, "systematic")
+    for rule in (
+        jm.majority_vote(noise, key=0),
+        jm.coordinate_median(noise, key=0),
+        jm.coordinate_median(jm.noise.unbiased(), key=0),
+    ):
+        update = jax.jit(rule.update)
+        updates, _ = update(spread_grads, rule.init(jnp.zeros(32)), jnp.zeros(32))
+        alone, _ = update(grads, rule.init(jnp.zeros(32)), jnp.zeros(32))
+        np.testing.assert_array_equal(updates, alone)
+
+
 def test_the_same_transforms_run_under_pmap():
     values = awkward(8, 12)
 
