@@ -92,7 +92,8 @@ def sources() -> dict[str, str]:
     for pattern in ("experiments/*/**/*.md", "experiments/**/*.png"):
         for path in sorted(ROOT.glob(pattern)):
             name = path.relative_to(ROOT).as_posix()
-            found[name] = name
+            if not name.startswith("experiments/records/"):  # a template of tables
+                found[name] = name
     return found
 
 

@@ -150,8 +150,8 @@ def test_the_page_on_noise_survives_its_own_example():
         name, *written = re.fullmatch(r"(.*?)" + r" +(\S+)" * 4, line).groups()
         np.testing.assert_allclose(ends[name], np.float64(written), atol=0.1)
     # Exact: the noise-free rules stop at the median, unbiased medians at the mean. What
-    # is left there, before the rate r decays from 2e-3, is sqrt(r V / 2), V the variance
-    # of the median: 5.91, times the curvatures 1 and 20.
+    # is left there, before the rate r decays from 2e-3, is sqrt(r V / 2), with V the
+    # variance of the median: 5.91, times the curvatures 1 and 20.
     np.testing.assert_allclose(ends["none"], 2, atol=0.02)
     errors = np.abs(ends["unbiased()"][:2] - 13 / 3)
     assert (errors < 5 * np.sqrt(2e-3 * 5.91 / 2 * np.array([1, 20]))).all()

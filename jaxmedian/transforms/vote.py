@@ -92,6 +92,10 @@ def majority_vote(
     References:
       Bernstein et al., signSGD with Majority Vote, ICLR 2019.
       Chen et al., NeurIPS 2020, Algorithms 1 and 3. https://arxiv.org/abs/1906.01736
+      Noise on signs elsewhere: Wen et al., TernGrad, NeurIPS 2017
+      (https://arxiv.org/abs/1705.07878); Suresh et al., Correlated Quantization, ICML
+      2022, whose coupling the systematic one is; Tang et al., z-SignFedAvg, AAAI 2024
+      (https://arxiv.org/abs/2302.02589); Jin and Dai, ICML 2025.
     """
     check_option("ties", ties, ballots.TIE_RULES)
     check_option("transport", transport, TRANSPORTS)
