@@ -7,7 +7,7 @@ compile time and peak memory. torch and ByzFL are compared with where they are
 installed.
 
     python -m experiments benchmark                  every M and d
-    python -m experiments benchmark --preset readme  the README's table
+    python -m experiments benchmark --preset readme  the table of pages/benchmark.md
     python -m experiments benchmark --preset quick   M = 11 and 51, d = 100,000
 
 Times are noisy; the ratios are what to quote. summary.json names the device.
