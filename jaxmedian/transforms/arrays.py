@@ -2,8 +2,10 @@
 
 The same kernels as `jaxmedian.coordinate_median` and `jaxmedian.majority_vote`, for
 an array with the workers along any axis. They do not know trees, steps or meshes.
+Outside jit they are compiled once per shape and setting, whatever key and scale.
 """
 
+import dataclasses
 import math
 import operator
 from collections.abc import Sequence
@@ -49,7 +51,8 @@ def median(
     >>> jm.median(jnp.array([3., 1., 2., 10.])).item()
     2.5
     """
-    return _aggregate(coordinate_median(even=even), "median", x, axis, mask)
+    coordinate_median(even=even)  # checks the option
+    return _aggregate("median", x, axis, mask, even)
 
 
 def vote(
@@ -72,7 +75,8 @@ def vote(
         False do not vote.
 
     Returns:
-      -1, 0 or +1 in the dtype of x and its shape without the axis.
+      -1, 0 or +1 in the dtype of x and its shape without the axis; its derivative by x
+      is 0.
 
     Raises:
       ValueError: for a bad axis, option, key or mask. TypeError: if x is not floating
@@ -82,7 +86,8 @@ def vote(
     >>> jm.vote(jnp.array([[3., -1.], [1., -2.], [-8., 0.]])).tolist()
     [1.0, -1.0]
     """
-    return _aggregate(majority_vote(key=key, ties=ties), "vote", x, axis, mask)
+    majority_vote(key=key, ties=ties)  # checks key and option
+    return _aggregate("vote", x, axis, mask, ties, key=key)
 
 
 def perturbed_median(
@@ -120,16 +125,24 @@ def perturbed_median(
     >>> abs(estimate.mean().item() - 4.288) < 0.25  # the mean is 4.333, the median 2
     True
     """
-    aggregator = coordinate_median(noise, key, even=even)
+    coordinate_median(noise, key, even=even)  # checks noise, key and option
     if keeps_state(noise):
         raise ValueError(
             '`perturbed_median` has no state, in which `per_coordinate(..., "rms")` '
             'keeps running mean squares: use "sd", "range" or "mad".'
         )
-    return _aggregate(aggregator, "perturbed_median", x, axis, None)
+    return _aggregate("perturbed_median", x, axis, None, even, noise, key)
 
 
-def _aggregate(aggregator: Any, name: str, x: Any, axis: Axis, mask: Any) -> jax.Array:
+def _aggregate(
+    name: str,
+    x: Any,
+    axis: Axis,
+    mask: Any,
+    option: str,
+    noise: Noise | None = None,
+    key: keys.Key | None = None,
+) -> jax.Array:
     """Runs the first update of an aggregator on one array."""
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -153,9 +166,41 @@ def _aggregate(aggregator: Any, name: str, x: Any, axis: Axis, mask: Any) -> jax
     population_of(
         name, rows, template, worker_mask=mask
     )  # errors in this function's name
+    rng_key = None if key is None else keys.as_threefry_key(key)
+    scale, description = None, noise
+    if noise is not None and isinstance(noise.scale, int | float | jax.Array):
+        scale, description = noise.scale, dataclasses.replace(noise, scale=0.0)
+    try:
+        hash(description)
+    except TypeError:  # an array inside the scale
+        update = _first_update
+    else:
+        update = _compiled_first_update
+    return update(name, option, description, scale, rng_key, rows, mask)
+
+
+def _first_update(
+    name: str,
+    option: str,
+    noise: Noise | None,
+    scale: jax.Array | float | None,
+    rng_key: jax.Array | None,
+    rows: jax.Array,
+    mask: jax.Array | None,
+) -> jax.Array:
+    """Aggregates rows ``[M, ...]``; a scale that is a number is an argument."""
+    if noise is not None and scale is not None:
+        noise = dataclasses.replace(noise, scale=jnp.asarray(scale))
+    if name == "vote":
+        aggregator = majority_vote(noise, rng_key, ties=option)
+    else:
+        aggregator = coordinate_median(noise, rng_key, even=option)
+    template = jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)
     state = aggregator.init(template)
-    result, _ = aggregator.update(rows, state, template, worker_mask=mask)
-    return result
+    return aggregator.update(rows, state, template, worker_mask=mask)[0]
+
+
+_compiled_first_update = jax.jit(_first_update, static_argnums=(0, 1, 2))
 
 
 def _as_axes(name: str, axis: Axis, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxmedian.kernels.rows import working_dtype
@@ -187,7 +188,7 @@ def _scales(
         return relative_scales(scale, leaves, population), after
     if not isinstance(scale, PerCoordinate):
         value = _number("scale of the noise", scale, state.count)
-        wide = [jnp.promote_types(leaf.dtype, jnp.float32) for leaf in leaves]
+        wide = [np.promote_types(leaf.dtype, np.float32) for leaf in leaves]
         return [value.astype(dtype) for dtype in wide], after
     factor = _number("factor of the noise", scale.factor, state.count)
     if not isinstance(state, RunningScaleState):

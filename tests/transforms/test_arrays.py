@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import reference
 from harness import awkward, first_update
@@ -176,3 +177,39 @@ def test_options_are_checked():
         jm.vote(jnp.ones(3), ties="random")
     with pytest.raises(ValueError, match="`key` but nothing to draw"):
         jm.vote(jnp.ones(3), key=0)
+
+
+# --- outside jit ----------------------------------------------------------------------
+
+
+def test_equal_calls_outside_jit_are_compiled_once(caplog):
+    """Other values, keys and scales are arguments of the same program."""
+    x = np.random.default_rng(0).normal(size=(5, 37)).astype(np.float32)
+    calls = [
+        lambda i: jm.vote(x + i, key=i, ties="random"),
+        lambda i: jm.median(x * i),
+        lambda i: jm.perturbed_median(x, jm.noise.gaussian(float(i)), i),
+        lambda i: jm.perturbed_median(x, jm.noise.unbiased(), i),
+    ]
+    for call in calls:
+        with jax.log_compiles():
+            call(1)
+            assert [r for r in caplog.records if "Compiling" in r.getMessage()]
+            caplog.clear()
+            call(2)
+            call(3)
+            assert not [r for r in caplog.records if "Compiling" in r.getMessage()]
+
+
+def test_outside_jit_the_numbers_are_those_inside():
+    x = np.random.default_rng(0).normal(size=(6, 50)).astype(np.float32)
+    for noise in (
+        jm.noise.gaussian(0.5),
+        jm.noise.uniform(jnp.float32(0.5), "systematic"),
+        jm.noise.logistic(optax.constant_schedule(0.5)),
+        jm.noise.laplace(jm.noise.relative(jnp.float32(0.5))),
+        jm.noise.gaussian(jm.noise.per_coordinate(1.0, "sd")),
+    ):
+        eager = jm.perturbed_median(x, noise, 3)
+        jitted = jax.jit(lambda x, noise=noise: jm.perturbed_median(x, noise, 3))(x)
+        np.testing.assert_allclose(eager, jitted, rtol=2e-7, atol=1e-7)
