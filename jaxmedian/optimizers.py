@@ -15,11 +15,13 @@ from typing import Any
 import jax
 import optax
 
+from jaxmedian.kernels.ballots import TieRule
+from jaxmedian.kernels.selection import EvenRule
 from jaxmedian.noise import Noise
 from jaxmedian.noise.keys import Key
 from jaxmedian.transforms.median import coordinate_median
 from jaxmedian.transforms.memory import interpolate_momentum
-from jaxmedian.transforms.vote import majority_vote
+from jaxmedian.transforms.vote import Transport, majority_vote
 from jaxmedian.workers.collectives import AxisName
 from jaxmedian.workers.population import check_aggregated
 
@@ -28,9 +30,9 @@ def sign_sgd(
     learning_rate: optax.ScalarOrSchedule,
     *,
     key: Key | None = None,
-    ties: str = "zero",
+    ties: TieRule = "zero",
     axis_name: AxisName | None = None,
-    transport: str = "tally",
+    transport: Transport = "tally",
 ) -> optax.GradientTransformationExtraArgs:
     """Builds signSGD with majority vote (Algorithm 1 of the paper).
 
@@ -64,9 +66,9 @@ def noisy_sign_sgd(
     noise: Noise,
     key: Key,
     *,
-    ties: str = "zero",
+    ties: TieRule = "zero",
     axis_name: AxisName | None = None,
-    transport: str = "tally",
+    transport: Transport = "tally",
 ) -> optax.GradientTransformationExtraArgs:
     """Builds Noisy signSGD (Algorithm 3): the vote that follows the mean.
 
@@ -97,7 +99,7 @@ def noisy_sign_sgd(
 def median_sgd(
     learning_rate: optax.ScalarOrSchedule,
     *,
-    even: str = "midpoint",
+    even: EvenRule = "midpoint",
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Builds medianSGD (Algorithm 2 of the paper).
@@ -130,7 +132,7 @@ def noisy_median_sgd(
     noise: Noise,
     key: Key,
     *,
-    even: str = "midpoint",
+    even: EvenRule = "midpoint",
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Builds Noisy medianSGD (Algorithm 4): the median that follows the mean.

@@ -205,7 +205,7 @@ def _sizes(
     start: jax.Array,
     rates: jax.Array,
     num_steps: int,
-    kind: tuple[str, str, str],
+    kind: tuple[str, str, jm.noise.Coupling],
 ) -> jax.Array:
     """Runs the library: the size of the mean gradient at steps 1 to T, [T, seeds, T].
 

@@ -95,7 +95,7 @@ PRESETS = {
 
 # Curve -> split, coupling, noise. Without noise the factor is 0, which is exactly the
 # plain vote, so that three curves are one compiled program.
-_CURVES = {
+_CURVES: dict[str, tuple[str, jm.noise.Coupling, bool]] = {
     "iid, no noise": ("iid", "independent", False),
     "by label, no noise": ("by label", "independent", False),
     "by label, noisy": ("by label", "independent", True),
@@ -169,7 +169,7 @@ def step_schedule(config: Config) -> optax.Schedule:
     )
 
 
-def _trainer(config: Config, problem: Problem, coupling: str) -> Any:
+def _trainer(config: Config, problem: Problem, coupling: jm.noise.Coupling) -> Any:
     schedule = step_schedule(config)
 
     def build(key: jax.Array, factor: jax.Array) -> optax.GradientTransformation:

@@ -93,7 +93,7 @@ def families(config: Config) -> dict[str, Family]:
         return optax.chain(jm.worker_mean(), optax.sgd(config.mean_rate))
 
     def vote(
-        key: Any, scale: Any, coupling: str = "independent"
+        key: Any, scale: Any, coupling: jm.noise.Coupling = "independent"
     ) -> optax.GradientTransformation:
         noise = jm.noise.gaussian(scale, coupling)
         return jm.noisy_sign_sgd(config.vote_rate, noise, key)

@@ -95,7 +95,7 @@ class Setting(NamedTuple):
     rule: str
     schedule: Schedule
     law: str
-    coupling: str
+    coupling: jm.noise.Coupling
     slope: float
     tolerance: float | None
     paper: bool = False
@@ -226,7 +226,7 @@ def _sums(
     centres: Any,
     start: Any,
     num_steps: int,
-    kind: tuple[str, str, str],
+    kind: tuple[str, str, jm.noise.Coupling],
 ) -> jax.Array:
     """Sums the squared gradients of steps 1 to T - 1 for each key; compiled by kind."""
     rule, law, coupling = kind

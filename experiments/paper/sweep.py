@@ -39,7 +39,7 @@ class Config(TrainingConfig):
     chunk: Count = 50
     scales: tuple[float, ...] = (0.0, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
     law: str = "gaussian"
-    coupling: str = "independent"
+    coupling: jm.noise.Coupling = "independent"
     learning_rate: float = 3e-3
 
 

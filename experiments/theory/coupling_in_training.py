@@ -118,7 +118,7 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
 
     def train(name: str) -> Cells:
         rule, m, law = rows[name]
-        accuracy = {}
+        accuracy: dict[str, Array] = {}
         for coupling in COUPLINGS:
             folder = part_folder(checkpoints, f"{name}, {coupling}")
             runs = _train(config, problem, splits[m], rule, law, coupling, folder)
@@ -158,7 +158,7 @@ def _train(
     split: jm.splits.Split,
     rule: str,
     law: str,
-    coupling: str,
+    coupling: jm.noise.Coupling,
     checkpoint: Path | None,
 ) -> Runs:
     optimizer = jm.noisy_sign_sgd if rule == "vote" else jm.noisy_median_sgd

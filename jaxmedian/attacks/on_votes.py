@@ -18,6 +18,7 @@ import optax
 
 from jaxmedian.attacks.byzantine import Scene, Workers, attack, check_key, check_workers
 from jaxmedian.kernels import ballots
+from jaxmedian.kernels.ballots import TieRule
 from jaxmedian.kernels.rows import add_up
 from jaxmedian.noise import Noise, keys
 from jaxmedian.transforms.draws import LeafDraws, check_noise, draw
@@ -83,7 +84,7 @@ def pivotal_votes(
     noise: Noise | None = None,
     key: keys.Key | None = None,
     *,
-    ties: str = "zero",
+    ties: TieRule = "zero",
     choice_key: keys.Key | None = None,
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -154,7 +155,7 @@ def pivotal_votes(
 
 
 def _pivotal_rows(
-    rows: jax.Array, draws: LeafDraws, scene: Scene, ties: str
+    rows: jax.Array, draws: LeafDraws, scene: Scene, ties: TieRule
 ) -> jax.Array:
     """Returns the rows of the local workers with the lies that decide."""
     votes = _cast(rows, draws, ties)
@@ -185,7 +186,7 @@ def _pivotal_rows(
     return jnp.where(here, _certain(lie, rows)[None], rows)
 
 
-def _cast(rows: jax.Array, draws: LeafDraws, ties: str) -> jax.Array:
+def _cast(rows: jax.Array, draws: LeafDraws, ties: TieRule) -> jax.Array:
     """Casts the true votes of the local workers, int8 ``[m, d]``."""
     return ballots.cast(rows, noise=draws.noise, ties=ties, zero_keys=draws.zero_keys)
 

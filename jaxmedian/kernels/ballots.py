@@ -5,7 +5,7 @@ storing them; here they are arrays, for bits that travel and for leaves too smal
 worth a kernel of their own.
 """
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,8 @@ from jaxmedian.kernels.rows import add_up
 from jaxmedian.noise import threefry
 from jaxmedian.noise.leaf_noise import LeafNoise
 
-TIE_RULES = ("zero", "random", "positive")
+TieRule = Literal["zero", "random", "positive"]
+TIE_RULES: tuple[TieRule, ...] = get_args(TieRule)
 TALLY_TYPES = (np.dtype(np.int8), np.dtype(np.int32))
 
 
@@ -24,7 +25,7 @@ def cast(
     rows: jax.Array,
     *,
     noise: LeafNoise | None,
-    ties: str,
+    ties: TieRule,
     zero_keys: jax.Array | None,
 ) -> jax.Array:
     """Casts the vote of each worker on each coordinate.
@@ -64,7 +65,7 @@ def sign_or(values: jax.Array, unsigned: jax.Array | np.integer) -> jax.Array:
 def decide(
     tally: jax.Array,
     *,
-    ties: str,
+    ties: TieRule,
     tie_bits: jax.Array | None,
     anybody: jax.Array | None,
 ) -> jax.Array:
@@ -97,7 +98,7 @@ def count_votes(
     rows: jax.Array,
     *,
     noise: LeafNoise | None,
-    ties: str,
+    ties: TieRule,
     zero_keys: jax.Array | None,
     present: jax.Array | None,
     weights: jax.Array | None = None,

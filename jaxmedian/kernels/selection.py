@@ -13,7 +13,7 @@ Only ranks are decided here; ties do not matter to a median. Noise is drawn by
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,8 @@ from jaxmedian.kernels.tiles import map_tiles
 from jaxmedian.noise import threefry
 from jaxmedian.noise.leaf_noise import LeafNoise
 
-EVEN_RULES = ("midpoint", "lower", "upper")
+EvenRule = Literal["midpoint", "lower", "upper"]
+EVEN_RULES: tuple[EvenRule, ...] = get_args(EvenRule)
 
 # What decides between the plans: nanoseconds a number (and seconds to compile) of
 #
@@ -82,7 +83,7 @@ def median_of_rows(
     rows: jax.Array,
     *,
     noise: LeafNoise | None,
-    even: str,
+    even: EvenRule,
     present: jax.Array | None,
 ) -> jax.Array:
     """Computes median_i(g_i + b xi_i) coordinate by coordinate.
@@ -109,7 +110,7 @@ def median_of_rows(
 
 
 def _fused_median(
-    rows: jax.Array, noise: LeafNoise | None, even: str, present: jax.Array | None
+    rows: jax.Array, noise: LeafNoise | None, even: EvenRule, present: jax.Array | None
 ) -> jax.Array:
     """Leaves it to XLA to melt noise and network into one pass over the rows."""
     positions = threefry.positions(rows.shape[1])
@@ -128,7 +129,7 @@ def _fused_median(
 def _tiled_median(
     rows: jax.Array,
     noise: LeafNoise | None,
-    even: str,
+    even: EvenRule,
     present: jax.Array | None,
     network: bool,
     keys_per_tile: int,
@@ -165,7 +166,7 @@ def _tiled_median(
 def middle(
     select: Callable[[tuple[int, ...]], list[jax.Array]],
     num_workers: int,
-    even: str,
+    even: EvenRule,
     present: jax.Array | None,
     dtype: jnp.dtype,
 ) -> jax.Array:

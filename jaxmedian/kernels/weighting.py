@@ -20,7 +20,9 @@ from jaxmedian.kernels.tiles import map_tiles
 Fits = Callable[[jax.Array], jax.Array]  # weight below a value -> whether it may be
 
 
-def median_of_rows(rows: jax.Array, weights: jax.Array, even: str) -> jax.Array:
+def median_of_rows(
+    rows: jax.Array, weights: jax.Array, even: selection.EvenRule
+) -> jax.Array:
     """Computes the weighted median of each coordinate.
 
     Args:

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -30,9 +30,12 @@ __all__ = [
     "unbiased",
 ]
 
-COUPLINGS = ("independent", "systematic")
-STATISTICS = ("max", "median")
-COORDINATE_STATISTICS = ("sd", "range", "mad", "rms", "unbiased")
+Coupling = Literal["independent", "systematic"]
+COUPLINGS: tuple[Coupling, ...] = get_args(Coupling)
+Statistic = Literal["max", "median"]
+STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
+CoordinateStatistic = Literal["sd", "range", "mad", "rms", "unbiased"]
+COORDINATE_STATISTICS: tuple[CoordinateStatistic, ...] = get_args(CoordinateStatistic)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Relative:
     """
 
     factor: float | jax.Array
-    statistic: str = "max"
+    statistic: Statistic = "max"
 
 
 Schedule = Callable[[Any], Any]
@@ -69,7 +72,7 @@ class PerCoordinate:
     """
 
     factor: float | jax.Array | Schedule
-    statistic: str
+    statistic: CoordinateStatistic
     every: int = 1
     decay: float = 0.99
 
@@ -98,7 +101,7 @@ class Noise:
 
     law: str
     scale: Scale
-    coupling: str = "independent"
+    coupling: Coupling = "independent"
 
     def __post_init__(self) -> None:
         if self.law not in LAWS:
@@ -142,7 +145,7 @@ class Noise:
         return self._law.quantile(p)
 
 
-def gaussian(scale: Scale, coupling: str = "independent") -> Noise:
+def gaussian(scale: Scale, coupling: Coupling = "independent") -> Noise:
     """Describes Gaussian noise of standard deviation ``scale``, as in the paper.
 
     Args:
@@ -167,7 +170,7 @@ def gaussian(scale: Scale, coupling: str = "independent") -> Noise:
     return Noise("gaussian", scale, coupling)
 
 
-def laplace(scale: Scale, coupling: str = "independent") -> Noise:
+def laplace(scale: Scale, coupling: Coupling = "independent") -> Noise:
     """Describes Laplace noise of standard deviation ``scale``; see `gaussian`.
 
     Its density has a kink at 0, which costs an order in how fast the median's law turns
@@ -179,7 +182,7 @@ def laplace(scale: Scale, coupling: str = "independent") -> Noise:
     return Noise("laplace", scale, coupling)
 
 
-def logistic(scale: Scale, coupling: str = "independent") -> Noise:
+def logistic(scale: Scale, coupling: Coupling = "independent") -> Noise:
     """Describes logistic noise of standard deviation ``scale``; see `gaussian`.
 
     >>> logistic(0.01).law
@@ -188,7 +191,7 @@ def logistic(scale: Scale, coupling: str = "independent") -> Noise:
     return Noise("logistic", scale, coupling)
 
 
-def uniform(scale: Scale, coupling: str = "independent") -> Noise:
+def uniform(scale: Scale, coupling: Coupling = "independent") -> Noise:
     """Describes uniform noise on [-sqrt(3) scale, sqrt(3) scale]; see `gaussian`.
 
     The cheapest law, and the one whose expected vote *count* is exactly proportional to
@@ -200,7 +203,7 @@ def uniform(scale: Scale, coupling: str = "independent") -> Noise:
     return Noise("uniform", scale, coupling)
 
 
-def relative(factor: float | jax.Array, statistic: str = "max") -> Relative:
+def relative(factor: float | jax.Array, statistic: Statistic = "max") -> Relative:
     """Scales noise by the gradients at hand, per leaf and step.
 
     b = factor * max over workers of max|g_i| ("max", the paper's CIFAR-10 rule), or
@@ -231,7 +234,7 @@ def relative(factor: float | jax.Array, statistic: str = "max") -> Relative:
 
 def per_coordinate(
     factor: float | jax.Array | Schedule,
-    statistic: str,
+    statistic: CoordinateStatistic,
     *,
     every: int = 1,
     decay: float = 0.99,

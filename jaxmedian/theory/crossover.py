@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from jaxmedian.noise import COUPLINGS, Noise
+from jaxmedian.noise import COUPLINGS, Coupling, Noise
 from jaxmedian.theory.arguments import Array, check_noise, choice, worker_values
 from jaxmedian.theory.hostile import hostile_median_error, hostile_vote
 from jaxmedian.theory.vote_law import VoteProbability
@@ -104,5 +104,5 @@ def _achieved(u: Array, noise: Noise, f: int, rule: str, even: str) -> float:
     return right_votes(u.mean(axis=0), hostile_vote(u, noise, f))
 
 
-def _coupled(noise: Noise, coupling: str) -> Noise:
+def _coupled(noise: Noise, coupling: Coupling) -> Noise:
     return Noise(noise.law, noise.scale, coupling)

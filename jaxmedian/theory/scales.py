@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from jaxmedian.noise import COUPLINGS, Noise
+from jaxmedian.noise import COUPLINGS, Coupling, Noise
 from jaxmedian.noise.laws import LAWS
 from jaxmedian.theory.arguments import Array, choice, middle_ranks, worker_values
 from jaxmedian.theory.hostile import (
@@ -56,7 +56,7 @@ class BestScale(NamedTuple):
     """
 
     scale: float
-    coupling: str
+    coupling: Coupling
     value: float
     independent: ScaleChoice
     systematic: ScaleChoice
@@ -193,7 +193,7 @@ def _warn_of_no_noise(u: Array) -> None:
 
 
 def _wrongness(
-    u: Array, mean: Array, law: str, coupling: str, rule: str, f: int
+    u: Array, mean: Array, law: str, coupling: Coupling, rule: str, f: int
 ) -> _Problem:
     """Returns b -> minus the mean chance of the right sign, or minus the descent."""
     against = np.where(mean < 0, 1, -1)
@@ -218,7 +218,7 @@ def _wrongness(
 
 
 def _errors(
-    u: Array, mean: Array, law: str, even: str, coupling: str, f: int
+    u: Array, mean: Array, law: str, even: str, coupling: Coupling, f: int
 ) -> _Problem:
     """Returns b -> mean squared error of the median under the worst attack."""
     num_workers, coordinates = len(u) + f, u.shape[1]

@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxmedian.kernels.ballots import TieRule
+from jaxmedian.kernels.selection import EvenRule
 from jaxmedian.noise import Noise, keys
 from jaxmedian.transforms.draws import keeps_state
 from jaxmedian.transforms.median import coordinate_median
@@ -27,7 +29,7 @@ def median(
     x: jax.Array,
     axis: Axis = 0,
     *,
-    even: str = "midpoint",
+    even: EvenRule = "midpoint",
     mask: jax.Array | None = None,
 ) -> jax.Array:
     """Computes the median along an axis: `jnp.median`, many times faster for few rows.
@@ -59,7 +61,7 @@ def vote(
     x: jax.Array,
     axis: Axis = 0,
     *,
-    ties: str = "zero",
+    ties: TieRule = "zero",
     key: keys.Key | None = None,
     mask: jax.Array | None = None,
 ) -> jax.Array:
@@ -96,7 +98,7 @@ def perturbed_median(
     key: keys.Key,
     axis: Axis = 0,
     *,
-    even: str = "midpoint",
+    even: EvenRule = "midpoint",
 ) -> jax.Array:
     """Estimates the mean along an axis by the median after noise.
 
@@ -139,7 +141,7 @@ def _aggregate(
     x: Any,
     axis: Axis,
     mask: Any,
-    option: str,
+    option: Any,
     noise: Noise | None = None,
     key: keys.Key | None = None,
 ) -> jax.Array:
@@ -181,7 +183,7 @@ def _aggregate(
 
 def _first_update(
     name: str,
-    option: str,
+    option: Any,
     noise: Noise | None,
     scale: jax.Array | float | None,
     rng_key: jax.Array | None,

@@ -5,7 +5,7 @@ over all coordinates at once. Rows that are not finite, or overflow when squared
 no weight.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,8 @@ from jaxmedian.transforms.whole_gradients import (
 from jaxmedian.workers.checks import check_count, check_radius, static_hint
 from jaxmedian.workers.collectives import AxisName
 
-STARTS = ("mean", "zeros")
+Start = Literal["mean", "zeros"]
+STARTS: tuple[Start, ...] = get_args(Start)
 
 
 def geometric_median(
@@ -30,7 +31,7 @@ def geometric_median(
     tolerance: float = 1e-6,
     max_steps: int = 100,
     *,
-    start: str = "mean",
+    start: Start = "mean",
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Finds the point of the least summed distance: ``[M, ...] -> [...]``.

@@ -17,7 +17,7 @@ def coordinate_median(
     noise: Noise | None = None,
     key: keys.Key | None = None,
     *,
-    even: str = "midpoint",
+    even: selection.EvenRule = "midpoint",
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Takes the median over workers of each coordinate: ``[M, ...] -> [...]``.

@@ -5,6 +5,8 @@ On one device votes are counted and decided. Over a mesh they travel as sums of 
 each device then decides the votes on one slice of the coordinates.
 """
 
+from typing import Literal, get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,16 +22,17 @@ from jaxmedian.workers.checks import check_option
 from jaxmedian.workers.collectives import AxisName
 from jaxmedian.workers.population import Population
 
-TRANSPORTS = ("tally", "packed")
+Transport = Literal["tally", "packed"]
+TRANSPORTS: tuple[Transport, ...] = get_args(Transport)
 
 
 def majority_vote(
     noise: Noise | None = None,
     key: keys.Key | None = None,
     *,
-    ties: str = "zero",
+    ties: ballots.TieRule = "zero",
     axis_name: AxisName | None = None,
-    transport: str = "tally",
+    transport: Transport = "tally",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Lets workers vote on the sign of each coordinate: ``[M, ...] -> [...]``.
 
@@ -150,7 +153,7 @@ def majority_vote(
 
 
 def count_locally(
-    rows: jax.Array, draws: LeafDraws, population: Population, ties: str
+    rows: jax.Array, draws: LeafDraws, population: Population, ties: ballots.TieRule
 ) -> jax.Array:
     """Counts the votes of the local workers: ``[d]``, int8 if M fits, else int32.
 
@@ -173,7 +176,7 @@ def count_locally(
 
 
 def _vote_in_slices(
-    rows: jax.Array, draws: LeafDraws, population: Population, ties: str
+    rows: jax.Array, draws: LeafDraws, population: Population, ties: ballots.TieRule
 ) -> jax.Array:
     """Votes with packed decisions; int32 ``[d]`` of -1, 0 (nobody present), +1.
 
@@ -208,7 +211,11 @@ def _vote_in_slices(
 
 
 def _slice_by_bits(
-    rows: jax.Array, draws: LeafDraws, population: Population, ties: str, padding: int
+    rows: jax.Array,
+    draws: LeafDraws,
+    population: Population,
+    ties: ballots.TieRule,
+    padding: int,
 ) -> jax.Array:
     """Sends a bit a worker; counts this device's slice, int32 ``[8, n]``."""
     votes = ballots.cast(rows, noise=draws.noise, ties=ties, zero_keys=draws.zero_keys)

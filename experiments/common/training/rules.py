@@ -58,7 +58,7 @@ class Rule(NamedTuple):
     """
 
     aggregator: Callable[[Terms], optax.GradientTransformation]
-    coupling: str | None = None
+    coupling: jm.noise.Coupling | None = None
     bucketed: bool = False
     unit_steps: bool = False
     by_distance: bool = False
@@ -75,7 +75,7 @@ class Rule(NamedTuple):
         return Terms(rows, min(f, self.most(rows)))
 
 
-def noisy_rule(name: str, coupling: str) -> str:
+def noisy_rule(name: str, coupling: jm.noise.Coupling) -> str:
     """Names a rule behind noise."""
     suffix = "" if coupling == "independent" else f", {coupling}"
     return f"noisy {name}{suffix}"

@@ -154,7 +154,7 @@ def vote_curves(config: Config) -> dict[str, Table]:
     }
 
 
-def curve_name(rule: str, coupling: str, f: int) -> str:
+def curve_name(rule: str, coupling: jm.noise.Coupling, f: int) -> str:
     """Names a curve."""
     return f"{rule}, {coupling}, f = {f}"
 

@@ -139,6 +139,8 @@ def digits_claims(config: Config, curves: Curves) -> tuple[Claim, ...]:
     return tuple(claims)
 
 
-def _cost_of_noise(curves: Curves, rule: str, coupling: str, f: int) -> float:
+def _cost_of_noise(
+    curves: Curves, rule: str, coupling: jm.noise.Coupling, f: int
+) -> float:
     accuracy = curves[curve_name(f"digits, {rule}", coupling, f)]["test_accuracy"]
     return float(accuracy.max() - accuracy[-1])

@@ -50,7 +50,7 @@ def digit_curves(config: Config, checkpoints: Path | None) -> dict[str, Table]:
     return curves
 
 
-def _build(config: Config, rule: str, coupling: str, f: int) -> Build:
+def _build(config: Config, rule: str, coupling: jm.noise.Coupling, f: int) -> Build:
     aggregator = jm.majority_vote if rule == "vote" else jm.coordinate_median
     rate = config.vote_rate if rule == "vote" else config.median_rate
     hostile = range(config.digit_workers - f, config.digit_workers)

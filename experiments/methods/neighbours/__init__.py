@@ -112,14 +112,16 @@ class Method(NamedTuple):
     scales: str = ""
 
 
-def _noisy(rule: Any, law: str, coupling: str) -> Callable[..., Any]:
+def _noisy(rule: Any, law: str, coupling: jm.noise.Coupling) -> Callable[..., Any]:
     def build(config: Config, rate: Any, scale: Any, key: Any) -> Any:
         return rule(rate, jm.noise.Noise(law, scale, coupling), key)
 
     return build
 
 
-def _per_coordinate(rule: Any, statistic: str, coupling: str) -> Callable[..., Any]:
+def _per_coordinate(
+    rule: Any, statistic: jm.noise.CoordinateStatistic, coupling: jm.noise.Coupling
+) -> Callable[..., Any]:
     """Builds a rule whose b in each coordinate is a factor times a statistic."""
     every = EVERY if statistic == "rms" else 1
 

@@ -131,7 +131,7 @@ def time_steps(config: Config, place: Place) -> dict[str, Any]:
         },
         mesh,
     )
-    vote = {"ties": "positive", "axis_name": WORKERS}
+    vote: dict[str, Any] = {"ties": "positive", "axis_name": WORKERS}
     optimizers = {
         "mean": optax.chain(jm.worker_mean(axis_name=WORKERS), optax.sgd(1e-3)),
         "vote, tally": jm.sign_sgd(1e-3, **vote),

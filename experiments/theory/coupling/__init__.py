@@ -47,7 +47,9 @@ def run(config: Config) -> Result:
     return Result(curves, all_claims(config, curves), extra, against="b / sd")
 
 
-def _curve(config: Config, law: str, coupling: str) -> dict[str, np.ndarray]:
+def _curve(
+    config: Config, law: str, coupling: jm.noise.Coupling
+) -> dict[str, np.ndarray]:
     """Computes the law of the vote along b."""
     u = np.asarray(config.values)
     first_exact = unbiased_from(config.values) / u.std()

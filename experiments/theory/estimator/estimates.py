@@ -147,7 +147,11 @@ def richardson(
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def relative_median(
-    law: str, values: jax.Array, factor: jax.Array, statistic: str, key: jax.Array
+    law: str,
+    values: jax.Array,
+    factor: jax.Array,
+    statistic: jm.noise.Statistic,
+    key: jax.Array,
 ) -> jax.Array:
     """Computes `jm.perturbed_median` with a scale that follows the values."""
     noise = jm.noise.Noise(law, jm.noise.relative(factor, statistic))

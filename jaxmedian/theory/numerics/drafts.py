@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.optimize
 
+from jaxmedian.noise import Coupling
 from jaxmedian.noise.laws import LAWS
 from jaxmedian.theory.arguments import Array, middle_ranks
 
@@ -91,7 +92,7 @@ class Draws:
     comes its mirror image, which leaves no sampling error in what is odd in the noise.
     """
 
-    def __init__(self, u: Array, law: str, coupling: str, f: int = 0) -> None:
+    def __init__(self, u: Array, law: str, coupling: Coupling, f: int = 0) -> None:
         self._values = np.ascontiguousarray(u.T)[:, None, :]  # [C, 1, M - f]
         self._f = f
         honest, coordinates = u.shape
