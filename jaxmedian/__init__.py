@@ -23,7 +23,8 @@ from jaxmedian.optimizers import (
 )
 from jaxmedian.training.batches import epochs, full_batch, mini_batches, participants
 from jaxmedian.training.local_steps import worker_updates
-from jaxmedian.training.run import RunResult, run, run_pure
+from jaxmedian.training.loop import RunResult
+from jaxmedian.training.run import run, run_pure
 from jaxmedian.training.step import make_step
 from jaxmedian.transforms.arrays import median, perturbed_median, vote
 from jaxmedian.transforms.centers import centered_clipping, geometric_median

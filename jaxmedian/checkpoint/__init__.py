@@ -2,8 +2,8 @@
 
 A checkpoint holds the parameters, the optimizer's state (keys and counts included) and
 the step; that of `jaxmedian.run` also the metrics so far, and which run it is. It holds
-no data and no sampler: a batch is a pure function of the run's key and the step, so the
-step *is* the sampler's position.
+no data, and no sampler where a batch is a function of the run's key and the step: then
+the step *is* the sampler's position. Of an iterator that has one it holds the state.
 
 Arrays are stored whole, however they were sharded, and come back placed as the state
 that asks for them: on one device, on another number of devices, in other processes.
@@ -107,7 +107,7 @@ def restore(folder: Folder | Path, state: Any) -> tuple[int, Any]:
 
     Args:
       folder: path of a folder that `save` or `jaxmedian.run` wrote. That of `run` holds
-        ``(params, opt_state)``.
+        ``(params, opt_state)``, with ``keep_best`` the best parameters third.
       state: a tree of arrays like the one saved, for instance the state at step 0. Each
         array comes back with the dtype, the devices and the sharding it has there;
         a Python number as one, with all its digits; a NumPy array as one of JAX, but of

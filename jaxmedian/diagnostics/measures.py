@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from jaxmedian.kernels import selection, weighting
 from jaxmedian.kernels.rows import sum_of_rows, working_dtype
-from jaxmedian.workers import explicit
+from jaxmedian.workers import collectives, explicit
+from jaxmedian.workers.collectives import AxisName
 from jaxmedian.workers.population import Population, population_of
 
 PyTree = Any
@@ -26,6 +27,7 @@ def of_step(
     *,
     worker_mask: jax.Array | None = None,
     worker_weights: jax.Array | None = None,
+    axis_name: AxisName | None = None,
 ) -> dict[str, jax.Array]:
     """Measures one step: how far apart the workers are, and where the update points.
 
@@ -36,6 +38,8 @@ def of_step(
         the gradient.
       worker_mask: bool ``[M]``; absent workers do not count, whatever they hold.
       worker_weights: ``[M]``, how many workers each counts as; with 0 it is absent.
+      axis_name: mesh axis over which workers are spread inside `jax.shard_map`;
+        gradients, mask and weights are then the local blocks.
 
     Returns:
       Scalars: "gradient_norm" and "mean_median_gap" of the functions of that name,
@@ -67,7 +71,15 @@ def of_step(
             "ties": _ties(updates),
         }
 
-    return _of_workers("of_step", measure, grads, worker_mask, worker_weights, updates)
+    return _of_workers(
+        "of_step",
+        measure,
+        grads,
+        worker_mask,
+        worker_weights,
+        updates,
+        axis_name=axis_name,
+    )
 
 
 def gradient_norm(
@@ -123,12 +135,13 @@ def _of_workers(
     worker_mask: jax.Array | None,
     worker_weights: jax.Array | None,
     *rest: PyTree,
+    axis_name: AxisName | None = None,
 ) -> Any:
     """Measures checked gradients: ``measure(grads, population, *rest)``."""
 
     def checked(grads: PyTree, mask: Any, weights: Any, *rest: PyTree) -> Any:
         population = population_of(
-            name, grads, None, worker_mask=mask, worker_weights=weights
+            name, grads, None, axis_name, worker_mask=mask, worker_weights=weights
         )
         return measure(grads, population, *rest)
 
@@ -139,16 +152,22 @@ def _of_workers(
 
 def _median_over_workers(grads: PyTree, population: Population) -> PyTree:
     """Takes the median of those present, in float32 (float64 for float64)."""
+    present, weights = population.present_mask(), population.weights_of_all()
+    axis_name = population.axis_name
 
     def median(leaf: jax.Array) -> jax.Array:
-        rows = leaf.reshape(leaf.shape[0], -1)
-        if population.weights is None:
+        stacked = leaf.reshape(leaf.shape[0], -1)
+        rows = collectives.to_coordinate_slices(stacked, axis_name)
+        if weights is None:
             middle = selection.median_of_rows(
-                rows, noise=None, even="midpoint", present=population.present
+                rows, noise=None, even="midpoint", present=present
             )
         else:
-            middle = weighting.median_of_rows(rows, population.weights, "midpoint")
-        return middle.astype(working_dtype(leaf.dtype)).reshape(leaf.shape[1:])
+            middle = weighting.median_of_rows(rows, weights, "midpoint")
+        middle = middle.astype(working_dtype(leaf.dtype))
+        size = stacked.shape[1]
+        whole = collectives.from_coordinate_slices(middle, size, axis_name)
+        return whole.reshape(leaf.shape[1:])
 
     return jax.tree.map(median, grads)
 

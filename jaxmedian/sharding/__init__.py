@@ -10,15 +10,15 @@ may belong to several processes (`jax.distributed`). A second mesh axis stays au
 parameters may be sharded over it, and the compiler does the rest.
 """
 
-from jaxmedian.sharding.mesh import workers_mesh
-from jaxmedian.sharding.placing import (
+from jaxmedian.sharding.routes import Route, packed_routes
+from jaxmedian.sharding.spmd import shard_step
+from jaxmedian.workers.mesh import workers_mesh
+from jaxmedian.workers.placing import (
     init_state,
     replicate,
     shard_workers,
     state_specs,
 )
-from jaxmedian.sharding.routes import Route, packed_routes
-from jaxmedian.sharding.spmd import shard_step
 
 __all__ = [
     "workers_mesh",

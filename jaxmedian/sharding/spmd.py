@@ -8,12 +8,11 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from jaxmedian.sharding.mesh import WORKERS, check_divisible, check_mesh
-from jaxmedian.sharding.placing import state_specs
 from jaxmedian.training.step import jit_step, make_step
-from jaxmedian.workers import collectives
 from jaxmedian.workers.checks import check_count
 from jaxmedian.workers.gradients import LossFn, check_num_workers, count_in_batch
+from jaxmedian.workers.mesh import WORKERS, check_divisible, check_mesh
+from jaxmedian.workers.placing import check_shared, state_specs
 
 
 def shard_step(
@@ -101,7 +100,7 @@ def shard_step(
             params: Any, opt_state: Any, batch: Any, extra_args: dict[str, Any]
         ) -> tuple[Any, Any, dict[str, Any]]:
             result = local_step(params, opt_state, batch, **extra_args)
-            _check_agreement(result[0], result[1], specs, axis_name)
+            check_shared(result[0], result[1], axis_name)
             return result
 
         return jax.shard_map(
@@ -113,29 +112,3 @@ def shard_step(
         )(params, opt_state, batch, extra_args)
 
     return jit_step(step, donate)
-
-
-def _check_agreement(params: Any, opt_state: Any, specs: Any, axis_name: str) -> None:
-    """Raises if what should be the same on all devices is known to differ.
-
-    Our own transforms complain before it comes to that.
-    """
-    if axis_name in collectives.varying_axes(params):
-        raise ValueError(
-            "The devices would end with different parameters: the aggregator of the "
-            f"chain sees the workers of its own device only. Build it with "
-            f"`axis_name={axis_name!r}`."
-        )
-    shared = [
-        leaf
-        for leaf, spec in zip(
-            jax.tree.leaves(opt_state), jax.tree.leaves(specs), strict=True
-        )
-        if spec == P()
-    ]
-    if axis_name in collectives.varying_axes(shared):
-        raise ValueError(
-            "The devices would end with different optimizer states: a transform before "
-            "the aggregator keeps state of the workers. Lift it with "
-            "`jaxmedian.per_worker`."
-        )

@@ -41,12 +41,7 @@ def full_batch(worker_data: Any) -> jax.tree_util.Partial:
     (3, 5)
     """
     count_in_batch(worker_data)
-    return jax.tree_util.Partial(_serve_all, worker_data)
-
-
-def _serve_all(worker_data: Any, key: jax.Array, step: jax.Array) -> Any:
-    del key, step
-    return worker_data
+    return jax.tree_util.Partial(Server(), worker_data, None, None)
 
 
 def mini_batches(
@@ -95,7 +90,7 @@ def mini_batches(
             "take fewer, or `replace=True`."
         )
     draw = bijections.with_replacement if replace else bijections.without_replacement
-    server = _Server(draw, int(batch_size))
+    server = Server(draw, int(batch_size))
     return jax.tree_util.Partial(server, worker_data, _as_counts(sizes), None)
 
 
@@ -161,16 +156,26 @@ def epochs(
         if remainder == "keep"
         else bijections.epochs_without_remainder
     )
-    server, own_key = _Server(draw, int(batch_size)), keys.as_threefry_key(key)
+    server, own_key = Server(draw, int(batch_size)), keys.as_threefry_key(key)
     return jax.tree_util.Partial(server, worker_data, _as_counts(sizes), own_key)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Server:
-    """Serves the samples that are drawn; ``own_key`` replaces the key of a run."""
+class Server:
+    """Serves the samples that are drawn, or all; ``own_key`` replaces the key of a run.
 
-    draw: bijections.IndexDraw
-    batch_size: int
+    Its data are arguments, ``(worker_data, sizes, own_key)``; of the first two a device
+    of a mesh may hold its own workers alone.
+
+    Attributes:
+      draw: of indices; None to serve the data as they are.
+      batch_size: samples per worker and step.
+      axis_name: mesh axis over which the workers of the data are spread, or None.
+    """
+
+    draw: bijections.IndexDraw | None = None
+    batch_size: int = 0
+    axis_name: AxisName | None = None
 
     def __call__(
         self,
@@ -180,24 +185,32 @@ class _Server:
         key: jax.Array,
         step: jax.Array | int,
     ) -> Any:
+        """Serves the batch of a step."""
+        if self.draw is None:
+            return worker_data
         used_key = keys.as_threefry_key(key if own_key is None else own_key)
-        return _serve(self.draw, self.batch_size, worker_data, sizes, used_key, step)
+        return _serve(self, worker_data, sizes, used_key, step)
+
+    def spread(self, axis_name: AxisName) -> "Server":
+        """Returns the server of one device's workers inside `jax.shard_map`."""
+        return dataclasses.replace(self, axis_name=axis_name)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))  # compiled once outside of jit too
+@functools.partial(jax.jit, static_argnums=0)  # compiled once outside of jit too
 def _serve(
-    draw: bijections.IndexDraw,
-    batch_size: int,
+    server: Server,
     worker_data: Any,
     sizes: jax.Array | None,
     key: jax.Array,
     step: jax.Array | int,
 ) -> Any:
-    num_workers, num_samples = jnp.shape(jax.tree.leaves(worker_data)[0])[:2]
-    numbers = jnp.arange(num_workers, dtype=jnp.uint32)
+    num_local, num_samples = jnp.shape(jax.tree.leaves(worker_data)[0])[:2]
+    first = collectives.position(server.axis_name) * np.uint32(num_local)
+    numbers = first + jnp.arange(num_local, dtype=jnp.uint32)
     if sizes is None:
         sizes = jnp.full(numbers.shape, num_samples, jnp.uint32)
-    indices = draw(key, step, sizes, batch_size, numbers)
+    assert server.draw is not None
+    indices = server.draw(key, step, sizes, server.batch_size, numbers)
     return jax.tree.map(lambda leaf: _take_each(leaf, indices), worker_data)
 
 

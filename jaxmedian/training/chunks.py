@@ -5,52 +5,62 @@ Nothing here touches the host, so that `run` may compile a chunk and `run_pure` 
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxmedian import diagnostics
+from jaxmedian.diagnostics.measures import mean_over_workers
 from jaxmedian.noise import keys
+from jaxmedian.training.feeds import Feed, kind_of
 from jaxmedian.training.step import Proposal, build_proposal
-from jaxmedian.workers.gradients import LossFn
+from jaxmedian.workers import collectives
+from jaxmedian.workers.collectives import AxisName
+from jaxmedian.workers.gradients import LossFn, count_in_batch
+from jaxmedian.workers.placing import check_shared
+from jaxmedian.workers.population import population_of
 
-NextBatch = Callable[[jax.Array, jax.Array], Any]
-ExtraArgs = Callable[[jax.Array, jax.Array], dict[str, Any]]
 Metric = Callable[[Any, Any, Any], dict[str, jax.Array]]
 TrainState = tuple[Any, Any]  # params, opt_state
-
-
-class Feed(NamedTuple):
-    """What a step is given, as functions of its key and number, and with their data."""
-
-    next_batch: jax.tree_util.Partial
-    extra_args: jax.tree_util.Partial
 
 
 def build_chunk(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
     metrics: Sequence[Metric],
+    *,
+    has_aux: bool,
     worker_chunk: int | None,
+    axis_name: AxisName | None = None,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Builds the function that takes steps ``start`` to ``stop`` and then measures.
 
     The step number ``stop`` is computed too but measured in place of taken, so that one
-    copy of the gradients and of the optimizer is compiled, not two.
+    copy of the gradients and of the optimizer is compiled, not two. With ``measured`` 0
+    the chunk ends before it, and its row is blank.
 
     Raises:
       TypeError, ValueError: for metrics that are no functions; while tracing, for names
         of metrics that are taken.
     """
     _check_metrics(metrics)
-    propose = build_proposal(loss_fn, optimizer, False, None, worker_chunk)
+    wants_key = _asks_for_key(loss_fn)
+    loss_fn = _with_own_key(loss_fn) if wants_key else loss_fn
+    propose = build_proposal(loss_fn, optimizer, has_aux, axis_name, worker_chunk)
 
     def measure(params: Any, proposal: Proposal) -> dict[str, jax.Array]:
         grads, updates = proposal.grads, proposal.updates
         row = {"loss": proposal.loss}
-        row |= diagnostics.of_step(grads, updates, **proposal.workers)
+        row |= diagnostics.of_step(
+            grads, updates, **proposal.workers, axis_name=axis_name
+        )
+        if has_aux:
+            row |= _means_of_aux(proposal, axis_name, row.keys() | {"step"})
+        if metrics and grads is not None:
+            grads = jax.tree.map(lambda x: collectives.gather(x, axis_name), grads)
         return row | _measure_all(metrics, params, grads, updates)
 
     def advance(
@@ -59,12 +69,18 @@ def build_chunk(
         key: jax.Array,
         start: jax.Array | int,
         stop: jax.Array | int,
+        measured: jax.Array | int = 1,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         def propose_step(number: jax.Array, state: TrainState) -> Proposal:
             run_key = jax.random.fold_in(key, keys.RUN)
             step_key = jax.random.fold_in(run_key, number)
             extra_args = feed.extra_args(step_key, number)
-            return propose(*state, feed.next_batch(step_key, number), **extra_args)
+            batch = feed.next_batch(step_key, number)
+            if wants_key:
+                batch = batch, _keys_of_workers(step_key, batch, axis_name)
+            proposal = propose(*state, batch, **extra_args)
+            check_shared(proposal.updates, proposal.opt_state, axis_name)
+            return proposal
 
         def visit(number: jax.Array, carry: Any) -> Any:
             (params, opt_state), row = carry
@@ -84,10 +100,77 @@ def build_chunk(
             state,
         )
         blank = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-        state, row = jax.lax.fori_loop(start, stop + 1, visit, (state, blank))
+        state, row = jax.lax.fori_loop(start, stop + measured, visit, (state, blank))
         return state, {"step": jnp.asarray(stop, jnp.int32), **row}
 
     return advance
+
+
+def _asks_for_key(loss_fn: LossFn) -> bool:
+    """Returns whether a loss has an argument ``key`` behind parameters and batch."""
+    try:
+        named = inspect.signature(loss_fn).parameters
+    except (TypeError, ValueError):  # built-in functions may be silent about theirs
+        return False
+    return "key" in [*named][2:]
+
+
+def _with_own_key(loss_fn: LossFn) -> LossFn:
+    """Builds a loss that finds its key beside its batch."""
+
+    def keyed_loss(params: Any, batch_and_key: Any) -> Any:
+        batch, key = batch_and_key
+        return loss_fn(params, batch, key=key)
+
+    return keyed_loss
+
+
+def _keys_of_workers(
+    step_key: jax.Array, batch: Any, axis_name: AxisName | None
+) -> jax.Array:
+    """Derives a key for the loss of each worker on this device, by global number."""
+    num_local = count_in_batch(batch)
+    first = collectives.position(axis_name) * np.uint32(num_local)
+    numbers = first + jnp.arange(num_local, dtype=jnp.uint32)
+    branch = jax.random.fold_in(step_key, keys.LOSS_KEYS)
+    return keys.fold_in_each(branch, numbers)
+
+
+def _means_of_aux(
+    proposal: Proposal, axis_name: AxisName | None, taken: set[str]
+) -> dict[str, jax.Array]:
+    """Averages auxiliary output over the workers present, in float32 at least.
+
+    Raises:
+      TypeError: if it is neither an array nor a dictionary of arrays.
+      ValueError: if a name in it is taken.
+    """
+    aux = proposal.aux
+    named = aux if isinstance(aux, dict) else {"aux": aux}
+    if not all(
+        isinstance(name, str) and isinstance(value, jax.Array)
+        for name, value in named.items()
+    ):
+        raise TypeError(
+            "With `has_aux` the loss must return (loss, aux), aux an array or a flat "
+            f"dictionary {{name: array}}; got a tree {jax.tree.structure(aux)}."
+        )
+    if taken & named.keys():
+        raise ValueError(
+            f"`loss_fn` returns auxiliary output {sorted(taken & named.keys())}, names "
+            "that are measurements of the run's own. Rename them."
+        )
+    if not named:
+        return {}
+
+    def as_float(rows: jax.Array) -> jax.Array:
+        is_float = jnp.issubdtype(rows.dtype, jnp.floating)
+        return rows if is_float else rows.astype(np.float32)
+
+    rows = {name: as_float(value) for name, value in named.items()}
+    mask, weights = map(proposal.workers.get, ("worker_mask", "worker_weights"))
+    population = population_of("has_aux", rows, None, axis_name, mask, weights)
+    return mean_over_workers(rows, population)
 
 
 def _check_metrics(metrics: Any) -> None:
@@ -133,60 +216,6 @@ def _measure_all(
     return row
 
 
-def build_feed(next_batch: NextBatch, extra_args: ExtraArgs | None) -> Feed:
-    """Makes functions arguments of the compiled chunk, so that their data are too.
-
-    Raises:
-      TypeError: if they are no functions.
-    """
-    if not callable(next_batch):
-        raise TypeError(
-            "`next_batch` must be a function (key, step) -> batch [M, ...], traced; "
-            f"got {_kind_of(next_batch)}. {_remedy_for(next_batch)}"
-        )
-    if extra_args is not None and not callable(extra_args):
-        raise TypeError(
-            "`extra_args` must be a function (key, step) -> {name: value}; got "
-            f"{extra_args!r}. For the same value in each step, return it."
-        )
-    nothing: ExtraArgs = _no_extra_args
-    return Feed(_as_pytree(next_batch), _as_pytree(extra_args or nothing))
-
-
-def _kind_of(value: Any) -> str:
-    return f"a {type(value).__module__}.{type(value).__qualname__}".replace(
-        "builtins.", ""
-    )
-
-
-def _remedy_for(data: Any) -> str:
-    if inspect.isgenerator(data) or isinstance(data, Iterator):
-        return (
-            "Batches that Python makes cannot be drawn inside the compiled chunk: loop "
-            "over them with `jm.make_step`, or hold the data as arrays [M, n, ...] and "
-            "pass `jm.mini_batches(data, batch_size)`."
-        )
-    return (
-        "For data [M, ...] served whole in every step pass `jm.full_batch(data)`; for "
-        "samples of data [M, n, ...] `jm.mini_batches(data, batch_size)`."
-    )
-
-
-def _no_extra_args(key: jax.Array, step: jax.Array) -> dict[str, Any]:
-    del key, step
-    return {}
-
-
-def _as_pytree(function: Callable[..., Any]) -> jax.tree_util.Partial:
-    """Makes a function an argument of jitted code, so that its data is one too.
-
-    Data that a closure captures is compiled into the program as a constant, slowly.
-    """
-    if isinstance(function, jax.tree_util.Partial):
-        return function
-    return jax.tree_util.Partial(function)
-
-
 def start_state(
     optimizer: optax.GradientTransformation, params: Any, opt_state: Any
 ) -> TrainState:
@@ -225,7 +254,7 @@ def _as_array(path: Any, leaf: Any) -> jax.Array:
     except TypeError as error:
         where = jax.tree_util.keystr(path) or "itself"
         raise TypeError(
-            f"`params` must be a tree of arrays; at {where} it holds {_kind_of(leaf)}. "
+            f"`params` must be a tree of arrays; at {where} it holds {kind_of(leaf)}. "
             "Of a model object pass the arrays and let `loss_fn` rebuild the model: "
             "Flax Linen `model.init(...)`, Flax NNX `nnx.split(model)`, Equinox "
             "`eqx.partition(model, eqx.is_array)`."

@@ -80,10 +80,10 @@ def _shorten(value: Any) -> str:
 @contextlib.contextmanager
 def progress_bar(
     start: int, total: int, shown: bool
-) -> Iterator[Callable[[int, float], None]]:
+) -> Iterator[Callable[[int, Row], None]]:
     """Yields a function that moves a progress bar to a step, if it is shown."""
     if not shown:
-        yield lambda step, loss: None
+        yield lambda step, numbers: None
         return
     try:
         from tqdm.auto import tqdm
@@ -93,8 +93,9 @@ def progress_bar(
         ) from error
     with tqdm(initial=start, total=total, unit="step") as bar:
 
-        def move(step: int, loss: float) -> None:
-            bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
+        def move(step: int, numbers: Row) -> None:
+            texts = {name: f"{value:.4g}" for name, value in numbers.items()}
+            bar.set_postfix(texts, refresh=False)
             bar.update(step - bar.n)
 
         yield move

@@ -6,7 +6,7 @@ state. The metrics of all edges so far travel along.
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +15,10 @@ import optax
 
 from jaxmedian.checkpoint import Folder, Path, as_folder, read_state, write_state
 from jaxmedian.checkpoint.storage import Store
+from jaxmedian.training.evaluation import Best, better_of
 from jaxmedian.training.identity import differences, identity_of
 from jaxmedian.training.reporting import Row
+from jaxmedian.training.sources import Drawn, Loaded, Taken
 
 
 class Edge(NamedTuple):
@@ -26,14 +28,20 @@ class Edge(NamedTuple):
       step: steps taken.
       state: ``(params, opt_state)``.
       rows: the metrics of all edges so far.
+      best: the best parameters of all edges so far, if they are kept.
     """
 
     step: int
     state: Any
     rows: list[Row]
+    best: Best | None = None
 
-    def go_on(self, step: int, state: Any, row: dict[str, jax.Array]) -> "Edge":
+    def go_on(
+        self, taken: Taken, row: dict[str, jax.Array], chunk: int, keep_best: str | None
+    ) -> "Edge":
         """Returns the next edge, its metrics on the host.
+
+        The row of an edge that was one only because a run ended there is dropped.
 
         Raises:
           ValueError: if its metrics are others than those of a resumed run so far.
@@ -45,7 +53,18 @@ class Edge(NamedTuple):
                 f"{[*self.rows[-1]]}; got {[*new]}. Restore them, or give another "
                 "folder."
             )
-        return Edge(step, state, [*self.rows, new])
+        rows = [row for row in self.rows if not row["step"] % chunk]
+        best = better_of(self.best, keep_best, new, taken.state[0])
+        return Edge(taken.step, taken.state, [*rows, new], best)
+
+    def shown(self, names: Iterable[str]) -> Row:
+        """Returns the loss and those numbers among ``names``, for a progress bar."""
+        row = self.rows[-1]
+        return {n: row[n] for n in ("loss", *names) if isinstance(row[n], float)}
+
+    def saved_state(self) -> Any:
+        """Returns the arrays that a checkpoint holds."""
+        return self.state if self.best is None else (*self.state, self.best.params)
 
 
 class RunCheckpoints:
@@ -55,11 +74,19 @@ class RunCheckpoints:
       store: the open folder, or None.
       every: edges between two checkpoints.
       identity: name -> value, of what makes it this run and no other.
+      source: of the batches, whose position is saved beside.
     """
 
-    def __init__(self, store: Store | None, every: int, identity: dict[str, Any]):
+    def __init__(
+        self,
+        store: Store | None,
+        every: int,
+        identity: dict[str, Any],
+        source: Drawn | Loaded,
+    ):
         """Starts at step 0, which needs no checkpoint."""
         self._store, self._every, self._identity = store, every, identity
+        self._source = source
         self._saved_step = 0
         self._edges = 0
 
@@ -85,13 +112,16 @@ class RunCheckpoints:
                 f"{place} is a checkpoint before `step` {start.step}, at which this "
                 "run starts: give another folder."
             )
-        state = read_state(self._store, step, start.state, notes)
+        state = read_state(self._store, step, start.saved_state(), notes)
         self._saved_step = step
         rows = [_from_json(row) for row in notes["rows"]]
-        if step < num_steps and step % self._identity["chunk"]:
-            rows = rows[:-1]  # of an edge only because a shorter run ended there
-        sys.stderr.write(f"Resuming at step {step} from {self._store.path}.\n")
-        return Edge(step, state, rows)
+        if jax.process_index() == 0:
+            sys.stderr.write(f"Resuming at step {step} from {self._store.path}.\n")
+        if step < num_steps:
+            self._source.resume(notes.get("data"), step, start.step)
+        if start.best is None:
+            return Edge(step, state, rows)
+        return Edge(step, state[:2], rows, Best(notes["best"], state[2]))
 
     def visit(self, edge: Edge) -> None:
         """Saves every so many edges."""
@@ -104,8 +134,11 @@ class RunCheckpoints:
         if self._store is None or edge.step == self._saved_step:
             return
         rows = [_as_json(row) for row in edge.rows]
-        notes = {"run": self._identity, "rows": rows}
-        write_state(self._store, edge.step, edge.state, notes)
+        notes: dict[str, Any] = {"run": self._identity, "rows": rows}
+        notes["data"] = self._source.position()
+        if edge.best is not None:
+            notes["best"] = edge.best.value
+        write_state(self._store, edge.step, edge.saved_state(), notes)
         self._saved_step = edge.step
 
 
@@ -137,15 +170,17 @@ def open_run(
     key: jax.Array,
     opt_state: Any,
     chunk: int,
+    keep_best: str | None,
+    source: Drawn | Loaded,
 ) -> Iterator[RunCheckpoints]:
     """Opens the checkpoints of the run that these arguments start."""
     if folder is None:
-        yield RunCheckpoints(None, 1, {})
+        yield RunCheckpoints(None, 1, {}, source)
         return
     folder = as_folder(folder)
-    identity = identity_of(optimizer, key, opt_state, chunk)
+    identity = identity_of(optimizer, key, opt_state, chunk) | {"keep_best": keep_best}
     with Store(folder.path, folder.keep) as store:
-        yield RunCheckpoints(store, folder.every, identity)
+        yield RunCheckpoints(store, folder.every, identity, source)
 
 
 def _check_identity(

@@ -6,73 +6,50 @@ the host, so that whole runs can be vmapped over seeds and noise scales.
 """
 
 import functools
-import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from jaxmedian.checkpoint import Folder, Path
 from jaxmedian.noise import keys
-from jaxmedian.training.chunks import (
-    ExtraArgs,
-    Feed,
-    Metric,
-    NextBatch,
-    TrainState,
-    build_chunk,
-    build_feed,
-    start_state,
+from jaxmedian.training.chunks import Metric, build_chunk, start_state
+from jaxmedian.training.evaluation import (
+    Evaluate,
+    build_evaluation,
+    first_best,
+    join_scores,
 )
-from jaxmedian.training.interrupts import (
-    StopRequest,
-    deferred_interrupts,
-    wait_until_ready,
-)
-from jaxmedian.training.reporting import OnChunk, Row, build_report, progress_bar
-from jaxmedian.training.resume import Edge, RunCheckpoints, open_run
+from jaxmedian.training.feeds import ExtraArgs, NextBatch, as_extra_args, build_feed
+from jaxmedian.training.interrupts import deferred_interrupts
+from jaxmedian.training.loop import Plan, RunResult, take_chunks
+from jaxmedian.training.reporting import OnChunk, build_report
+from jaxmedian.training.resume import Edge, open_run
+from jaxmedian.training.sources import Drawn, Loaded, is_loader
+from jaxmedian.training.spreading import Spread
 from jaxmedian.workers.checks import check_count
+from jaxmedian.workers.collectives import AxisName
 from jaxmedian.workers.gradients import LossFn
-
-
-class RunResult(NamedTuple):
-    """What a run leaves.
-
-    Attributes:
-      params: parameters after ``step`` steps.
-      opt_state: optimizer state after ``step`` steps, keys included.
-      metrics: name -> array with one entry a chunk edge, first axis; "step" says
-        which.
-      step: steps taken; fewer than asked for if the run was stopped.
-
-    >>> import jax.numpy as jnp, jaxmedian as jm
-    >>> loss = lambda params, batch: 0.5 * (params - batch) ** 2
-    >>> batches = jm.full_batch(jnp.array([1., 2., 10.]))
-    >>> result = jm.run(loss, jm.median_sgd(0.5), jnp.float32(0), batches, 3, key=0)
-    >>> float(result.params), result.step, result.metrics["loss"].shape
-    (1.75, 3, (1,))
-    """
-
-    params: Any
-    opt_state: Any
-    metrics: dict[str, Any]
-    step: int
 
 
 def run(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
     params: Any,
-    next_batch: NextBatch,
+    next_batch: NextBatch | Iterable[Any],
     num_steps: int,
     key: keys.Key,
     *,
+    mesh: Mesh | None = None,
     chunk: int = 100,
     metrics: Sequence[Metric] = (),
+    evaluate: Evaluate | None = None,
+    keep_best: str | None = None,
+    has_aux: bool = False,
     progress: bool = False,
     on_chunk: OnChunk | None = None,
     checkpoint: Folder | Path | None = None,
@@ -80,6 +57,7 @@ def run(
     extra_args: ExtraArgs | None = None,
     opt_state: Any = None,
     step: int = 0,
+    replay: bool = False,
     donate: bool = True,
 ) -> RunResult:
     """Trains up to step ``num_steps``, in compiled chunks.
@@ -96,7 +74,10 @@ def run(
     signals.
 
     Args:
-      loss_fn: as in `jaxmedian.make_step`, without auxiliary output.
+      loss_fn: as in `jaxmedian.make_step`. One with an argument called ``key``, for
+        dropout say, ``loss_fn(params, batch, key)``, is given one of its own for each
+        worker and step: ``fold_in(fold_in(step_key, noise.keys.LOSS_KEYS), worker)``,
+        ``step_key`` being the key that ``next_batch`` gets.
       optimizer: an optax chain with exactly one aggregator. It gets the mean loss over
         the workers present as ``value``, for `optax.contrib.reduce_on_plateau` and its
         like, unless ``extra_args`` gives another.
@@ -104,15 +85,43 @@ def run(
       next_batch: ``next_batch(key, step) -> batch [M, ...]``, traced. Its key is
         already the step's own, ``fold_in(fold_in(key, noise.keys.RUN), step)``: one
         seed may serve the optimizer too. See `jaxmedian.full_batch`,
-        `jaxmedian.mini_batches` and `jaxmedian.epochs`, whose key is its own.
+        `jaxmedian.mini_batches` and `jaxmedian.epochs`, whose key is its own. Or an
+        iterator or iterable (no list: `iter` of one) of batches ``[M, ...]`` that
+        Python makes, all of the same shapes: a generator, a grain ``DataLoader`` or
+        ``MapDataset``. The next batch is read and placed while a step computes, and no
+        batch is read that is not trained on: what is measured at an edge is measured on
+        the last batch again. Where the data end, the run ends. With a checkpoint the
+        iterator's state is saved and restored, if it has ``get_state`` and
+        ``set_state`` as those of grain do; see ``replay`` for others.
       num_steps: the step at which the run ends, >= 0.
       key: of the batches; the optimizer's noise has its own branches of it, or its own.
+      mesh: devices over which the workers are spread, along its axis "workers" or its
+        only one; see `jaxmedian.sharding.workers_mesh`. The chain's transforms are
+        built with that ``axis_name``, and M is a multiple of the devices along it.
+        Votes and medians have the bits of one device with ``worker_chunk=1``.
+        `full_batch`, `mini_batches` and `epochs` hold and draw on each device the data
+        of its own workers only; a function of your own is evaluated whole on each
+        device, then cut, as are the extra arguments named ``worker_...``. Arrays that
+        lie on this mesh already stay where they are. With several processes each gives
+        the data or batches of its own workers, and calls ``run`` alike.
       chunk: steps between two measurements, >= 1.
       metrics: functions ``(params, grads, updates) -> {name: scalar or array}``,
         evaluated at each chunk edge beside "loss" and those of
         `jaxmedian.diagnostics.of_step`. They see what the next step would: the
         parameters at the edge, and the gradients ``[M, ...]`` and updates of the batch
-        that comes next. No name may be "loss" or "step", or that of two functions.
+        that comes next. No name may be "loss" or "step", or that of two functions. On a
+        mesh the gradients of all workers are gathered for them on each device.
+      evaluate: ``evaluate(params) -> {name: scalar or array}``, traced and compiled
+        once: of held-out data, say. Its values at each chunk edge are measurements too,
+        and shown by ``progress``. Data that it holds as a `jax.tree_util.Partial` is no
+        constant of the program.
+      keep_best: name of a measurement, "accuracy" say, whose highest value decides
+        which parameters the result holds as ``best_params``; "-loss" for the lowest.
+        Edges alone count, NaN never; without any number they are those of the start.
+        They are saved with checkpoints, of which they are a part then.
+      has_aux: whether ``loss_fn`` returns ``(loss, aux)``, aux an array or a flat
+        dictionary of arrays. The mean of each over the workers present is measured at
+        chunk edges, under its name or "aux".
       progress: show a progress bar (needs tqdm).
       on_chunk: ``on_chunk(step, row)``, called on the host at each chunk edge with the
         row of metrics, scalars as floats and arrays as NumPy arrays; True stops the
@@ -144,6 +153,8 @@ def run(
       step: steps taken before, at which the numbers and keys of batches go on: with the
         ``params``, ``opt_state`` and ``step`` of an earlier result the run ends with
         the bits of an unbroken one.
+      replay: whether a resumed run may read and drop the batches it has had, from an
+        iterator that starts anew and cannot be moved.
       donate: whether each chunk overwrites the parameters and the state of the one
         before, which saves their memory.
 
@@ -156,7 +167,9 @@ def run(
       TypeError, ValueError: for a bad number, or as `make_step` while tracing; for a
         checkpoint that is damaged, foreign, or of another run; for an ``opt_state`` of
         another optimizer; if ``on_chunk`` returns anything but a bool or None; under
-        `jax.vmap` or `jax.jit`, for which there is `run_pure`.
+        `jax.vmap` or `jax.jit`, for which there is `run_pure`; for batches that change
+        their shapes or cannot be resumed; as `jaxmedian.sharding.shard_step` for a mesh
+        or a chain that does not name its axis. What an iterator raises is raised.
       RuntimeError: if another run is writing to the folder of checkpoints.
       ImportError: for ``progress`` without tqdm, ``checkpoint`` without orbax.
       KeyboardInterrupt: on a second Ctrl-C.
@@ -169,66 +182,79 @@ def run(
     (200, [100.0, 200.0])
     >>> round(float(result.params), 3), result.metrics["gradient_norm"].round(3)
     (2.0, array([2.333, 2.333]))
+
+    Batches that Python makes, over a mesh, measured at the end on data held out:
+
+    >>> mesh = jm.sharding.workers_mesh(1)
+    >>> optimizer = jm.median_sgd(0.1, axis_name="workers")
+    >>> batches = (jnp.array([[1.], [2.], [10. + i]]) for i in range(30))
+    >>> evaluate = lambda params: {"error": jnp.abs(params - 2)}
+    >>> result = jm.run(loss, optimizer, jnp.float32(0), batches, 100, 0, mesh=mesh,
+    ...                 evaluate=evaluate)
+    >>> result.step, round(float(result.metrics["error"][-1]), 3)  # 2 * 0.9^30
+    (30, 0.085)
     """
     with deferred_interrupts() as stop:  # nothing big is left to free behind it
         _check_lengths(num_steps, chunk, step)
-        return _run(
-            build_chunk(loss_fn, optimizer, metrics, worker_chunk),
-            build_feed(next_batch, extra_args),
-            keys.as_threefry_key(key),
-            Edge(int(step), start_state(optimizer, params, opt_state), []),
+        spread = None if mesh is None else Spread(mesh, optimizer)
+        compute = build_chunk(
+            loss_fn,
+            optimizer,
+            metrics,
+            has_aux=has_aux,
+            worker_chunk=worker_chunk,
+            axis_name=None if spread is None else spread.axis_name,
+        )
+        key = keys.as_threefry_key(key)
+        source = _open_source(next_batch, extra_args, spread, replay)
+        if spread is not None:
+            key, compute = spread.replicate(key), spread.chunk(compute)
+        plan = Plan(
+            compute,
+            source,
+            key,
             num_steps,
             chunk,
-            functools.partial(open_run, checkpoint, optimizer),
+            build_evaluation(evaluate),
+            keep_best,
             build_report(on_chunk),
-            progress,
+            progress and jax.process_index() == 0,
             donate,
+        )
+        return take_chunks(
+            plan,
+            _start(optimizer, params, opt_state, spread, step, keep_best),
+            functools.partial(open_run, checkpoint, optimizer),
             stop,
         )
 
 
-def _run(
-    compute: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
-    feed: Feed,
-    key: jax.Array,
-    start: Edge,
-    num_steps: int,
-    chunk: int,
-    open_checkpoints: Callable[..., AbstractContextManager[RunCheckpoints]],
-    report: Callable[[int, Row, Any], bool],
-    progress: bool,
-    donate: bool,
-    stop: StopRequest,
-) -> RunResult:
-    """Takes the chunks of a run, from one edge to the next."""
-    _check_not_traced((start.state, feed, key))
-    if donate:
-        start = Edge(start.step, jax.tree.map(jnp.copy, start.state), [])
-    advance = jax.jit(compute, donate_argnums=0 if donate else ())
-    with open_checkpoints(key, start.state[1], chunk) as saved:
-        edge = saved.restore(start, num_steps)
-        with progress_bar(edge.step, num_steps, progress) as advance_bar:
-            try:
-                while edge.step < num_steps and not stop.is_made:
-                    end = min(edge.step - edge.step % chunk + chunk, num_steps)
-                    state, row = advance(edge.state, feed, key, edge.step, end)
-                    _check_not_traced((state, row))
-                    wait_until_ready(row)
-                    edge = edge.go_on(end, state, row)
-                    advance_bar(end, edge.rows[-1]["loss"])
-                    if report(end, edge.rows[-1], state[0]):
-                        break
-                    saved.visit(edge)
-            except KeyboardInterrupt:  # of `on_chunk` itself, or the second
-                if stop.is_urgent:
-                    raise
-                stop.is_made = True
-        saved.save(edge)
-    if stop.is_made:
-        sys.stderr.write(f"\nInterrupted: returning the run at step {edge.step}.\n")
-    columns = _columns(edge, advance, feed, key, num_steps)
-    params, opt_state = edge.state
-    return RunResult(params, opt_state, columns, edge.step)
+def _start(
+    optimizer: optax.GradientTransformation,
+    params: Any,
+    opt_state: Any,
+    spread: Spread | None,
+    step: int,
+    keep_best: str | None,
+) -> Edge:
+    """Returns where a run starts, its state placed."""
+    state = start_state(optimizer, params, opt_state)
+    if spread is not None:
+        state = spread.place_state(state)
+    return Edge(int(step), state, [], first_best(keep_best, state[0]))
+
+
+def _open_source(
+    next_batch: Any, extra_args: ExtraArgs | None, spread: Spread | None, replay: bool
+) -> Drawn | Loaded:
+    """Opens the batches of a run, placed where they are computed with."""
+    if callable(next_batch) or not is_loader(next_batch):
+        feed = build_feed(next_batch, extra_args)
+        return Drawn(feed if spread is None else spread.place_feed(feed))
+    args = as_extra_args(extra_args)
+    if spread is None:
+        return Loaded(next_batch, args, jax.device_put, replay)
+    return Loaded(next_batch, spread.replicate(args), spread.place_batch, replay)
 
 
 def run_pure(
@@ -241,7 +267,10 @@ def run_pure(
     *,
     chunk: int = 100,
     metrics: Sequence[Metric] = (),
+    evaluate: Evaluate | None = None,
+    has_aux: bool = False,
     worker_chunk: int | None = None,
+    axis_name: AxisName | None = None,
     extra_args: ExtraArgs | None = None,
     opt_state: Any = None,
     step: int = 0,
@@ -249,7 +278,10 @@ def run_pure(
     """Trains like `run`, as one pure function: for `jax.vmap` over seeds and scales.
 
     It takes the arguments of `run`, but nothing touches the host, so everything may be
-    traced except ``num_steps``, ``chunk`` and ``step``.
+    traced except ``num_steps``, ``chunk`` and ``step``, and ``next_batch`` is a
+    function. Inside `jax.shard_map` give ``axis_name``, the mesh axis of the workers:
+    the data of `full_batch`, `mini_batches` and `epochs`, what other functions return,
+    and the extra arguments ``worker_...`` are then those of the device's own workers.
 
     Returns:
       A `RunResult`; its metrics are JAX arrays, one entry a chunk edge.
@@ -269,14 +301,24 @@ def run_pure(
     (True, True)
     """
     _check_lengths(num_steps, chunk, step)
-    advance = build_chunk(loss_fn, optimizer, metrics, worker_chunk)
+    advance = build_chunk(
+        loss_fn,
+        optimizer,
+        metrics,
+        has_aux=has_aux,
+        worker_chunk=worker_chunk,
+        axis_name=axis_name,
+    )
     feed, key = build_feed(next_batch, extra_args), keys.as_threefry_key(key)
+    feed, evaluation = feed.spread(axis_name), build_evaluation(evaluate)
     edges = range(step - step % chunk + chunk, num_steps, chunk)
     starts = jnp.asarray([step, *edges] if step < num_steps else [], jnp.int32)
 
     def body(state: Any, start: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
         edge = start - start % np.int32(chunk) + np.int32(chunk)
-        return advance(state, feed, key, start, jnp.minimum(edge, np.int32(num_steps)))
+        end = jnp.minimum(edge, np.int32(num_steps))
+        state, row = advance(state, feed, key, start, end)
+        return state, join_scores(row, evaluation(state[0]))
 
     start = start_state(optimizer, params, opt_state)
     state, rows = jax.lax.scan(body, start, starts)
@@ -292,27 +334,3 @@ def _check_lengths(num_steps: Any, chunk: Any, step: Any) -> None:
             f"`num_steps` {num_steps} is before `step` {step}: it is the step at which "
             "the run ends, counted from the very first."
         )
-
-
-def _check_not_traced(tree: Any) -> None:
-    """Raises if a run is being traced, which would leave the host without numbers."""
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
-        raise TypeError(
-            "`run` reports and saves on the host, so it cannot be traced by "
-            "`jax.vmap`, `jax.jit` or `jax.grad`: use `jm.run_pure`, which takes the "
-            "same arguments."
-        )
-
-
-def _columns(edge: Edge, advance: Any, *arguments: Any) -> dict[str, np.ndarray]:
-    """Turns the rows of a run into one array per name."""
-    if edge.rows:
-        return {
-            name: np.asarray([row[name] for row in edge.rows]) for name in edge.rows[0]
-        }
-    feed, key, num_steps = arguments
-    _, row = jax.eval_shape(advance, edge.state, feed, key, edge.step, num_steps)
-    return {
-        name: np.zeros((0, *leaf.shape), leaf.dtype if leaf.shape else np.float64)
-        for name, leaf in row.items()
-    }

@@ -7,7 +7,7 @@ worker axis with one copy of its state a worker, as in Signum or Distributed Lio
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,33 +16,8 @@ import optax
 from jaxmedian.noise.keys import is_key
 from jaxmedian.transforms.build import Step, transformation
 from jaxmedian.workers.checks import as_transform, check_count
+from jaxmedian.workers.placing import PerWorkerState
 from jaxmedian.workers.stream import WorkerStream
-
-
-class PerWorkerState(NamedTuple):
-    """State of which every worker has its own: on a mesh it is cut like the gradients.
-
-    Attributes:
-      inner: the states, every leaf with a leading worker axis ``[M, ...]``.
-    """
-
-    inner: optax.OptState
-
-    def kept_where_absent(
-        self, new: optax.OptState, present: jax.Array | None
-    ) -> "PerWorkerState":
-        """Returns the new states of workers present, the old ones of the absent.
-
-        What an absent worker sent, NaN for example, never reaches its state.
-        """
-        if present is None:
-            return PerWorkerState(new)
-
-        def keep(after: jax.Array, before: jax.Array) -> jax.Array:
-            mask = present.reshape(-1, *[1] * (before.ndim - 1))
-            return jnp.where(mask, after, before)
-
-        return PerWorkerState(jax.tree.map(keep, new, self.inner))
 
 
 def per_worker(

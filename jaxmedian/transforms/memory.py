@@ -17,8 +17,9 @@ import optax
 
 from jaxmedian.kernels.rows import working_dtype
 from jaxmedian.transforms.build import Step, transformation
-from jaxmedian.transforms.lifting import PerWorkerState, lift
+from jaxmedian.transforms.lifting import lift
 from jaxmedian.workers.checks import as_transform, check_count, check_decay
+from jaxmedian.workers.placing import PerWorkerState
 from jaxmedian.workers.population import Population
 
 

@@ -172,7 +172,7 @@ def test_a_second_ctrl_c_ends_at_once_and_the_folder_goes_on(unbroken, tmp_path)
 
 def test_a_second_ctrl_c_does_not_wait_for_the_chunk(monkeypatch):
     """Pressed twice while one long chunk computes, which is not ready afterwards."""
-    from jaxmedian.training import run as module
+    from jaxmedian.training import loop as module
 
     waiting, rows = threading.Event(), []
 

@@ -177,6 +177,7 @@ def test_a_step_compiles_once():
 def drawn_batches(key, batch_size):
     """Mini-batches by the documented keys, one sample at a time."""
     data = worker_data()
+    key = jax.random.fold_in(key, 3 * 2**30 + 9)  # the branch of a run
 
     def batch_of_step(step):
         picked = []
@@ -297,6 +298,7 @@ def test_the_batch_function_gets_each_step_number_once_with_its_own_key():
         key,
         chunk=3,
     )
+    key = jax.random.fold_in(key, 3 * 2**30 + 9)  # the branch of a run
     drawn = [jax.random.uniform(jax.random.fold_in(key, s), (3,)) for s in range(7)]
     expected = -sum(s + float(np.mean(d)) for s, d in enumerate(drawn))
     assert float(result.params) == pytest.approx(expected, rel=1e-6)
@@ -567,7 +569,7 @@ def test_a_run_leaves_the_arrays_it_is_given_alone(chunked_run):
 @pytest.mark.parametrize(("donate", "most"), [(True, 2), (False, 3)])
 def test_donation_saves_a_copy_of_the_parameters(donate, most, monkeypatch):
     """While a chunk computes: the user's, the new ones, and else those before."""
-    from jaxmedian.training import run as module
+    from jaxmedian.training import loop as module
 
     counts, shape = [], (1237,)
 

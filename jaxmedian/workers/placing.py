@@ -1,16 +1,49 @@
-"""Where parameters, states and batches lie on a mesh: the table of its package."""
+"""Where parameters, states and batches lie on a mesh of workers.
 
-from typing import Any
+params, optimizer state   the same on every device         P()
+batch, worker_mask        a block of workers a device      P("workers")
+state of `per_worker`     a block of workers a device      P("workers")
+"""
+
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxmedian.sharding.mesh import WORKERS, check_divisible, check_mesh
-from jaxmedian.transforms.lifting import PerWorkerState
+from jaxmedian.workers import collectives
+from jaxmedian.workers.collectives import AxisName
 from jaxmedian.workers.gradients import count_in_batch
+from jaxmedian.workers.mesh import WORKERS, check_divisible, check_mesh
+
+
+class PerWorkerState(NamedTuple):
+    """State of which every worker has its own: on a mesh it is cut like the gradients.
+
+    Attributes:
+      inner: the states, every leaf with a leading worker axis ``[M, ...]``.
+    """
+
+    inner: optax.OptState
+
+    def kept_where_absent(
+        self, new: optax.OptState, present: jax.Array | None
+    ) -> "PerWorkerState":
+        """Returns the new states of workers present, the old ones of the absent.
+
+        What an absent worker sent, NaN for example, never reaches its state.
+        """
+        if present is None:
+            return PerWorkerState(new)
+
+        def keep(after: jax.Array, before: jax.Array) -> jax.Array:
+            mask = present.reshape(-1, *[1] * (before.ndim - 1))
+            return jnp.where(mask, after, before)
+
+        return PerWorkerState(jax.tree.map(keep, new, self.inner))
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
@@ -24,17 +57,43 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     >>> params.sharding.is_fully_replicated
     True
     """
-    sharding = NamedSharding(mesh, P())
+    return jax.tree.map(lambda leaf: _put(leaf, mesh, P()), tree)
 
-    def place(x: Any) -> jax.Array:
-        if isinstance(x, jax.Array) and jax.dtypes.issubdtype(
-            x.dtype, jax.dtypes.prng_key
-        ):  # jax cannot place keys on other processes' devices
-            words = jax.device_put(jax.random.key_data(x), sharding)
-            return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
-        return jax.device_put(x, sharding)
 
-    return jax.tree.map(place, tree)
+def _put(x: Any, mesh: Mesh, spec: P) -> jax.Array:
+    sharding = NamedSharding(mesh, spec)
+    if isinstance(x, jax.Array) and jax.dtypes.issubdtype(
+        x.dtype, jax.dtypes.prng_key
+    ):  # jax cannot place keys on other processes' devices
+        words = jax.device_put(jax.random.key_data(x), sharding)
+        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(x))
+    return jax.device_put(x, sharding)
+
+
+def place_state(state: Any, mesh: Mesh, axis_name: str) -> Any:
+    """Places parameters and state that are known whole, as `state_specs` says.
+
+    What is on this mesh already stays as it is, sharded over a second axis perhaps.
+    """
+
+    def place(leaf: jax.Array, spec: P) -> jax.Array:
+        if is_on(leaf, mesh):
+            return leaf
+        if spec != P():
+            check_divisible(leaf.shape[0], mesh, axis_name)
+        return _put(leaf, mesh, spec)
+
+    def place_node(node: Any) -> Any:
+        spec = P(axis_name) if _is_per_worker(node) else P()
+        return jax.tree.map(lambda leaf: place(leaf, spec), node)
+
+    return jax.tree.map(place_node, state, is_leaf=_is_per_worker)
+
+
+def is_on(leaf: Any, mesh: Mesh) -> bool:
+    """Returns whether an array lies on the devices of a mesh, by its axes."""
+    sharding = getattr(leaf, "sharding", None)
+    return isinstance(sharding, NamedSharding) and sharding.mesh == mesh
 
 
 def shard_workers(tree: Any, mesh: Mesh, *, axis_name: str = WORKERS) -> Any:
@@ -104,11 +163,8 @@ def state_specs(
     (('workers',), ())
     """
 
-    def is_per_worker(node: Any) -> bool:
-        return isinstance(node, PerWorkerState)
-
     def spec_of(path: tuple[Any, ...], node: Any) -> Any:
-        if not is_per_worker(node):
+        if not _is_per_worker(node):
             return P()
         for leaf in jax.tree.leaves(node):
             if leaf.shape[:1] != (num_workers,):
@@ -120,7 +176,7 @@ def state_specs(
         return jax.tree.map(lambda leaf: P(axis_name), node)
 
     state = jax.eval_shape(optimizer.init, params)
-    return jax.tree_util.tree_map_with_path(spec_of, state, is_leaf=is_per_worker)
+    return jax.tree_util.tree_map_with_path(spec_of, state, is_leaf=_is_per_worker)
 
 
 def init_state(
@@ -161,3 +217,33 @@ def init_state(
     specs = state_specs(optimizer, params, num_workers, axis_name=axis_name)
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
     return jax.jit(optimizer.init, out_shardings=shardings)(params)
+
+
+def check_shared(params: Any, opt_state: Any, axis_name: AxisName | None) -> None:
+    """Raises if what should be the same on all devices is known to differ.
+
+    Our own transforms complain before it comes to that.
+
+    Args:
+      params: the new parameters, or their updates.
+      opt_state: the new state; what `per_worker` keeps may differ.
+      axis_name: the mesh axis of the workers, or None.
+    """
+    if axis_name in collectives.varying_axes(params):
+        raise ValueError(
+            "The devices would end with different parameters: the aggregator of the "
+            f"chain sees the workers of its own device only. Build it with "
+            f"`axis_name={axis_name!r}`."
+        )
+    nodes = jax.tree.leaves(opt_state, is_leaf=_is_per_worker)
+    shared = [node for node in nodes if not _is_per_worker(node)]
+    if axis_name in collectives.varying_axes(shared):
+        raise ValueError(
+            "The devices would end with different optimizer states: a transform before "
+            "the aggregator keeps state of the workers. Lift it with "
+            "`jaxmedian.per_worker`."
+        )
+
+
+def _is_per_worker(node: Any) -> bool:
+    return isinstance(node, PerWorkerState)

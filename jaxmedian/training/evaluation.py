@@ -1,0 +1,103 @@
+"""What a run evaluates at chunk edges, and the best parameters so far."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmedian.training.feeds import as_partial, kind_of
+
+Evaluate = Callable[[Any], dict[str, Any]]
+
+
+def build_evaluation(evaluate: Evaluate | None) -> Callable[[Any], dict[str, Any]]:
+    """Builds ``params -> {name: value}``, compiled, of what the user gave.
+
+    Raises:
+      TypeError: if it is no function; when called, if it returns no dictionary.
+    """
+    if evaluate is None:
+        return lambda params: {}
+    if not callable(evaluate):
+        raise TypeError(
+            "`evaluate` must be a function (params) -> {name: value}, traced; got "
+            f"{kind_of(evaluate)}."
+        )
+    return functools.partial(_evaluated, as_partial(evaluate))
+
+
+def join_scores(row: dict[str, Any], scores: dict[str, Any]) -> dict[str, Any]:
+    """Adds what was evaluated to what was measured.
+
+    Raises:
+      ValueError: for a name that the measurements have.
+    """
+    if scores.keys() & row.keys():
+        raise ValueError(
+            f"`evaluate` returns {sorted(scores.keys() & row.keys())}, names that are "
+            "measurements of the run's own or of `metrics`. Rename them."
+        )
+    return row | scores
+
+
+@jax.jit
+def _evaluated(evaluate: jax.tree_util.Partial, params: Any) -> dict[str, jax.Array]:
+    scores = evaluate(params)
+    if not isinstance(scores, dict):
+        raise TypeError(
+            f"`evaluate` must return {{name: value}}; it returned {kind_of(scores)}."
+        )
+    return {name: jnp.asarray(value) for name, value in scores.items()}
+
+
+class Best(NamedTuple):
+    """The best parameters that a run has met at an edge.
+
+    Attributes:
+      value: theirs; -inf (inf if less is better) before the first that is a number.
+      params: a copy of them; those of the start before.
+    """
+
+    value: float
+    params: Any
+
+
+def first_best(keep_best: str | None, params: Any) -> Best | None:
+    """Returns what is best before the first edge, if anything is to be kept.
+
+    Raises:
+      TypeError: if ``keep_best`` is no name.
+    """
+    if keep_best is None:
+        return None
+    if not isinstance(keep_best, str):
+        raise TypeError(
+            '`keep_best` must be the name of a measurement, as "accuracy", or "-loss" '
+            f"where less is better; got {keep_best!r}."
+        )
+    worst = math.inf if keep_best.startswith("-") else -math.inf
+    return Best(worst, jax.tree.map(jnp.copy, params))
+
+
+def better_of(
+    best: Best | None, keep_best: str | None, row: dict[str, Any], params: Any
+) -> Best | None:
+    """Returns the better of the best so far and the parameters of an edge.
+
+    Raises:
+      ValueError: if the row has no such number.
+    """
+    if best is None or keep_best is None:
+        return None
+    value = row.get(keep_best.removeprefix("-"))
+    if not isinstance(value, float):
+        numbers = [name for name, held in row.items() if isinstance(held, float)]
+        raise ValueError(
+            f"`keep_best` {keep_best!r} names no number among the measurements of this "
+            f'run: {numbers}; with "-" before it where less is better.'
+        )
+    is_better = value < best.value if keep_best.startswith("-") else value > best.value
+    return Best(value, jax.tree.map(jnp.copy, params)) if is_better else best

@@ -1,0 +1,151 @@
+"""What each step of a run is given: functions of its key and number, with their data.
+
+A feed is an argument of the compiled chunk, so what its functions hold is one too. On a
+mesh it is shared out: the library's own draws know the numbers of the workers they draw
+for, so each device holds and draws its own; whole draws of other functions are cut.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import PartitionSpec as P
+
+from jaxmedian.training.batches import Server
+from jaxmedian.workers import collectives
+from jaxmedian.workers.collectives import AxisName
+
+NextBatch = Callable[[jax.Array, jax.Array], Any]
+ExtraArgs = Callable[[jax.Array, jax.Array], dict[str, Any]]
+
+
+class Feed(NamedTuple):
+    """What a step is given, as functions of its key and number, and with their data."""
+
+    next_batch: jax.tree_util.Partial
+    extra_args: jax.tree_util.Partial
+
+    def spread(self, axis_name: AxisName | None) -> "Feed":
+        """Returns the feed whose library draws are of one device's workers."""
+        draws = self.next_batch
+        if axis_name is None or not isinstance(draws.func, Server):
+            return self
+        server = draws.func.spread(axis_name)
+        return Feed(jax.tree_util.Partial(server, *draws.args), self.extra_args)
+
+
+def build_feed(next_batch: NextBatch, extra_args: ExtraArgs | None) -> Feed:
+    """Makes functions arguments of the compiled chunk, so that their data are too.
+
+    Raises:
+      TypeError: if they are no functions.
+    """
+    if not callable(next_batch):
+        raise TypeError(
+            "`next_batch` must be a function (key, step) -> batch [M, ...], traced; "
+            f"got {kind_of(next_batch)}. {_remedy_for(next_batch)}"
+        )
+    return Feed(as_partial(next_batch), as_extra_args(extra_args))
+
+
+def as_extra_args(extra_args: ExtraArgs | None) -> jax.tree_util.Partial:
+    """Makes ``extra_args`` an argument of the compiled chunk.
+
+    Raises:
+      TypeError: if it is no function.
+    """
+    if extra_args is None:
+        return jax.tree_util.Partial(_no_extra_args)
+    if not callable(extra_args):
+        raise TypeError(
+            "`extra_args` must be a function (key, step) -> {name: value}; got "
+            f"{extra_args!r}. For the same value in each step, return it."
+        )
+    return as_partial(extra_args)
+
+
+def as_partial(function: Callable[..., Any]) -> jax.tree_util.Partial:
+    """Makes a function an argument of jitted code, so that its data is one too.
+
+    Data that a closure captures is compiled into the program as a constant, slowly.
+    """
+    if isinstance(function, jax.tree_util.Partial):
+        return function
+    return jax.tree_util.Partial(function)
+
+
+def kind_of(value: Any) -> str:
+    """Names the type of a value in a message."""
+    return f"a {type(value).__module__}.{type(value).__qualname__}".replace(
+        "builtins.", ""
+    )
+
+
+def _remedy_for(data: Any) -> str:
+    if inspect.isgenerator(data) or isinstance(data, Iterator):
+        return (
+            "Batches that Python makes cannot be drawn in a pure function: use "
+            "`jm.run`, or loop over them with `jm.make_step`."
+        )
+    return (
+        "For data [M, ...] served whole in every step pass `jm.full_batch(data)`; for "
+        "samples of data [M, n, ...] `jm.mini_batches(data, batch_size)`; for batches "
+        "that Python makes an iterator, `iter(batches)`."
+    )
+
+
+def _no_extra_args(key: jax.Array, step: jax.Array) -> dict[str, Any]:
+    del key, step
+    return {}
+
+
+# --- on a mesh ------------------------------------------------------------------------
+
+
+def share_out(feed: Feed, axis_name: str) -> tuple[Feed, Feed]:
+    """Builds the feed of one device inside `jax.shard_map`, and how its data are cut.
+
+    Returns:
+      The feed whose functions draw for this device's workers, and the same tree with a
+      `PartitionSpec` for each array.
+    """
+    draws, args = feed.spread(axis_name)
+    if isinstance(draws.func, Server):
+        worker_data, sizes, own_key = draws.args
+        cut = jax.tree.map(lambda leaf: P(axis_name), (worker_data, sizes))
+        whole = jax.tree.map(lambda leaf: P(), own_key)
+        draw_specs = jax.tree_util.Partial(draws.func, *cut, whole)
+    else:
+        draws = jax.tree_util.Partial(_OwnBatch(axis_name), draws)
+        draw_specs = jax.tree.map(lambda leaf: P(), draws)
+    args = jax.tree_util.Partial(_OwnExtraArgs(axis_name), args)
+    return Feed(draws, args), Feed(draw_specs, jax.tree.map(lambda leaf: P(), args))
+
+
+@dataclasses.dataclass(frozen=True)
+class _OwnBatch:
+    """Cuts this device's workers out of a whole draw."""
+
+    axis_name: str
+
+    def __call__(self, draws: Any, key: jax.Array, step: jax.Array) -> Any:
+        return jax.tree.map(
+            lambda leaf: collectives.own_block(leaf, self.axis_name), draws(key, step)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _OwnExtraArgs:
+    """Cuts this device's workers out of extra arguments that belong to workers."""
+
+    axis_name: str
+
+    def __call__(self, args: Any, key: jax.Array, step: jax.Array) -> dict[str, Any]:
+        return {
+            name: collectives.own_block(value, self.axis_name)
+            if name.startswith("worker_")
+            else value
+            for name, value in args(key, step).items()
+        }

@@ -1,0 +1,236 @@
+"""Where the batches of a run come from, and how a chunk is taken with them.
+
+`Drawn` batches are functions traced into the chunk: one call computes all its steps.
+`Loaded` batches come from a Python iterator: the same program computes one step a call,
+while the next batch is read and placed (double buffering). Calls are asynchronous, so
+no thread is needed: the device waits for Python only where a batch takes longer to load
+than a step to compute.
+"""
+
+import base64
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxmedian.training.batches import Server
+from jaxmedian.training.feeds import Feed
+from jaxmedian.training.interrupts import wait_until_ready
+from jaxmedian.workers.gradients import count_in_batch
+
+Advance = Callable[..., tuple[Any, dict[str, jax.Array]]]
+
+
+def is_loader(value: Any) -> bool:
+    """Returns whether a value makes batches, and is not data itself."""
+    data = (list, tuple, Mapping, str, bytes, np.ndarray, jax.Array)
+    return isinstance(value, Iterable) and not isinstance(value, data)
+
+
+class Taken(NamedTuple):
+    """A chunk that was taken: the step reached, the state there, and its row."""
+
+    step: int
+    state: Any
+    row: dict[str, jax.Array]
+
+
+class Drawn:
+    """Batches drawn inside the compiled chunk, by functions of the step."""
+
+    def __init__(self, feed: Feed) -> None:
+        """Takes the functions."""
+        self.feed = feed
+
+    def take(
+        self, advance: Advance, key: jax.Array, state: Any, start: int, stop: int
+    ) -> Taken:
+        """Takes the steps ``start`` to ``stop`` in one call."""
+        return Taken(stop, *advance(state, self.feed, key, start, stop, 1))
+
+    def position(self) -> None:
+        """Returns None: the step is the position."""
+
+    def resume(self, position: Any, step: int, start: int) -> None:
+        """Does nothing: the step is the position."""
+
+
+class Loaded:
+    """Batches of a Python iterator, read in step with the run and never ahead of it.
+
+    Args:
+      batches: iterator or iterable of trees ``[M, ...]``, of equal shapes.
+      extra_args: as in a `Feed`, placed.
+      place: puts a batch where it is computed with.
+      replay: whether a resumed run may read and drop the batches it has had.
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[Any],
+        extra_args: jax.tree_util.Partial,
+        place: Callable[[Any], Any],
+        replay: bool,
+    ) -> None:
+        """Opens the iterator; nothing is read yet."""
+        self._iterator: Iterator[Any] = iter(batches)
+        self._extra_args = extra_args
+        self._place, self._replay = place, replay
+        self._form: dict[str, tuple[Any, ...]] | None = None
+        self._has_begun = False  # here, or in the run that is resumed
+        self.feed: Feed | None = None  # of the batch read last
+
+    def take(
+        self, advance: Advance, key: jax.Array, state: Any, start: int, stop: int
+    ) -> Taken | None:
+        """Takes the steps ``start`` to ``stop``, or to the end of the data.
+
+        The measurement at the edge is of the batch read last, so that no batch is read
+        that is not trained on. None if there was no batch.
+        """
+        running: list[jax.Array] = []
+        row: dict[str, jax.Array] = {}
+        for number in range(start, stop):
+            if len(running) == 2:  # this batch and the one before it are on the device
+                wait_until_ready(running.pop(0))
+            if not self._read(number):
+                if number == start and self._has_begun:
+                    return None
+                if number == start:
+                    raise ValueError(
+                        "`next_batch` gave no batch at all: has the iterator been used "
+                        "up before?"
+                    )
+                state, row = advance(state, self.feed, key, number, number, 1)
+                return Taken(number, state, row)
+            is_last = int(number + 1 == stop)
+            state, row = advance(state, self.feed, key, number, number + 1, is_last)
+            running.append(row["loss"])
+        return Taken(stop, state, row)
+
+    def position(self) -> list[Any] | None:
+        """Returns the iterators' own states as JSON keeps them, one of each process.
+
+        None if they have none.
+
+        Raises:
+          TypeError: if a state is neither bytes nor JSON.
+        """
+        if not self._has_state():
+            return None
+        state: Any = self._iterator.get_state()  # type: ignore[attr-defined]
+        if isinstance(state, bytes):
+            return _of_each_process({"bytes": base64.b64encode(state).decode()})
+        try:
+            return _of_each_process({"json": json.loads(json.dumps(state))})
+        except TypeError as error:
+            raise TypeError(
+                "`next_batch.get_state()` must return bytes or what JSON can hold, to "
+                f"be saved with the checkpoint: {error}."
+            ) from error
+
+    def resume(self, position: list[Any] | None, step: int, start: int) -> None:
+        """Goes to the batch of a step, from that of ``start``.
+
+        Raises:
+          ValueError: if the iterator can neither be set nor be read again.
+        """
+        self._has_begun = True
+        if position is not None and self._has_state():
+            if len(position) != jax.process_count():
+                raise ValueError(
+                    "`next_batch`: the checkpoint holds the iterator states of "
+                    f"{len(position)} processes, of which there are "
+                    f"{jax.process_count()} here. Resume on as many, or pass a "
+                    "function (key, step)."
+                )
+            own = position[jax.process_index()]
+            is_bytes = "bytes" in own
+            state = base64.b64decode(own["bytes"]) if is_bytes else own["json"]
+            self._iterator.set_state(state)  # type: ignore[attr-defined]
+            return
+        if not self._replay:
+            raise ValueError(
+                f"`next_batch` cannot be resumed at step {step}: an iterator without "
+                "`get_state` and `set_state` cannot be moved (those of grain can). "
+                "Start it from the beginning and pass `replay=True`, which reads and "
+                f"drops {step - start} batches, or pass a function (key, step)."
+            )
+        for number in range(start, step):
+            if not self._read(number):
+                raise ValueError(
+                    f"`next_batch` ended after {number - start} batches, before the "
+                    f"step {step} of the checkpoint: is it the same data, from the "
+                    "beginning?"
+                )
+
+    def _has_state(self) -> bool:
+        return all(
+            callable(getattr(self._iterator, name, None))
+            for name in ("get_state", "set_state")
+        )
+
+    def _read(self, number: int) -> bool:
+        """Reads and places the batch of a step; False at the end of the data."""
+        try:
+            batch = next(self._iterator)
+        except StopIteration:
+            return False
+        except Exception as error:
+            error.add_note(
+                f"`next_batch` raised this at step {number}. The last checkpoint, if "
+                "there is one, stands."
+            )
+            raise
+        batch = jax.tree.map(_as_array, batch)
+        self._check(batch, number)
+        server = jax.tree_util.Partial(Server(), self._place(batch), None, None)
+        self.feed, self._has_begun = Feed(server, self._extra_args), True
+        return True
+
+    def _check(self, batch: Any, number: int) -> None:
+        form = {
+            jax.tree_util.keystr(path): (leaf.shape, str(leaf.dtype))
+            for path, leaf in jax.tree_util.tree_leaves_with_path(batch)
+        }
+        if self._form is None:
+            count_in_batch(batch)
+            self._form = form
+        if form == self._form:
+            return
+        changed = [
+            f"`{name or 'the batch'}` is {_kind(form.get(name))}, before "
+            f"{_kind(self._form.get(name))}"
+            for name in self._form | form
+            if form.get(name) != self._form.get(name)
+        ]
+        raise ValueError(
+            f"`next_batch` gave another form of batch at step {number}: "
+            f"{'; '.join(changed[:5])}. Every batch needs the same workers and shapes: "
+            "drop the last, smaller one (`drop_remainder=True` in most loaders), or "
+            "fill it up."
+        )
+
+
+def _of_each_process(value: Any) -> list[Any]:
+    """Lists what each process holds, as JSON; all of them must ask."""
+    if jax.process_count() == 1:
+        return [value]
+    from jax.experimental import multihost_utils
+
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(text.size))
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: text.size] = text
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(bytes(row[:n])) for row, n in zip(rows, sizes, strict=True)]
+
+
+def _as_array(leaf: Any) -> Any:
+    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+
+
+def _kind(form: tuple[Any, ...] | None) -> str:
+    return "absent" if form is None else f"{form[1]} {form[0]}"

@@ -1,0 +1,101 @@
+"""A chunk of a run over a mesh: all its steps in one `jax.shard_map`.
+
+Parameters and shared state are whole on every device of the worker axis; data, batches
+and the state of workers lie where their workers are.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from jaxmedian.training.feeds import Feed, share_out
+from jaxmedian.workers.gradients import count_in_batch
+from jaxmedian.workers.mesh import WORKERS, check_divisible, check_mesh
+from jaxmedian.workers.placing import (
+    is_on,
+    place_state,
+    replicate,
+    shard_workers,
+    state_specs,
+)
+
+
+class Spread:
+    """Where everything of a run lies on a mesh.
+
+    Args:
+      mesh: its worker axis is "workers", or its only one.
+      optimizer: the chain, built with the name of that axis.
+
+    Raises:
+      TypeError: if it is no mesh. ValueError: if no axis is that of the workers, or
+        axes are not automatic.
+    """
+
+    def __init__(self, mesh: Any, optimizer: optax.GradientTransformation) -> None:
+        """Finds the axis of the workers."""
+        if not isinstance(mesh, Mesh):
+            raise TypeError(
+                "`mesh` must be a `jax.sharding.Mesh`, "
+                f"`jm.sharding.workers_mesh()` for instance; got {mesh!r}."
+            )
+        self.mesh, self._optimizer = mesh, optimizer
+        names = mesh.axis_names
+        self.axis_name: str = names[0] if len(names) == 1 else WORKERS
+        check_mesh(mesh, self.axis_name)
+
+    def place_state(self, state: Any) -> Any:
+        """Places ``(params, opt_state)``; what is on this mesh already stays there."""
+        return place_state(state, self.mesh, self.axis_name)
+
+    def place_feed(self, feed: Feed) -> Feed:
+        """Places the data of a feed, each worker's on its own device if possible."""
+        _, specs = share_out(feed, self.axis_name)
+        leaves = map(self._place, jax.tree.leaves(feed), jax.tree.leaves(specs))
+        return jax.tree.unflatten(jax.tree.structure(feed), leaves)
+
+    def place_batch(self, batch: Any) -> Any:
+        """Places a batch that the host has made."""
+        return shard_workers(batch, self.mesh, axis_name=self.axis_name)
+
+    def replicate(self, tree: Any) -> Any:
+        """Places what all devices share: the key of a run, for example."""
+        return replicate(tree, self.mesh)
+
+    def _place(self, leaf: Any, spec: P) -> Any:
+        if is_on(leaf, self.mesh):
+            return leaf
+        return replicate(leaf, self.mesh) if spec == P() else self.place_batch(leaf)
+
+    def chunk(self, advance: Callable[..., Any]) -> Callable[..., Any]:
+        """Builds the chunk of all devices from that of one."""
+        axis = self.axis_name
+
+        def advance_all(
+            state: Any, feed: Feed, key: jax.Array, start: Any, stop: Any, measured: Any
+        ) -> Any:
+            batch = jax.eval_shape(feed.next_batch, key, jnp.asarray(start))
+            num_workers = count_in_batch(batch)
+            check_divisible(num_workers, self.mesh, axis)
+            params = state[0]
+            specs = state_specs(self._optimizer, params, num_workers, axis_name=axis)
+            state_spec = (jax.tree.map(lambda leaf: P(), params), specs)
+            own_feed, feed_spec = share_out(feed, axis)
+            return jax.shard_map(
+                lambda state, leaves, *rest: advance(
+                    state,
+                    jax.tree.unflatten(jax.tree.structure(own_feed), leaves),
+                    *rest,
+                ),
+                mesh=self.mesh,
+                in_specs=(state_spec, jax.tree.leaves(feed_spec), P(), P(), P(), P()),
+                out_specs=(state_spec, P()),
+                axis_names={axis},
+            )(state, jax.tree.leaves(own_feed), key, start, stop, measured)
+
+        return advance_all

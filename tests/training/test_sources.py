@@ -1,0 +1,320 @@
+"""Batches that Python makes: read in step, placed ahead, resumed to the bit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxmedian as jm
+
+pytestmark = pytest.mark.usefixtures("strict", "compiled_once")
+
+M, STEPS = 3, 10
+ROWS = np.random.default_rng(0).normal(size=(20, M, 2)).astype(np.float32)
+
+
+def loss(params, batch):
+    return 0.5 * jnp.mean(jnp.square(params["w"] - batch["x"]))
+
+
+def start():
+    return {"w": jnp.zeros(2)}
+
+
+def batch_of(step):
+    return {"x": ROWS[step]}
+
+
+def drawn(key, step):
+    """The same batches as a function."""
+    return {"x": jnp.asarray(ROWS)[step]}
+
+
+class Loader:
+    """An iterator that notes what is read, and fails or ends where it is told to."""
+
+    def __init__(self, end=20, failing_at=None):
+        self.place, self.end, self.failing_at = 0, end, failing_at
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.place == self.failing_at:
+            raise OSError("disk gone")
+        if self.place == self.end:
+            raise StopIteration
+        self.place += 1
+        return batch_of(self.place - 1)
+
+
+class Movable(Loader):
+    """One that can be moved, as grain's."""
+
+    def get_state(self):
+        return {"place": self.place}
+
+    def set_state(self, state):
+        self.place = state["place"]
+
+
+class MovableByBytes(Movable):
+    """One whose state is bytes, as that of grain's `DataLoader`."""
+
+    def get_state(self):
+        return bytes([255, self.place])
+
+    def set_state(self, state):
+        assert state[0] == 255
+        self.place = state[1]
+
+
+OPTIMIZER = optax.chain(
+    jm.majority_vote(jm.noise.uniform(0.1), 1), optax.sgd(0.05, momentum=0.9)
+)
+
+
+def train(next_batch, num_steps=STEPS, params=None, **options):
+    params, options = params or start(), {"chunk": 4} | options
+    return jm.run(loss, OPTIMIZER, params, next_batch, num_steps, 2, **options)
+
+
+def assert_same_end(got, expected):
+    assert got.step == expected.step
+    for a, b in zip(*map(jax.tree.leaves, (got[:2], expected[:2])), strict=True):
+        assert bool((a == b).all())
+
+
+def assert_same_metrics(got, expected):
+    assert got.metrics.keys() == expected.metrics.keys()
+    for name, column in expected.metrics.items():
+        np.testing.assert_array_equal(got.metrics[name], column)
+
+
+@pytest.fixture(scope="module")
+def unbroken():
+    return train(Loader())
+
+
+# --- the same run ---------------------------------------------------------------------
+
+
+def test_read_batches_train_as_drawn_ones(unbroken):
+    assert_same_end(unbroken, train(drawn))
+    assert unbroken.metrics["step"].tolist() == [4, 8, 10]
+
+
+def test_every_edge_is_measured_on_the_batch_read_last(unbroken):
+    """With the parameters of the edge, which a shorter run returns."""
+    for row, edge in enumerate((4, 8, 10)):
+        end = train(drawn, edge, chunk=20).params["w"]
+        expected = 0.5 * np.mean(np.square(np.float64(end) - ROWS[edge - 1]))
+        assert unbroken.metrics["loss"][row] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_any_chunk_of_read_batches_gives_the_same_parameters(chunk, unbroken):
+    assert_same_end(train(Loader(), chunk=chunk), unbroken)
+
+
+def test_no_batch_is_read_that_is_not_trained_on(unbroken):
+    """So that a run goes on from memory with the same iterator."""
+    loader, rows = Loader(), []
+    first = train(loader, 6, on_chunk=lambda step, row: rows.append(loader.place))
+    assert rows == [4, 6]
+    second = train(loader, params=first.params, opt_state=first.opt_state, step=6)
+    assert loader.place == STEPS
+    assert_same_end(second, unbroken)
+
+
+def test_one_program_takes_all_steps():
+    traces = []
+
+    def counted(params, batch):
+        traces.append(1)
+        return loss(params, batch)
+
+    counts = []
+    for num_steps in (1, 9):
+        traces.clear()
+        jm.run(counted, jm.sign_sgd(0.1), start(), Loader(), num_steps, 0, chunk=2)
+        counts.append(len(traces))
+    assert counts[0] == counts[1] > 0
+
+
+def test_a_batch_is_read_while_the_one_before_it_computes(monkeypatch):
+    """Before the third is read the first step must be done, and so on: two at most."""
+    from jaxmedian.training import sources as module
+
+    read_at_waits, loader = [], Loader()
+    monkeypatch.setattr(
+        module, "wait_until_ready", lambda loss: read_at_waits.append(loader.place)
+    )
+    train(loader, 6, chunk=6)
+    assert read_at_waits == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: (batch_of(step) for step in range(20)),
+        lambda: iter([batch_of(step) for step in range(20)]),
+        lambda: map(batch_of, range(20)),
+        lambda: Loader(),
+    ],
+)
+def test_iterators_of_any_kind_are_read(make, unbroken):
+    assert_same_end(train(make()), unbroken)
+
+
+def test_extra_arguments_come_by_step_as_with_functions():
+    def extra_args(key, step):
+        return {"worker_mask": jm.participants(key, step, M, 2)}
+
+    got, expected = (train(b, extra_args=extra_args) for b in (Loader(), drawn))
+    assert_same_end(got, expected)
+
+
+# --- the end of the data --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", [4, 6, 7])
+def test_the_end_of_the_data_ends_the_run_at_a_whole_step(end):
+    result = train(Loader(end))
+    expected = train(Loader(), end)
+    assert_same_end(result, expected)
+    assert_same_metrics(result, expected)
+
+
+def test_no_data_at_all_is_an_error():
+    with pytest.raises(ValueError, match="`next_batch` gave no batch at all"):
+        train(Loader(0))
+
+
+def test_a_run_of_no_steps_reads_nothing():
+    loader = Loader()
+    result = train(loader, 0)
+    assert (result.step, loader.place, [*result.metrics]) == (0, 0, ["step"])
+
+
+# --- resumed runs ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [Movable, MovableByBytes])
+@pytest.mark.parametrize("stop", [4, 6])
+def test_an_iterator_with_a_state_resumes_to_the_bit(kind, stop, tmp_path, unbroken):
+    """On an edge of the grid and beside it; the first run may end or be longer."""
+    pytest.importorskip("orbax.checkpoint")
+    train(kind(), stop, checkpoint=tmp_path / "run")
+    loader = kind()
+    result = train(loader, checkpoint=tmp_path / "run")
+    assert loader.place == STEPS
+    assert_same_end(result, unbroken)
+    assert_same_metrics(result, unbroken)
+
+
+def test_other_iterators_are_replayed_by_count_if_asked(tmp_path, unbroken):
+    pytest.importorskip("orbax.checkpoint")
+    train(Loader(), 6, checkpoint=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"cannot be resumed at step 6.*`replay=True`"):
+        train(Loader(), checkpoint=tmp_path / "run")
+    with pytest.raises(ValueError, match="ended after 5 batches, before the step 6"):
+        train(Loader(5), checkpoint=tmp_path / "run", replay=True)
+    result = train(Loader(), checkpoint=tmp_path / "run", replay=True)
+    assert_same_end(result, unbroken)
+    assert_same_metrics(result, unbroken)
+    again = train(Loader(0), checkpoint=tmp_path / "run")  # which has nothing to do
+    assert_same_end(again, unbroken)
+
+
+def test_data_that_ended_are_found_ended_by_a_resumed_run(tmp_path):
+    pytest.importorskip("orbax.checkpoint")
+    first = train(Movable(6), checkpoint=tmp_path / "run")
+    again = train(Movable(6), checkpoint=tmp_path / "run")
+    assert_same_end(again, first)
+    assert_same_metrics(again, first)
+
+
+def test_what_a_loader_raises_is_shown_and_the_last_checkpoint_stands(
+    tmp_path, unbroken
+):
+    pytest.importorskip("orbax.checkpoint")
+    with pytest.raises(OSError, match="disk gone") as error:
+        train(Movable(failing_at=6), checkpoint=tmp_path / "run")
+    assert "`next_batch` raised this at step 6" in error.value.__notes__[0]
+    state = start(), OPTIMIZER.init(start())
+    assert jm.checkpoint.restore(tmp_path / "run", state)[0] == 4
+    assert_same_end(train(Movable(), checkpoint=tmp_path / "run"), unbroken)
+
+
+def test_states_that_cannot_be_written_are_refused(tmp_path):
+    pytest.importorskip("orbax.checkpoint")
+
+    class Odd(Movable):
+        def get_state(self):
+            return {"place": {1, 2}}
+
+    with pytest.raises(
+        TypeError, match=r"`next_batch.get_state\(\)` must return bytes"
+    ):
+        train(Odd(), checkpoint=tmp_path / "run")
+
+
+@pytest.mark.parametrize("loaded", ["MapDataset", "IterDataset", "DataLoader"])
+def test_grain_is_read_and_resumed_to_the_bit(loaded, tmp_path):
+    """Shuffled batches, resumed in the middle of an epoch."""
+    grain = pytest.importorskip("grain")
+    pytest.importorskip("orbax.checkpoint")
+
+    class Rows:
+        def __len__(self):
+            return len(ROWS)
+
+        def __getitem__(self, index):
+            return {"x": ROWS[index]}
+
+        def __repr__(self):  # by which grain knows its data again
+            return "Rows"
+
+    def batches():
+        if loaded == "DataLoader":
+            sampler = grain.samplers.IndexSampler(len(ROWS), shuffle=True, seed=1)
+            return grain.DataLoader(data_source=Rows(), sampler=sampler)
+        data = grain.MapDataset.source(Rows()).shuffle(seed=1)
+        return data if loaded == "MapDataset" else data.to_iter_dataset()
+
+    expected = train(batches())
+    train(batches(), 6, checkpoint=tmp_path / "run")
+    result = train(batches(), checkpoint=tmp_path / "run")
+    assert_same_end(result, expected)
+    assert_same_metrics(result, expected)
+    in_order = train(Loader())
+    assert not bool((result.params["w"] == in_order.params["w"]).all())
+
+
+# --- what is refused ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"x": ROWS[0][:2]}, r"at step 3: `\['x'\]` is float32 \(2, 2\), before"),
+        ({"x": np.int32(ROWS[0])}, r"`\['x'\]` is int32 \(3, 2\), before float32"),
+        ({"y": ROWS[0]}, r"`\['x'\]` is absent, before float32"),
+    ],
+)
+def test_batches_of_another_form_are_refused_by_name(other, message):
+    batches = [batch_of(0), batch_of(1), batch_of(2), other]
+    with pytest.raises(ValueError, match=message):
+        train(iter(batches))
+
+
+def test_batches_without_workers_are_refused():
+    with pytest.raises(ValueError, match="batch must have a leading worker axis"):
+        train(iter([{"x": np.float32(1)}]))
+
+
+def test_the_pure_run_refuses_iterators():
+    with pytest.raises(TypeError, match=r"got a generator.*cannot be drawn in a pure"):
+        jm.run_pure(loss, jm.sign_sgd(0.1), start(), (x for x in [1]), 2, 0)
