@@ -8,5 +8,6 @@ result back. By level:
     networks, bisection,     medians: integers that sort like floats, pruned networks,
       tiles, selection         bisection, and which of them when
     trimming, weighting      means of the middle, and weighted medians
+    shares                   how all of these move with the rows they select
     distances, combinations  Gram matrices without a temporary of M^2 d, and subsets
 """

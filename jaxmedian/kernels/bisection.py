@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmedian.kernels.rows import zeros_varying_like
+
 _DIGIT = 8  # bits: a count over int8 handles 4 times as many numbers as over int32
 
 State = tuple[jax.Array, jax.Array, jax.Array]
@@ -57,7 +59,7 @@ def _value_of_rank(keys: jax.Array, rank: int) -> tuple[jax.Array, jax.Array]:
         last = digit.astype(jnp.uint8).astype(dtype) ^ flip
         return prefix << np.asarray(_DIGIT, dtype) | last, rank, count
 
-    zero = jnp.bitwise_xor(keys[0], keys[0])  # zeros that vary over a mesh as the keys
+    zero = zeros_varying_like(keys[0])
     num_rows = keys.shape[0]
     count = zero.astype(jnp.int16 if num_rows < 2**15 else jnp.int32)
     state = zero, count + count.dtype.type(rank), count + count.dtype.type(num_rows)
@@ -93,7 +95,7 @@ def _digit_of_rank(digits: jax.Array, rank: jax.Array, count: jax.Array) -> Stat
             jnp.where(fits, num_at_most, num_below_trial),
         )
 
-    zero = jnp.bitwise_xor(rank, rank)
+    zero = zeros_varying_like(rank)
     state = zero.astype(jnp.int8) + np.int8(-128), zero, count
     digit, num_below, num_at_most = jax.lax.fori_loop(
         np.int32(0), np.int32(_DIGIT), add_bit, state

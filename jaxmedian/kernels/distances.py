@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxmedian.kernels import selection
 from jaxmedian.kernels.rows import working_dtype
+from jaxmedian.kernels.tiles import by_platform
 
 # Coordinates a product. On CPU the centred tile of a hundred rows stays in cache, and
 # 4,096 was the fastest of 2^12 to 2^16; a GPU or TPU wants few, large products.
@@ -33,7 +34,10 @@ def gram_of_rows(rows: jax.Array, present: jax.Array | None) -> jax.Array:
     Returns:
       ``[M, M]``, float32 (float64 for float64).
     """
-    centre = selection.median_of_rows(rows, noise=None, even="lower", present=present)
+    # Distances do not depend on the centre, so neither do their derivatives.
+    centre = selection.median_of_rows(
+        jax.lax.stop_gradient(rows), noise=None, even="lower", present=present
+    )
     size = rows.shape[1]
 
     def product(start: int | jax.Array, count: int) -> jax.Array:
@@ -42,7 +46,7 @@ def gram_of_rows(rows: jax.Array, present: jax.Array | None) -> jax.Array:
         middle = jax.lax.dynamic_slice_in_dim(centre, start, count).astype(wide)
         tile = tile - middle[None]
         if present is not None:
-            tile = jnp.where(present[:, None], tile, np.asarray(0, wide))
+            tile = jnp.where(present[:, None], tile, 0)
         return jax.lax.dot_general(
             tile,
             tile,
@@ -61,9 +65,7 @@ def gram_of_rows(rows: jax.Array, present: jax.Array | None) -> jax.Array:
         rest = size - num_tiles * tile_size
         return gram + product(size - rest, rest) if rest > 0 else gram
 
-    return jax.lax.platform_dependent(
-        cpu=lambda: add_tiles(_CPU_TILE), default=lambda: add_tiles(_DEVICE_TILE)
-    )
+    return by_platform(add_tiles, cpu=_CPU_TILE, device=_DEVICE_TILE)
 
 
 def squared_norms_of_rows(rows: jax.Array, centre: jax.Array | None) -> jax.Array:
@@ -86,6 +88,8 @@ def squared_norms_of_rows(rows: jax.Array, centre: jax.Array | None) -> jax.Arra
 
     # XLA on CPU adds up a row one number after the other: so tiles are added first.
     size = rows.shape[1]
+    if size == 0:
+        return jnp.sum(rows.astype(wide), axis=1)
     width = min(_ROW_TILE, size)
     num_tiles = size // width
     total = jax.lax.fori_loop(
@@ -97,6 +101,22 @@ def squared_norms_of_rows(rows: jax.Array, centre: jax.Array | None) -> jax.Arra
     norms = jnp.sum(total, axis=1)
     rest = size - num_tiles * width
     return norms + jnp.sum(squares(size - rest, rest), axis=1) if rest > 0 else norms
+
+
+def norms_of(squared: jax.Array) -> jax.Array:
+    """Returns the square roots of squared norms, with derivative 0 at 0, not inf."""
+    is_zero = squared == 0
+    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, squared)))
+
+
+def clip_factors(norms: jax.Array, radius: jax.Array | float) -> jax.Array:
+    """Returns min(1, radius / norm) ``[M]``: 1 at norm 0, whatever the radius.
+
+    A radius below 0 counts as 0, and one of NaN gives NaN.
+    """
+    radius = jnp.maximum(jnp.asarray(radius, norms.dtype), 0)
+    is_far = ~(norms <= radius)
+    return jnp.where(is_far, radius, 1) / jnp.where(is_far, norms, 1)
 
 
 def sound_rows(gram: jax.Array, present: jax.Array | None) -> jax.Array:
@@ -112,11 +132,11 @@ def squared_distances(gram: jax.Array, sound: jax.Array) -> jax.Array:
     """
     squares = jnp.diagonal(gram)
     squared = squares[:, None] + squares[None, :] - 2 * gram
-    squared = jnp.maximum(squared, np.asarray(0, gram.dtype))
+    squared = jnp.maximum(squared, 0)
     upper = jnp.triu(squared, 1)
     squared = upper + upper.T
     known = jnp.isfinite(squared) & sound[:, None] & sound[None, :]
-    return jnp.where(known, squared, np.asarray(np.inf, gram.dtype))
+    return jnp.where(known, squared, np.inf)
 
 
 def scores(squared: jax.Array, counted: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -129,5 +149,4 @@ def scores(squared: jax.Array, counted: jax.Array) -> tuple[jax.Array, jax.Array
     """
     finite = jnp.isfinite(squared)
     num_far = jnp.sum(counted & ~finite, axis=1, dtype=jnp.int32)
-    zero = np.asarray(0, squared.dtype)
-    return num_far, jnp.sum(jnp.where(counted & finite, squared, zero), axis=1)
+    return num_far, jnp.sum(jnp.where(counted & finite, squared, 0), axis=1)

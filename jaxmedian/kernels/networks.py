@@ -89,9 +89,15 @@ def to_order_keys(values: jax.Array) -> jax.Array:
     >>> to_order_keys(jnp.float32([-np.inf, -1.0, -0.0, 0.0, 1.0])).tolist()
     [-2139095041, -1065353217, -1, 0, 1065353216]
     """
-    values = jnp.where(jnp.isnan(values), np.asarray(np.inf, values.dtype), values)
-    bits = jax.lax.bitcast_convert_type(values, _INTEGER[values.dtype.itemsize])
+    bits = jax.lax.bitcast_convert_type(
+        without_nan(values), _INTEGER[values.dtype.itemsize]
+    )
     return _flip_negative(bits)
+
+
+def without_nan(values: jax.Array) -> jax.Array:
+    """Puts +inf for NaN, as which it counts in every selection."""
+    return jnp.where(jnp.isnan(values), np.inf, values)
 
 
 def from_order_keys(keys: jax.Array, dtype: jnp.dtype) -> jax.Array:

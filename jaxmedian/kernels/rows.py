@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 Row = Callable[[int | jax.Array], Any]  # worker -> [d], or a tree of such rows
 
@@ -48,6 +47,43 @@ def add_up(row: Row, num_workers: int, block_size: int = BLOCK) -> Any:
     return jax.lax.fori_loop(0, num_blocks, add_block, total) if num_blocks else total
 
 
+def zeros_varying_like(x: jax.Array) -> jax.Array:
+    """Returns integer zeros that vary over a mesh as x does: loops may start from them.
+
+    >>> zeros_varying_like(jnp.int32([3, -1])).tolist()
+    [0, 0]
+    """
+    return jnp.bitwise_xor(x, x)
+
+
+_SMALL_SCALE = 2.0**-40  # in which sums of fewer than 2^38 finite values are finite
+
+
+def without_overflow(mean_of: Callable[[jax.Array | None], jax.Array]) -> jax.Array:
+    """Computes a mean, and where it overflowed on the way again on a smaller scale.
+
+    Args:
+      mean_of: s -> mean of the values times s, a power of two; None stands for 1. It
+        takes the rows apart itself: what is cut outside is stored for the second time.
+
+    >>> huge = jnp.full([3], 3e38)
+    >>> mean = without_overflow(lambda s: (huge if s is None else huge * s).mean())
+    >>> abs(mean.item() / 3e38 - 1) < 1e-6
+    True
+    """
+    mean = mean_of(None)
+
+    def mend() -> jax.Array:
+        scaled = mean_of(jnp.asarray(_SMALL_SCALE, mean.dtype))
+        largest = float(jnp.finfo(mean.dtype).max)
+        # Of finite values it is no larger than they are, whatever the rounding.
+        again = jnp.clip(scaled / _SMALL_SCALE, -largest, largest)
+        again = jnp.where(jnp.isfinite(scaled), again, scaled)
+        return jnp.where(jnp.isfinite(mean), mean, again)
+
+    return jax.lax.cond(jnp.all(jnp.isfinite(mean)), lambda: mean, mend)
+
+
 def working_dtype(dtype: jnp.dtype) -> jnp.dtype:
     """Returns float64 for float64, and float32 for every shorter floating-point type.
 
@@ -70,7 +106,8 @@ def sum_of_rows(
       weights: ``[M]``, what to multiply each row with, or None.
 
     Returns:
-      ``[d]``, float32 (float64 for float64).
+      ``[d]``, float32 (float64 for float64). A sum beyond the largest float is
+      infinite, as anywhere else, and so is a mean made of it.
     """
     dtype = working_dtype(rows.dtype)
 
@@ -80,6 +117,6 @@ def sum_of_rows(
             row = weights[worker].astype(dtype) * row
         if present is None:
             return row
-        return jnp.where(present[worker], row, np.asarray(0, dtype))
+        return jnp.where(present[worker], row, 0)
 
     return add_up(term, rows.shape[0])

@@ -13,17 +13,18 @@ Only ranks are decided here; ties do not matter to a median. Noise is drawn by
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmedian.kernels import bisection, networks, tiles
+from jaxmedian.kernels import bisection, networks, shares
 from jaxmedian.kernels.networks import from_order_keys, to_order_keys
-from jaxmedian.kernels.rows import working_dtype
+from jaxmedian.kernels.rows import working_dtype, zeros_varying_like
 from jaxmedian.kernels.tiles import map_tiles
 from jaxmedian.noise import threefry
+from jaxmedian.noise.laws import Law
 from jaxmedian.noise.leaf_noise import LeafNoise
 
 EvenRule = Literal["midpoint", "lower", "upper"]
@@ -97,16 +98,62 @@ def median_of_rows(
         is 0.
 
     Returns:
-      ``[d]``, in the noise's dtype if there is noise, else in that of the rows.
+      ``[d]``, in the noise's dtype if there is noise, else in that of the rows. Its
+      derivatives by the rows and by the noise's scale are those of the selected rows,
+      see `kernels.shares`: 1 and xi.
     """
+    law, draws = (None, None) if noise is None else (noise.law, noise[1:])
+    return _median(law, even, rows, draws, present)
+
+
+_Draws = tuple[jax.Array, jax.Array, jax.Array | None]  # a `LeafNoise` without its law
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _median(
+    law: Law | None,
+    even: EvenRule,
+    rows: jax.Array,
+    draws: _Draws | None,
+    present: jax.Array | None,
+) -> jax.Array:
+    noise = None if law is None or draws is None else LeafNoise(law, *draws)
     plan = _plan(rows.shape[0], noise)
     if not plan.tiled:
         return _fused_median(rows, noise, even, present)
-    median = partial(_tiled_median, rows, noise, even, present, plan.network)
-    return jax.lax.platform_dependent(
-        cpu=lambda: median(keys_per_tile=tiles.CPU_TILE),
-        default=lambda: median(keys_per_tile=tiles.DEVICE_TILE),
-    )
+    return _tiled_median(rows, noise, even, present, plan.network)
+
+
+@_median.defjvp
+def _median_jvp(
+    law: Law | None, even: EvenRule, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[jax.Array, jax.Array]:
+    rows, draws, present = primals
+    moves = tangents[0]
+    median = _median(law, even, *primals)
+    if law is not None:
+
+        def add_noise(rows: jax.Array, scale: jax.Array) -> jax.Array:
+            return LeafNoise(law, scale, *draws[1:]).noisy_rows(rows)
+
+        arguments = (rows, draws[0]), (moves, tangents[1][0])
+        rows, moves = jax.jvp(add_noise, *arguments)
+    values = shares.stored(rows)
+    low, high = middle_pair(values, even, present)
+    masses = shares.masses_of(present, values)
+    moved = shares.tangent_of_median(values, moves, masses, low, high)
+    return median, moved.astype(median.dtype)
+
+
+def middle_pair(
+    values: jax.Array, even: EvenRule, present: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Selects the one or two values ``[d]`` of which the median is the midpoint."""
+    ends: tuple[EvenRule, EvenRule] = (even, even)
+    if even == "midpoint":
+        ends = "lower", "upper"
+    low, high = (_median(None, end, values, None, present) for end in ends)
+    return low, high
 
 
 def _fused_median(
@@ -132,7 +179,6 @@ def _tiled_median(
     even: EvenRule,
     present: jax.Array | None,
     network: bool,
-    keys_per_tile: int,
 ) -> jax.Array:
     """Goes through tiles of coordinates, so that ``[M, d]`` noise never exists."""
     num_workers, size = rows.shape
@@ -160,7 +206,7 @@ def _tiled_median(
 
     dtype = rows.dtype if noise is None else noise.scale.dtype
     origins = [rows, present] if noise is None else [rows, present, *noise[1:]]
-    return map_tiles(median_of_tile, size, num_workers, dtype, origins, keys_per_tile)
+    return map_tiles(median_of_tile, size, num_workers, dtype, origins)
 
 
 def middle(
@@ -185,8 +231,7 @@ def middle(
     if present is None:
         return b
     num_present = jnp.sum(present, dtype=jnp.int32)
-    median = a if even == "lower" else jnp.where(num_present % 2 == 0, b, a)
-    return jnp.where(num_present > 0, median, np.asarray(0, dtype))
+    return a if even == "lower" else jnp.where(num_present % 2 == 0, b, a)
 
 
 def absent_keys(present: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -201,7 +246,11 @@ def absent_keys(present: jax.Array, dtype: jnp.dtype) -> jax.Array:
     place = jnp.cumsum(~present, dtype=jnp.int32) - 1  # among the absent
     limits = jnp.iinfo(dtype)
     lowest, largest = np.asarray(limits.min, dtype), np.asarray(limits.max, dtype)
-    return jnp.where(place < num_below, lowest, largest)
+    fill = jnp.where(place < num_below, lowest, largest)
+    # Of nobody the median is 0, whose key is 0. Put here, not in place of the result:
+    # a choice there would keep XLA from contracting it with what comes after, in some
+    # programs and not in others.
+    return jnp.where(jnp.any(present), fill, zeros_varying_like(fill))
 
 
 def midpoint(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -10,6 +10,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# Keys a tile. On CPU a tile of 4 MB stays in the second-level caches through all passes
+# over it, and is large enough for XLA to share each between the cores (of 2^17 to 2^21
+# none differed by more than a tenth). A GPU or TPU wants few, large kernels.
+CPU_TILE = 2**20
+DEVICE_TILE = 2**26
+
+
+def by_platform(
+    compute: Callable[[int], jax.Array], *, cpu: int, device: int
+) -> jax.Array:
+    """Computes with the tile size of the platform that the program is compiled for."""
+    if cpu == device:
+        return compute(cpu)
+    return jax.lax.platform_dependent(
+        cpu=lambda: compute(cpu), default=lambda: compute(device)
+    )
+
 
 def map_tiles(
     of_tile: Callable[[jax.Array, int], jax.Array],
@@ -17,7 +34,6 @@ def map_tiles(
     num_rows: int,
     dtype: jnp.dtype,
     origins: Sequence[jax.Array | None],
-    keys_per_tile: int,
 ) -> jax.Array:
     """Joins the results of all tiles; the last begins early if the size is no multiple.
 
@@ -31,13 +47,29 @@ def map_tiles(
       num_rows: M, rows that a tile reads.
       dtype: of the results.
       origins: what the results are computed from: they vary over a mesh as these do.
-      keys_per_tile: numbers ``[M, tile]`` that a tile may read.
 
     Returns:
       ``[d]``.
     """
-    num_tiles = max(1, -(-size * num_rows // keys_per_tile))
-    tile_size = min(size, -(-size // (64 * num_tiles)) * 64)
+
+    def width(keys_per_tile: int) -> int:
+        num_tiles = max(1, -(-size * num_rows // keys_per_tile))
+        return min(size, -(-size // (64 * num_tiles)) * 64)
+
+    return by_platform(
+        lambda tile_size: _map_tiles(of_tile, size, dtype, origins, tile_size),
+        cpu=width(CPU_TILE),
+        device=width(DEVICE_TILE),
+    )
+
+
+def _map_tiles(
+    of_tile: Callable[[jax.Array, int], jax.Array],
+    size: int,
+    dtype: jnp.dtype,
+    origins: Sequence[jax.Array | None],
+    tile_size: int,
+) -> jax.Array:
     if tile_size == size:
         return of_tile(jnp.uint32(0), size)
     # The loop starts from any value that varies over a mesh as the results will.
@@ -52,12 +84,3 @@ def map_tiles(
     last, results = jax.lax.scan(step, anything, jnp.asarray(starts, jnp.uint32))
     overlap = num_tiles * tile_size - size
     return jnp.concatenate([results[1:].reshape(-1), last[overlap:]])
-
-
-# Keys a tile. On CPU a tile of 4 MB stays in the second-level caches through all passes
-# over it, and is large enough for XLA to share each between the cores (of 2^17 to 2^21
-# none differed by more than a tenth). A GPU or TPU wants few, large kernels.
-CPU_TILE = 2**20
-
-
-DEVICE_TILE = 2**26

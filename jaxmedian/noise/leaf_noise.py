@@ -80,6 +80,12 @@ class LeafNoise(NamedTuple):
         t = threefry.centred_uniform(words, self.scale.dtype)
         return row.astype(self.scale.dtype) + self._hidden_scale() * self._sample(t)
 
+    def noisy_rows(self, rows: jax.Array) -> jax.Array:
+        """Returns g + b xi for all rows ``[M, d]``, in the noise's dtype."""
+        positions = threefry.positions(rows.shape[1])
+        each = jax.vmap(self.noisy_row, in_axes=(0, 0, None))
+        return each(jnp.arange(len(rows)), rows, positions)
+
     def signed_row(
         self,
         worker: int | jax.Array,
@@ -92,8 +98,8 @@ class LeafNoise(NamedTuple):
         With xi = H^{-1}(u), g + b xi > 0 exactly when u > H(-g / b). Written for the
         magnitude a = |g| / b and t turned towards the sign of g, the sum has the sign
         of g unless 1 + t < P(|xi| > a): both sides keep their *relative* precision in
-        the tail, where a CDF near 1 would not. NaN stands for "no sign": where g is
-        NaN, and where g and b are both 0.
+        the tail, where a CDF near 1 would not. NaN and 0 stand for "no sign": where g
+        is NaN, and where g and b are both 0.
         """
         dtype = self.scale.dtype
         if self.law is UNIFORM or dtype == jnp.float64:  # the sample itself is as cheap
@@ -103,12 +109,14 @@ class LeafNoise(NamedTuple):
         bits = jax.lax.bitcast_convert_type(g, jnp.int32)
         all_if_negative = jax.lax.bitcast_convert_type(bits >> np.int32(31), jnp.uint32)
         turned = self.words(worker, positions, shared) ^ all_if_negative
-        tail = self.law.tail(jnp.abs(g) * (1 / self._hidden_scale()))
+        is_silent = self.scale == 0  # then g itself has the sign: 0 times inf is NaN
+        scale = jnp.where(is_silent, 1, self._hidden_scale())
+        tail = self.law.tail(jnp.abs(g) * (1 / scale))
         surplus = threefry.rising_uniform(turned, dtype) - tail
         sign_bit = bits & np.int32(-(2**31))
         signed = jax.lax.bitcast_convert_type(surplus, jnp.int32) ^ sign_bit
         signed |= _LEAST_NORMAL  # a surplus rounded to 0 has a sign too; NaN stays NaN
-        return jax.lax.bitcast_convert_type(signed, dtype)
+        return jnp.where(is_silent, g, jax.lax.bitcast_convert_type(signed, dtype))
 
     def _sample(self, t: jax.Array) -> jax.Array:
         """Returns xi, with a scale for every coordinate hidden from XLA.

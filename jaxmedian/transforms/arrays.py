@@ -44,7 +44,9 @@ def median(
 
     Returns:
       The shape of x without the axis, in its dtype. NaN counts as +inf, where NumPy
-      returns NaN. With nothing left by the mask the median is 0.
+      returns NaN. With nothing left by the mask the median is 0. Its derivative is that
+      of the selected entry (of the middle two, a half each); tied entries share it
+      equally.
 
     Raises:
       ValueError: for a bad axis, option or mask. TypeError: if x is not floating point.
@@ -115,7 +117,8 @@ def perturbed_median(
       even: "midpoint", "lower" or "upper", for an even count.
 
     Returns:
-      The shape of x without the axis, in its dtype.
+      The shape of x without the axis, in its dtype. Its derivative by x is that of the
+      selected entry, by the scale of the noise the xi of that entry.
 
     Raises:
       TypeError, ValueError: for a bad noise, key, axis or option, or if x is not

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmedian.kernels.distances import sound_rows
+from jaxmedian.kernels.distances import clip_factors, norms_of, sound_rows
 from jaxmedian.kernels.rows import working_dtype
 from jaxmedian.transforms.build import Step, transformation
 from jaxmedian.transforms.whole_gradients import (
@@ -110,10 +110,9 @@ def _weiszfeld(
 
     ``shares`` is what each worker counts as, 0 of those who are not sound.
     """
-    zero = np.asarray(0, gram.dtype)
     sound = shares > 0
     known = sound[:, None] & sound[None, :]
-    gram = jnp.where(known, gram, zero)
+    gram = jnp.where(known, gram, 0)
 
     def step(state: Any) -> Any:
         number, weights, _ = state
@@ -134,15 +133,14 @@ def _weiszfeld(
 
 def _closeness(squares: jax.Array, sound: jax.Array, smoothing: float) -> jax.Array:
     """Returns 1 / max(distance, smoothing) of those who are sound, 0 of the others."""
-    zero = np.asarray(0, squares.dtype)
-    distance = jnp.sqrt(jnp.maximum(jnp.where(sound, squares, zero), zero))
+    distance = norms_of(jnp.maximum(jnp.where(sound, squares, 0), 0))
     least = jnp.asarray(smoothing, squares.dtype)
-    return jnp.where(sound, 1 / jnp.maximum(distance, least), zero)
+    return jnp.where(sound, 1 / jnp.maximum(distance, least), 0)
 
 
 def _normalised(weights: jax.Array) -> jax.Array:
     total = jnp.sum(weights)
-    return weights / jnp.where(total > 0, total, np.asarray(1, total.dtype))
+    return weights / jnp.where(total > 0, total, 1)
 
 
 def _check_stop(tolerance: object, max_steps: object) -> None:
@@ -178,7 +176,8 @@ def centered_clipping(
     Two passes over the gradients a step.
 
     Args:
-      radius: tau > 0, in units of the gradient's norm; may be traced.
+      radius: tau > 0, in units of the gradient's norm; may be traced, and then reach 0
+        (the centre stays; below it too).
       steps: clipping steps an update.
       axis_name: mesh axis over which workers are spread inside `jax.shard_map`; the
         state is the same on all devices.
@@ -228,14 +227,11 @@ def _clip_towards(
 ) -> list[jax.Array]:
     """Returns the centre after one step."""
     population = gradients.population
-    norms = jnp.sqrt(gradients.squared_norms(center))
+    norms = norms_of(gradients.squared_norms(center))
     counted = jnp.isfinite(norms)
     if (present := population.present_mask()) is not None:
         counted = counted & present
-    one = np.asarray(1, norms.dtype)
-    # At distance 0 the factor is min(1, inf) = 1.
-    reach = jnp.minimum(one, jnp.asarray(radius, norms.dtype) / norms)
     number = jnp.maximum(population.num_present(), 1).astype(norms.dtype)
-    weights = jnp.where(counted, reach / number, np.asarray(0, norms.dtype))
+    weights = jnp.where(counted, clip_factors(norms, radius) / number, 0)
     moves = gradients.weighted_sum(weights, center)
     return [v + move for v, move in zip(center, moves, strict=True)]

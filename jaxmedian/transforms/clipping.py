@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxmedian.kernels.distances import clip_factors, norms_of
 from jaxmedian.transforms.whole_gradients import Gradients, whole_gradient_rule
 from jaxmedian.workers.checks import check_f, check_minority, check_radius
 from jaxmedian.workers.collectives import AxisName
@@ -29,7 +30,8 @@ def clip_workers(
     robust rule by itself. Two passes over the gradients.
 
     Args:
-      radius: tau > 0, in units of the gradient's norm; may be traced.
+      radius: tau > 0, in units of the gradient's norm; may be traced, and then reach 0
+        (everything becomes 0; below it too).
       axis_name: mesh axis over which workers are spread inside `jax.shard_map`.
 
     Returns:
@@ -50,10 +52,8 @@ def clip_workers(
     check_radius("radius", radius)
 
     def rule(gradients: Gradients) -> list[jax.Array]:
-        norms = jnp.sqrt(gradients.squared_norms())
-        one = np.asarray(1, norms.dtype)
-        factors = jnp.minimum(one, jnp.asarray(radius, norms.dtype) / norms)
-        return _scaled(gradients, factors, jnp.isfinite(norms))
+        norms = norms_of(gradients.squared_norms())
+        return _scaled(gradients, clip_factors(norms, radius), jnp.isfinite(norms))
 
     return whole_gradient_rule("clip_workers", rule, axis_name, weighted=True)
 
@@ -102,20 +102,17 @@ def adaptive_clip_workers(
     def rule(gradients: Gradients) -> list[jax.Array]:
         population = gradients.population
         check_minority("adaptive_clip_workers", f, population.num_workers)
-        norms = jnp.sqrt(gradients.squared_norms())
+        norms = norms_of(gradients.squared_norms())
         counted = jnp.isfinite(norms)
-        compared = jnp.where(counted, norms, np.asarray(np.inf, norms.dtype))
+        compared = jnp.where(counted, norms, np.inf)
         if (present := population.present_mask()) is not None:
             counted = counted & present
-            below_all = np.asarray(-1, norms.dtype)
-            compared = jnp.where(present, compared, below_all)
+            compared = jnp.where(present, compared, -1)  # below all
         number = population.num_present()
-        num_clipped = np.int32(2 * f) * (number - np.int32(f)) // jnp.maximum(number, 1)
+        num_clipped = 2 * f * (number - f) // jnp.maximum(number, 1)
         descending = jnp.sort(compared, descending=True)
         radius = descending[jnp.maximum(num_clipped, 0)]
-        one = np.asarray(1, norms.dtype)
-        factors = jnp.where(norms > radius, radius / norms, one)  # radius may be 0
-        return _scaled(gradients, factors, counted)
+        return _scaled(gradients, clip_factors(norms, radius), counted)
 
     return whole_gradient_rule("adaptive_clip_workers", rule, axis_name)
 
@@ -126,8 +123,7 @@ def _scaled(
     """Multiplies rows by factors ``[M]``; those that are not counted become 0."""
     local = gradients.population.numbers()
     factors, counted = factors[local][:, None], counted[local][:, None]
-    zero = np.asarray(0, factors.dtype)
     return [
-        jnp.where(counted, block.astype(factors.dtype) * factors, zero)
+        jnp.where(counted, block.astype(factors.dtype) * factors, 0)
         for block in gradients.blocks
     ]

@@ -4,14 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from harness import enable_x64
+from harness import enable_x64, make_noise
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from jaxmedian.kernels import ballots
 from jaxmedian.kernels.ballots import count_votes
 from jaxmedian.noise import keys, laws
-from jaxmedian.noise.leaf_noise import LeafNoise, systematic_slots
 
 KEY = jax.random.key(3, impl="threefry2x32")
 
@@ -172,15 +171,6 @@ def test_tiny_leaves(size, ties):
 
 
 # --- tallies with noise ---------------------------------------------------------------
-
-
-def make_noise(law, coupling, num_workers, scale=0.5, dtype=np.float32):
-    worker_keys = jax.random.key_data(keys.fold_in_each(KEY, jnp.arange(num_workers)))
-    if coupling == "independent":
-        return LeafNoise(laws.LAWS[law], jnp.asarray(scale, dtype), worker_keys, None)
-    ranks = np.random.default_rng(1).permutation(num_workers).astype(np.uint32)
-    slots = systematic_slots(jnp.asarray(ranks), jnp.uint32(num_workers))
-    return LeafNoise(laws.LAWS[law], jnp.asarray(scale, dtype), worker_keys[0], slots)
 
 
 def noisy_values(values, noise):

@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from harness import enable_x64
+from harness import enable_x64, make_noise
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from jaxmedian.kernels import bisection, networks, selection, tiles
 from jaxmedian.kernels.networks import from_order_keys, to_order_keys
-from jaxmedian.noise import keys, laws
-from jaxmedian.noise.leaf_noise import LeafNoise, systematic_slots
+from jaxmedian.noise import laws
 
 SPECIAL = [0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, -3e38]
 
@@ -221,16 +220,6 @@ def test_tiles_cover_the_coordinates(size, monkeypatch):
 # --- medians with noise ---------------------------------------------------------------
 
 SIZE = 300
-
-
-def make_noise(law, coupling, num_workers, scale=0.5, dtype=np.float32):
-    key = jax.random.key(7, impl="threefry2x32")
-    worker_keys = jax.random.key_data(keys.fold_in_each(key, jnp.arange(num_workers)))
-    if coupling == "independent":
-        return LeafNoise(laws.LAWS[law], jnp.asarray(scale, dtype), worker_keys, None)
-    ranks = np.random.default_rng(1).permutation(num_workers).astype(np.uint32)
-    slots = systematic_slots(jnp.asarray(ranks), jnp.uint32(num_workers))
-    return LeafNoise(laws.LAWS[law], jnp.asarray(scale, dtype), worker_keys[0], slots)
 
 
 def noisy_rows(rows, noise):

@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmedian.noise import keys, laws
+from jaxmedian.noise.leaf_noise import LeafNoise, systematic_slots
+
 LAWS = ("gaussian", "laplace", "logistic", "uniform")
 COUPLINGS = ("independent", "systematic")
 
@@ -38,3 +41,14 @@ def awkward(num_workers, size, seed=0, *, nan=False, dtype=np.float32):
         -np.inf,
     )
     return values
+
+
+def make_noise(law, coupling, num_workers, scale=0.5, dtype=np.float32, seed=7):
+    """The noise of one leaf, as a step would draw it from a key."""
+    key = jax.random.key(seed, impl="threefry2x32")
+    worker_keys = jax.random.key_data(keys.fold_in_each(key, jnp.arange(num_workers)))
+    if coupling == "independent":
+        return LeafNoise(laws.LAWS[law], jnp.asarray(scale, dtype), worker_keys, None)
+    ranks = np.random.default_rng(1).permutation(num_workers).astype(np.uint32)
+    slots = systematic_slots(jnp.asarray(ranks), jnp.uint32(num_workers))
+    return LeafNoise(laws.LAWS[law], jnp.asarray(scale, dtype), worker_keys[0], slots)
