@@ -78,7 +78,8 @@ def majority_vote(
       `optax.scale_by_learning_rate` behind it. ``update`` takes ``worker_mask``, bool
       ``[M]``: absent workers do not count; and ``worker_weights``, ``[M]``: how many
       votes each has. Integers (of 32 bits, whatever their sum) are counted exactly, on
-      any number of devices; sums of other numbers round, and so may end a tie.
+      any number of devices; sums of other numbers round, and so may end a tie. The
+      derivative of a vote is 0.
 
     Raises:
       TypeError, ValueError: for a bad noise, key or option; for a key without use;
