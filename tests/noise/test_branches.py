@@ -14,6 +14,7 @@ import pytest
 
 import jaxmedian as jm
 from jaxmedian.noise import keys, threefry
+from jaxmedian.training import bijections
 
 SEED, M, STEPS = 0, 4, 3
 GRADS = {"a": jnp.ones((M, 3)), "b": jnp.ones((M, 2))}
@@ -60,6 +61,14 @@ def drawn(monkeypatch):
         return with_record
 
     monkeypatch.setattr(threefry, "words", recording(threefry.words))
+    shuffled = bijections.shuffled
+
+    def recorded_shuffle(places, size, key_words):
+        jax.debug.callback(record, key_words)
+        return shuffled(places, size, key_words)
+
+    monkeypatch.setattr(bijections, "shuffled", recorded_shuffle)
+    jax.clear_caches()  # or what was compiled before would draw unseen
     for name in ("permutation", "randint", "uniform", "bits", "normal"):
         monkeypatch.setattr(jax.random, name, recording(getattr(jax.random, name)))
     return recorded
@@ -92,8 +101,10 @@ CONSUMERS = {
     "participants": lambda: [
         jm.participants(SEED, step, M, 3) for step in range(STEPS)
     ],
-    "batches": lambda: serve(jm.mini_batches(DATA, 2)),
-    "batches with replacement": lambda: serve(jm.mini_batches(DATA, 2, replace=True)),
+    "batches": lambda: [
+        serve(jm.mini_batches(DATA, 2, replace=replace)) for replace in (False, True)
+    ],
+    "epochs": lambda: serve(jm.epochs(DATA, 2, SEED)),
     "sample": lambda: jm.diagnostics.sample_coordinates(GRADS, 3, SEED),
     "attack's noise": lambda: train(jm.attacks.gaussian([0], SEED)),
 }

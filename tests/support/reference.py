@@ -18,6 +18,7 @@ HOSTILE_CHOICE = 3 * 2**30 + 1
 BUCKET_ORDER = 3 * 2**30 + 2
 PARTICIPANTS = 3 * 2**30 + 5
 HOSTILE_NOISE = 3 * 2**30 + 6
+RUN = 3 * 2**30 + 9
 
 UNIT_LAWS = {
     "gaussian": scipy.stats.norm(),

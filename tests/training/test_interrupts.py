@@ -18,6 +18,16 @@ from jaxmedian.training.interrupts import wait_until_ready
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 NUM_STEPS, CHUNK = 20, 4
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard():
+    """Whoever started the tests may have ignored SIGINT, as shells do in background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 DATA = np.random.default_rng(0).normal(size=(3, 8, 30)).astype(np.float32)
 
 

@@ -79,7 +79,8 @@ def test_a_run_leaves_the_others_out_of_each_step():
     )
     params, losses = np.zeros(1), []
     for step in range(10):
-        step_key = jax.random.fold_in(KEY, step)
+        run_key = jax.random.fold_in(KEY, np.uint32(reference.RUN))
+        step_key = jax.random.fold_in(run_key, step)
         mask = np.asarray(jm.participants(step_key, step, M, COUNT))
         if step in (4, 8, 9):
             losses.append(0.5 * np.mean(np.square(params - DATA[mask])))

@@ -186,7 +186,7 @@ class Trial(NamedTuple):
         """Measures both losses, and writes."""
         return {
             "validation_loss": self._loss(params, self.corpus.validation),
-            "loss": self._loss(params, self.corpus.held_out),
+            "held_out_loss": self._loss(params, self.corpus.held_out),
             "written": self.write(params),
         }
 
@@ -307,7 +307,7 @@ def _train(trial: Trial, contender: Contender, folder: Path | None) -> Reached:
     return Reached(
         runs.describe(0),
         Runs(settings, shown).curve(0),
-        shown["loss"][0, :, -1],
+        shown["held_out_loss"][0, :, -1],
         trial.corpus.written(written.tolist()),
     )
 
@@ -396,7 +396,7 @@ def plot(result: Result) -> Figure:
     figure, axes = panels(2)
     for ax, against in zip(axes, ("step", "megabytes"), strict=True):
         for name, curve in result.curves.items():
-            draw_band(ax, curve, "loss", name, against)
+            draw_band(ax, curve, "held_out_loss", name, against)
     axes[0].set_title("nats per character on held-out text")
     axes[1].set(xscale="log", xlabel="megabytes sent up by a worker")
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right upper")

@@ -241,7 +241,7 @@ def test_contenders_train_and_write():
     result = shakespeare.run(config)
     assert set(result.curves) == set(names)
     for name, curve in result.curves.items():
-        assert curve["loss"][-1] < curve["loss"][0] < np.log(60), name
+        assert curve["held_out_loss"][-1] < curve["held_out_loss"][0] < np.log(60), name
         assert len(result.extra["written after"][name]) == config.sample
     sent = [result.curves[name]["megabytes"][-1] for name in names]
     assert sent[0] == pytest.approx(20 * 4 * result.extra["parameters"] / 1e6)

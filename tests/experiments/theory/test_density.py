@@ -9,7 +9,7 @@ import scipy.stats
 pytest.importorskip("matplotlib")
 
 import jaxmedian as jm
-from experiments.theory import density
+from experiments.theory import density, power_laws
 
 TINY = density.PRESETS["tiny"]
 VALUES = (1.0, 2.0, 10.0)
@@ -71,10 +71,10 @@ def test_every_claim_holds_far_out_and_the_orders_fail_near():
 
 
 def test_draws_of_another_law_are_noticed(monkeypatch):
-    draw = density._draw
+    draw = power_laws._draw
 
     def too_noisy(law, rows, scale, key):
         return draw(law, rows, 1.2 * scale, key)
 
-    monkeypatch.setattr(density, "_draw", too_noisy)
+    monkeypatch.setattr(power_laws, "_draw", too_noisy)
     assert density.run(TINY).claims[-1].holds is False
