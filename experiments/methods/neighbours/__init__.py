@@ -165,9 +165,11 @@ METHODS = {
     "sto-sign, B = max|g|": Method(
         lambda c, r, b, k: sign_methods.sto_sign(r, k), *_SIGNS
     ),
-    "Signum": Method(lambda c, r, b, k: sign_methods.signum(r, c.num_workers), *_SIGNS),
+    "Signum": Method(
+        lambda c, r, b, k: jm.signum(r, num_workers=c.num_workers), *_SIGNS
+    ),
     "Distributed Lion": Method(
-        lambda c, r, b, k: sign_methods.distributed_lion(r, c.num_workers), *_SIGNS
+        lambda c, r, b, k: jm.distributed_lion(r, num_workers=c.num_workers), *_SIGNS
     ),
     **{
         f"vote, {coupling}": Method(

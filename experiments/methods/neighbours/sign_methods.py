@@ -43,12 +43,7 @@ def mean_of_noisy_signs(
 
     Reference: Tang et al., "z-SignFedAvg", AAAI 2024.
     """
-    return optax.chain(
-        jm.add_worker_noise(noise, key),
-        optax.scale_by_sign(),
-        jm.worker_mean(),
-        optax.scale_by_learning_rate(rate),
-    )
+    return optax.chain(jm.mean_of_signs(noise, key), optax.scale_by_learning_rate(rate))
 
 
 def sto_sign(rate: Rate, key: Any) -> optax.GradientTransformation:
@@ -64,32 +59,6 @@ def sto_sign(rate: Rate, key: Any) -> optax.GradientTransformation:
 def dp_sign(rate: Rate, sigma: Any, key: Any) -> optax.GradientTransformation:
     """Builds the vote of signs under Gaussian noise (Jin et al., 2020)."""
     return jm.noisy_sign_sgd(rate, jm.noise.gaussian(sigma), key)
-
-
-def signum(rate: Rate, num_workers: int) -> optax.GradientTransformation:
-    """Builds the vote on signs of momenta.
-
-    Reference: Bernstein et al., "signSGD with Majority Vote is Communication Efficient
-    and Fault Tolerant", ICLR 2019.
-    """
-    return optax.chain(
-        jm.per_worker(optax.trace(decay=0.9), num_workers),
-        jm.majority_vote(),
-        optax.scale_by_learning_rate(rate),
-    )
-
-
-def distributed_lion(rate: Rate, num_workers: int) -> optax.GradientTransformation:
-    """Builds the vote on Lion's updates, with its momentum at each worker.
-
-    Reference: Liu et al., "Communication Efficient Distributed Training with
-    Distributed Lion", NeurIPS 2024.
-    """
-    return optax.chain(
-        jm.per_worker(optax.scale_by_lion(b1=0.9, b2=0.99), num_workers),
-        jm.majority_vote(),
-        optax.scale_by_learning_rate(rate),
-    )
 
 
 class MemoryState(NamedTuple):

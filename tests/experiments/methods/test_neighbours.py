@@ -43,7 +43,9 @@ def test_signum_votes_on_momenta():
         momentum = 0.9 * momentum + grads
         x = x - RATE * np.sign(np.sign(momentum).sum(axis=0))
         expected.append(x)
-    np.testing.assert_allclose(walk(sign_methods.signum(RATE, M)), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        walk(jm.signum(RATE, num_workers=M)), expected, atol=1e-6
+    )
 
 
 def test_distributed_lion_votes_on_lions_updates():
@@ -53,7 +55,7 @@ def test_distributed_lion_votes_on_lions_updates():
         momentum = 0.99 * momentum + 0.01 * grads
         x = x - RATE * np.sign(signs.sum(axis=0))
         expected.append(x)
-    got = walk(sign_methods.distributed_lion(RATE, M))
+    got = walk(jm.distributed_lion(RATE, num_workers=M))
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
