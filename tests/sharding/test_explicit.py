@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from harness import params_like
+from harness import params_like, set_mesh
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -90,7 +90,7 @@ def test_every_transform_works_where_axes_are_explicit(shape, is_set):
     rules = SAME_BITS | (ROUNDED if is_set else {})
     expected = all_updates(rules)(grads, params, MASK)
     mesh = explicit_mesh(shape)
-    with jax.set_mesh(mesh) if is_set else contextlib.nullcontext():
+    with set_mesh(mesh) if is_set else contextlib.nullcontext():
         placed_params = placed(params, mesh, ())
         got = all_updates(rules)(placed(grads, mesh, ("workers",)), placed_params, MASK)
     for name in rules:
@@ -137,7 +137,7 @@ def test_whole_steps_are_those_of_one_device(worker_chunk):
         return params, metrics
 
     expected, expected_metrics = two_steps(params, grads, MASK)
-    with jax.set_mesh(mesh):
+    with set_mesh(mesh):
         mask = jax.device_put(MASK, NamedSharding(mesh, P("workers")))
         here = placed(params, mesh, ())
         got, metrics = two_steps(here, placed(grads, mesh, ("workers",)), mask)
@@ -169,7 +169,7 @@ def test_gradients_local_steps_and_measurements_take_explicit_axes():
         }
 
     expected = everything(params, grads)
-    with jax.set_mesh(mesh):
+    with set_mesh(mesh):
         got = everything(placed(params, mesh, ()), placed(grads, mesh, ("workers",)))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),

@@ -14,6 +14,10 @@ enable_x64 = getattr(jax, "enable_x64", None)
 if not callable(enable_x64):
     from jax.experimental import enable_x64  # before jax 0.8
 
+set_mesh = getattr(jax, "set_mesh", None)
+if not callable(set_mesh):
+    from jax.sharding import use_mesh as set_mesh  # before jax 0.8
+
 
 def params_like(grads):
     """Zero parameters for stacked gradients."""
