@@ -499,11 +499,14 @@ def test_aggregators_under_a_vmap_axis_join_the_workers():
 
 
 def test_numpy_gradients_need_no_jit():
-    """More workers than one loop step adds: an index that is traced."""
+    """More workers than one loop step adds: an index that is traced.
+
+    A mean outside jit may differ in the last bit.
+    """
     x = awkward(21, 30)
     for rule in (jm.majority_vote(), jm.coordinate_median(), jm.worker_mean()):
         plain, _ = rule.update(x, rule.init(None))
-        np.testing.assert_array_equal(plain, first_update(rule, x))
+        np.testing.assert_allclose(plain, first_update(rule, x), rtol=1e-6)
 
 
 @pytest.mark.parametrize("law", LAWS)
