@@ -205,7 +205,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_chunk(monkeypatch):
     threading.Thread(target=press_twice).start()
     start, batches = jnp.ones((500, 500)), jm.full_batch(jnp.ones(3))
     with pytest.raises(KeyboardInterrupt):
-        jm.run(slow_loss, jm.sign_sgd(0.1), start, batches, 100, 0, chunk=100)
+        jm.run(slow_loss, jm.sign_sgd(0.1), start, batches, 400, 0, chunk=400)
     assert not rows[0]["loss"].is_ready()
     jax.block_until_ready(rows)
 
