@@ -152,8 +152,7 @@ def gaussian(scale: Scale, coupling: Coupling = "independent") -> Noise:
       scale: b in units of the gradient: a number >= 0, a traced scalar, an optax
         schedule of the step, `relative`, or `per_coordinate`. Of a traced scale or a
         schedule the magnitude counts, and NaN makes every noisy value NaN: votes
-        without a sign, medians of +inf. Scale 0
-        gives exactly the noise-free rule.
+        without a sign, medians of +inf. Scale 0 gives exactly the noise-free rule.
       coupling: "independent" (every worker draws its own, the paper's) or "systematic"
         (workers take equally spaced quantiles in random order: same marginals, and a
         vote count or median that varies less).
