@@ -9,6 +9,7 @@ sends up.
     python -m experiments neighbours                   8x8 digits
     python -m experiments neighbours --preset quick    fewer steps and settings
     python -m experiments neighbours --preset mnist5k  28x28 digits
+    python -m experiments neighbours --preset coordinates  scales for every coordinate
 
 One b serves coordinates of all sizes: a vote bounds what its noise does to a small one,
 a median takes the step.
@@ -90,6 +91,25 @@ PRESETS = {
         median_rates=(0.1, 0.3, 1.0),
         median_scales=(0.03, 0.1, 0.3, 1.0),
         factors=(0.5, 1.0, 2.0),
+        chunk=100,
+    ),
+    "coordinates": Config(
+        data="mnist5k",
+        num_steps=300,
+        batch_size=64,
+        hidden=128,
+        num_seeds=2,
+        methods=(
+            "mean",
+            "median, unbiased",
+            "vote, systematic, per coordinate",
+            "median, systematic, per coordinate",
+            "median, independent, per coordinate",
+            "vote, independent, per coordinate",
+        ),
+        sign_rates=(0.003, 0.01),
+        gradient_rates=(0.3, 1.0),
+        factors=(1.0, 2.0),
         chunk=100,
     ),
     "tiny": tiny(Config(), methods=("EF-signSGD",)),
