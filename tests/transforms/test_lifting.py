@@ -188,7 +188,7 @@ def stacked_tree():
 def test_muon_for_parameters_in_a_tree_names_what_it_lacks():
     """Its default fails without `per_worker` too: `jax.tree.map(..., tree, None)`."""
     muon = optax.contrib.scale_by_muon()
-    with pytest.raises(ValueError, match="pytree structure|Expected dict"):
+    with pytest.raises(ValueError, match=r"pytree structure|Expected dict"):
         muon.update(TREE, muon.init(TREE), TREE)
     transform = jm.per_worker(muon, M)
     with pytest.raises(
