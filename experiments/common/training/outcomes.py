@@ -60,7 +60,8 @@ class Runs(NamedTuple):
         curve = {
             name: rows[setting].mean(axis=0) for name, rows in self.metrics.items()
         }
-        shown = {"loss", "gradient_norm", "validation_accuracy", "test_accuracy"}
+        shown = {"loss", "held_out_loss", "gradient_norm"}
+        shown |= {"validation_accuracy", "test_accuracy"}
         for name in shown & set(curve):
             curve[f"{name}_error"] = standard_error(self.metrics[name][setting])
         return curve
