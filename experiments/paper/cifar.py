@@ -111,7 +111,7 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
         data,
         {},
         lambda seed: resnet20(seed, config.width, config.blocks_per_stage),
-        config.num_seeds,
+        range(config.num_seeds),
     )
     splits = {
         "iid": jm.splits.iid(data.train_labels, config.num_workers),

@@ -3,7 +3,7 @@
 The best setting is chosen on validation digits, never on test ones.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +37,15 @@ class Runs(NamedTuple):
 
     settings: Settings
     metrics: Mapping[str, np.ndarray]
+
+    @classmethod
+    def of_all(cls, parts: Sequence["Runs"]) -> "Runs":
+        """Joins runs of the same settings with other seeds."""
+        metrics = [part.metrics for part in parts]
+        return cls(
+            parts[0].settings,
+            {k: np.concatenate([m[k] for m in metrics], axis=1) for k in metrics[0]},
+        )
 
     def num_steps(self) -> int:
         """Returns how many steps were taken."""

@@ -1,7 +1,7 @@
 """What runs are trained on: data, networks, seeds, and what each worker is served."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,12 +16,12 @@ from experiments.common.data.image_sets import load_fashion_mnist, load_mnist
 from experiments.common.harness.options import Count
 from experiments.common.training.models import Classifier, TwoLayers, classifier
 
-# name -> loader, pixels, brightest pixel
-_DATA: dict[str, tuple[Callable[[], DataSet], int, int]] = {
+# name -> loader (of a seed that picks test digits), pixels, brightest pixel
+_DATA: dict[str, tuple[Callable[[int], DataSet], int, int]] = {
     "digits8x8": (load_digits8x8, 64, 16),
     "mnist5k": (load_mnist5k, 784, 255),
-    "mnist": (load_mnist, 784, 255),
-    "fashion_mnist": (load_fashion_mnist, 784, 255),
+    "mnist": (lambda seed: load_mnist(), 784, 255),  # test digits as published
+    "fashion_mnist": (lambda seed: load_fashion_mnist(), 784, 255),
 }
 
 
@@ -53,8 +53,12 @@ class TrainingConfig:
         return {name: getattr(self, name) for name in names}
 
     def problem(self) -> "Problem":
-        """Loads the data and builds the networks."""
+        """Loads the data and builds the networks, on one split of the digits."""
         return load_problem(self.data, self.hidden, self.num_seeds)
+
+    def problem_of(self, seed: int) -> "Problem":
+        """Loads the data and builds one network, on the seed's own split."""
+        return load_problem(self.data, self.hidden, 1, seed)
 
 
 class Problem(NamedTuple):
@@ -81,7 +85,9 @@ class Problem(NamedTuple):
         return jm.splits.by_label(np.asarray(self.train["labels"]), num_workers)
 
 
-def load_problem(data: str, hidden: int, num_seeds: int) -> Problem:
+def load_problem(
+    data: str, hidden: int, num_seeds: int, first_seed: int = 0
+) -> Problem:
     """Loads digits and builds a fully connected network for each seed.
 
     Args:
@@ -89,6 +95,8 @@ def load_problem(data: str, hidden: int, num_seeds: int) -> Problem:
         training part is set apart for validation: of 5,000 digits, 500.
       hidden: units of the hidden layer.
       num_seeds: S.
+      first_seed: of the S networks, batches and noises; it picks the digits of each
+        part too.
 
     Raises:
       ValueError: for an unknown name.
@@ -97,9 +105,9 @@ def load_problem(data: str, hidden: int, num_seeds: int) -> Problem:
     if data not in _DATA:
         raise ValueError(f"`data` must be one of {', '.join(_DATA)}; got {data!r}.")
     load, pixels, brightest = _DATA[data]
-    digits = load()
+    digits = load(first_seed)
     kept, held_out = stratified_holdout(
-        digits.train_labels, len(digits.train_labels) // 8
+        digits.train_labels, len(digits.train_labels) // 8, first_seed
     )
 
     def build(seed: int) -> Classifier:
@@ -113,21 +121,22 @@ def load_problem(data: str, hidden: int, num_seeds: int) -> Problem:
         digits.test_labels,
     )
     validation = _part(digits.train_images[held_out], digits.train_labels[held_out])
-    return build_problem(train, validation, build, num_seeds)
+    seeds = range(first_seed, first_seed + num_seeds)
+    return build_problem(train, validation, build, seeds)
 
 
 def build_problem(
     data: DataSet,
     validation: dict[str, jax.Array],
     build: Callable[[int], Classifier],
-    num_seeds: int,
+    seeds: Sequence[int],
 ) -> Problem:
     """Joins data and one network a seed, ``build(seed)``."""
-    networks = [build(seed) for seed in range(num_seeds)]
+    networks = [build(seed) for seed in seeds]
     return Problem(
         networks[0],
         jax.tree.map(lambda *rows: jnp.stack(rows), *[n.params for n in networks]),
-        jax.vmap(jax.random.key)(jnp.arange(num_seeds)),
+        jax.vmap(jax.random.key)(jnp.asarray(seeds)),
         _part(data.train_images, data.train_labels),
         validation,
         _part(data.test_images, data.test_labels),

@@ -40,12 +40,12 @@ def build_trainer(
     measure: Callable[[Any], dict[str, jax.Array]] | None = None,
     spoil: Callable[..., Callable[..., Any]] | None = None,
 ) -> Callable[..., Runs]:
-    """Builds ``(settings, split, checkpoint=None, **common) -> Runs`` of a rule.
+    """Builds ``(settings, split, checkpoint=None, on=problem, **common) -> Runs``.
 
     It is compiled once a shape. ``common`` are scalars that all settings share: not
     vmapped, they can choose between branches (`jax.lax.switch`) of which only one is
     computed. ``checkpoint`` is the folder in which the runs are kept, and from which
-    they go on.
+    they go on. ``on`` is a problem of the same model and shapes to train on instead.
 
     Args:
       problem: data, networks and seeds.
@@ -58,22 +58,29 @@ def build_trainer(
       measure: parameters -> scalars; by default the `accuracies`.
       spoil: ``spoil(next_batch, **common)`` -> what serves the workers instead.
     """
-    measured = measure or functools.partial(accuracies, problem)
     # Small batches are mostly overhead, which runs share; of whole ones the products
     # are, which on CPUs take longer over all runs than run by run.
     over_runs = _one_by_one if batch_size is None else _all_at_once
 
     @jax.jit
-    def start(settings: Any, params: Any, common: Any) -> Any:
+    def start(settings: Any, seeds: jax.Array, params: Any, common: Any) -> Any:
         def start_one(setting: Any, key: jax.Array, params: Any) -> Any:
             return params, build(key=key, **setting, **common).init(params)
 
-        return over_runs(start_one, settings, problem.keys, params)
+        return over_runs(start_one, settings, seeds, params)
 
     @functools.partial(jax.jit, static_argnames="length")
     def advance(
-        settings: Any, state: Any, common: Any, next_batch: Any, done: Any, length: int
+        settings: Any,
+        arrays: dict[str, Any],
+        state: Any,
+        common: Any,
+        next_batch: Any,
+        done: Any,
+        length: int,
     ) -> tuple[Any, dict[str, jax.Array]]:
+        own = problem._replace(**arrays)
+        measured = measure or functools.partial(accuracies, own)
         if spoil is not None:
             next_batch = spoil(next_batch, **common)
 
@@ -100,28 +107,31 @@ def build_trainer(
             row = {name: values[0] for name, values in found.metrics.items()}
             return (found.params, found.opt_state), row | {"step": done + length}
 
-        return over_runs(advance_one, settings, problem.keys, state)
+        return over_runs(advance_one, settings, own.keys, state)
 
     def train(
         settings: Settings,
         split: jm.splits.Split,
         checkpoint: Path | None = None,
+        on: Problem = problem,
         **common: Any,
     ) -> Runs:
         traced = {name: jnp.asarray(v, jnp.float32) for name, v in settings.items()}
         shared = {name: jnp.asarray(value) for name, value in common.items()}
-        next_batch = serve(problem.train, split, batch_size, replace)
+        arrays = {name: getattr(on, name) for name in ("keys", "validation", "test")}
+        next_batch = serve(on.train, split, batch_size, replace)
         num_settings = len(next(iter(traced.values())))
         params = jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (num_settings, *leaf.shape)),
-            problem.params,
+            on.params,
         )
 
         def go_on(state: Any, done: int) -> tuple[Any, dict[str, jax.Array]]:
             length = min(chunk, num_steps - done)
-            return advance(traced, state, shared, next_batch, jnp.int32(done), length)
+            steps = jnp.int32(done), length
+            return advance(traced, arrays, state, shared, next_batch, *steps)
 
-        state = start(traced, params, shared)
+        state = start(traced, on.keys, params, shared)
         metrics = _chunk_by_chunk(go_on, state, num_steps, chunk, checkpoint)
         return Runs(settings, metrics)
 

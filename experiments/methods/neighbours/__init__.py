@@ -3,13 +3,14 @@
 Claim: where every worker holds one digit class, votes without noise fail, with momentum
 (Signum, Distributed Lion) too; noise makes one bit a coordinate and worker enough, and
 systematic noise more so. Every method has the same data, steps, seeds and number of
-learning rates, and takes its best on validation digits. Bits are those that a worker
-sends up.
+settings (rates, or half as many and two scales of noise), and takes its best on
+validation digits, over all seeds. A seed splits the digits anew into training,
+validation and test ones, so that errors, paired with the mean's, are of seeds and of
+test digits both. Bits are those that a worker sends up.
 
     python -m experiments neighbours                   8x8 digits
     python -m experiments neighbours --preset quick    fewer steps and settings
     python -m experiments neighbours --preset mnist5k  28x28 digits
-    python -m experiments neighbours --preset coordinates  scales for every coordinate
 
 One b serves coordinates of all sizes: a vote bounds what its noise does to a small one,
 a median takes the step.
@@ -30,6 +31,7 @@ from experiments.common.harness.plots import draw_band, panels
 from experiments.common.harness.results import Claim, Result, each_part
 from experiments.common.training.outcomes import (
     Chosen,
+    Runs,
     claim_ahead,
     grid,
     report,
@@ -47,25 +49,27 @@ class Config(TrainingConfig):
     Attributes:
       methods: names of the methods to run; all by default.
       num_steps: steps of every run; the learning rate falls to 0 by a cosine.
-      sign_rates: learning rates that votes choose from.
-      gradient_rates: learning rates that what approximates a gradient chooses from.
-      count_rates: learning rates that the mean of signs chooses from.
-      scales: b that noisy votes and signs choose from.
-      median_rates: learning rates that noisy medians choose from.
-      median_scales: b that noisy medians choose from.
-      factors: of a scale for every coordinate, that votes and medians choose from.
+      sign_rates: learning rates of votes without noise.
+      gradient_rates: learning rates of what approximates a gradient.
+      noisy_sign_rates: learning rates of noisy votes.
+      noisy_gradient_rates: learning rates of noisy medians.
+      noisy_count_rates: learning rates of the mean of noisy signs.
+      scales: b of noisy votes and signs.
+      median_scales: b of noisy medians.
+      factors: of a scale for every coordinate, of votes and medians.
     """
 
     num_steps: Count = 1000
     chunk: Count = 50
     methods: tuple[str, ...] = ()
-    sign_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
-    gradient_rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
-    count_rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
-    scales: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
-    median_rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
-    median_scales: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
-    factors: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+    sign_rates: tuple[float, ...] = (0.003, 0.005, 0.01, 0.02, 0.03, 0.1)
+    gradient_rates: tuple[float, ...] = (0.1, 0.3, 0.5, 1.0, 2.0, 3.0)
+    noisy_sign_rates: tuple[float, ...] = (0.01, 0.03, 0.1)
+    noisy_gradient_rates: tuple[float, ...] = (0.3, 1.0, 3.0)
+    noisy_count_rates: tuple[float, ...] = (0.1, 0.3, 1.0)
+    scales: tuple[float, ...] = (0.03, 0.1)
+    median_scales: tuple[float, ...] = (0.1, 0.3)
+    factors: tuple[float, ...] = (1.0, 2.0)
 
 
 PRESETS = {
@@ -73,43 +77,21 @@ PRESETS = {
         num_steps=300,
         sign_rates=(0.01, 0.03),
         gradient_rates=(0.3, 1.0),
-        count_rates=(0.1, 0.3),
-        scales=(0.03, 0.3),
-        median_rates=(0.3, 1.0),
-        median_scales=(0.03, 0.3),
-        factors=(1.0, 2.0),
+        noisy_sign_rates=(0.03,),
+        noisy_gradient_rates=(1.0,),
+        noisy_count_rates=(0.3,),
     ),
     "mnist5k": Config(
         data="mnist5k",
         num_steps=3000,
         batch_size=64,
         hidden=128,
-        sign_rates=(0.001, 0.003, 0.01),
-        gradient_rates=(0.3, 1.0, 3.0),
-        count_rates=(0.1, 0.3, 1.0),
-        scales=(0.01, 0.03, 0.1),
-        median_rates=(0.1, 0.3, 1.0),
-        median_scales=(0.03, 0.1, 0.3, 1.0),
-        factors=(0.5, 1.0, 2.0),
-        chunk=100,
-    ),
-    "coordinates": Config(
-        data="mnist5k",
-        num_steps=300,
-        batch_size=64,
-        hidden=128,
-        num_seeds=2,
-        methods=(
-            "mean",
-            "median, unbiased",
-            "vote, systematic, per coordinate",
-            "median, systematic, per coordinate",
-            "median, independent, per coordinate",
-            "vote, independent, per coordinate",
-        ),
-        sign_rates=(0.003, 0.01),
-        gradient_rates=(0.3, 1.0),
-        factors=(1.0, 2.0),
+        sign_rates=(0.001, 0.003, 0.005, 0.01),
+        gradient_rates=(0.3, 0.5, 1.0, 2.0),
+        noisy_sign_rates=(0.003, 0.01),
+        noisy_gradient_rates=(0.3, 1.0),
+        noisy_count_rates=(0.3, 1.0),
+        scales=(0.01, 0.03),
         chunk=100,
     ),
     "tiny": tiny(Config(), methods=("EF-signSGD",)),
@@ -180,7 +162,7 @@ METHODS = {
     ),
     "mean of noisy signs": Method(
         _noisy(sign_methods.mean_of_noisy_signs, "gaussian", "independent"),
-        *(1, "count_rates", "scales"),
+        *(1, "noisy_count_rates", "scales"),
     ),
     "sto-sign, B = max|g|": Method(
         lambda c, r, b, k: sign_methods.sto_sign(r, k), *_SIGNS
@@ -193,28 +175,29 @@ METHODS = {
     ),
     **{
         f"vote, {coupling}": Method(
-            _noisy(jm.noisy_sign_sgd, "uniform", coupling), *_SIGNS, "scales"
+            _noisy(jm.noisy_sign_sgd, "uniform", coupling),
+            *(1, "noisy_sign_rates", "scales"),
         )
         for coupling in jm.noise.COUPLINGS
     },
     **{
         f"median, {coupling}": Method(
             _noisy(jm.noisy_median_sgd, "uniform", coupling),
-            *(32, "median_rates", "median_scales"),
+            *(32, "noisy_gradient_rates", "median_scales"),
         )
         for coupling in jm.noise.COUPLINGS
     },
     **{
         f"vote, {coupling}, per coordinate": Method(
             _per_coordinate(jm.noisy_sign_sgd, "rms", coupling),
-            *(_SQUARES, "sign_rates", "factors"),
+            *(_SQUARES, "noisy_sign_rates", "factors"),
         )
         for coupling in jm.noise.COUPLINGS
     },
     **{
         f"median, {coupling}, per coordinate": Method(
             _per_coordinate(jm.noisy_median_sgd, "sd", coupling),
-            *(32, "gradient_rates", "factors"),
+            *(32, "noisy_gradient_rates", "factors"),
         )
         for coupling in jm.noise.COUPLINGS
     },
@@ -222,7 +205,7 @@ METHODS = {
         lambda c, r, b, k: jm.noisy_median_sgd(r, jm.noise.unbiased(), k), *_GRADIENTS
     ),
     "noisy Lion, per coordinate": Method(
-        _noisy_lion, _SQUARES, "sign_rates", "factors"
+        _noisy_lion, _SQUARES, "noisy_sign_rates", "factors"
     ),
     "EF21-sign": Method(_ef21, 1, "gradient_rates"),
 }
@@ -234,8 +217,7 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
     unknown = [name for name in names if name not in METHODS]
     if unknown:
         raise ValueError(f"--methods takes some of {list(METHODS)}; got {unknown}.")
-    problem = config.problem()
-    split = problem.split_by_label(config.num_workers)
+    problems = [config.problem_of(seed) for seed in range(config.num_seeds)]
 
     def train(name: str) -> Chosen:
         method = METHODS[name]
@@ -246,11 +228,19 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
             schedule = optax.cosine_decay_schedule(rate, config.num_steps)
             return method.build(config, schedule, scale, key)
 
-        trainer = build_trainer(problem, build, **config.schedule())
+        trainer = build_trainer(problems[0], build, **config.schedule())
         tuned = {"rate": getattr(config, method.rates)}
         if method.scales:
             tuned["scale"] = getattr(config, method.scales)
-        return trainer(grid(**tuned), split, part_folder(checkpoints, name)).chosen()
+        folders = [
+            part_folder(checkpoints, f"{name}, seed {seed}")
+            for seed in range(config.num_seeds)
+        ]
+        runs = [
+            trainer(grid(**tuned), on.split_by_label(config.num_workers), folder, on=on)
+            for on, folder in zip(problems, folders, strict=True)
+        ]
+        return Runs.of_all(runs).chosen()
 
     reached, partial = each_part(names, train)
     curves = {
@@ -291,7 +281,7 @@ def _claims(config: Config, reached: dict[str, Chosen]) -> tuple[Claim, ...]:
 def _behind_the_mean(config: Config, reached: dict[str, Chosen]) -> list[Claim]:
     """States how far votes and medians are behind the mean.
 
-    Medians are held to nothing: the goals were the votes', and they miss them.
+    Medians with one b are held to nothing: the goals were the votes', and they miss.
     """
     claims = []
     judged = config.data == "mnist5k" and config.num_steps >= 3000
@@ -301,18 +291,21 @@ def _behind_the_mean(config: Config, reached: dict[str, Chosen]) -> list[Claim]:
         difference = 100 * (reached["mean"].last - reached[name].last)
         behind, error = float(difference.mean()), float(standard_error(difference))
         close = behind <= points + 2 * error
+        is_held = judged and name not in ONE_SCALE_MEDIANS
         goal = f"{name}: within {points:g} points of the mean"
         claims.append(
             Claim(
                 f"{goal} on 5,000 digits in 3,000 steps (two standard errors)",
                 f"{behind:.2f} +- {error:.2f} points behind on "
                 f"{config.data} in {config.num_steps:,}",
-                close if judged and name.startswith("vote") else None,
+                close if is_held else None,
                 reason="missed" if judged and not close else "",
             )
         )
     return claims
 
+
+ONE_SCALE_MEDIANS = [f"median, {coupling}" for coupling in jm.noise.COUPLINGS]
 
 # Points behind the mean.
 GOALS = {
