@@ -5,6 +5,7 @@
 these functions return what they were given.
 """
 
+import functools
 from collections.abc import Hashable
 from typing import Any
 
@@ -50,14 +51,26 @@ def broadcast_from(
 ) -> jax.Array:
     """Returns the ``x`` of the one device that is ``here``, to the bit, on all devices.
 
-    Bits are added, not numbers: -0.0 + 0.0 would be 0.0.
+    Bits are added, not numbers: -0.0 + 0.0 would be 0.0. Tangents are added as numbers.
     """
-    if axis_name is None:
-        return x
+    return x if axis_name is None else _broadcast_from(x, here, axis_name)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _broadcast_from(x: jax.Array, here: jax.Array, axis_name: AxisName) -> jax.Array:
     integer = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[x.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(x, integer)
     bits = total(jnp.where(here, bits, np.asarray(0, integer)), axis_name)
     return jax.lax.bitcast_convert_type(bits, x.dtype)
+
+
+@_broadcast_from.defjvp
+def _tangent_from(
+    axis_name: AxisName, primals: tuple[Any, Any], tangents: tuple[Any, Any]
+) -> tuple[jax.Array, jax.Array]:
+    x, here = primals
+    own = jnp.where(here, tangents[0], np.asarray(0, x.dtype))
+    return _broadcast_from(x, here, axis_name), total(own, axis_name)
 
 
 def gather(x: jax.Array, axis_name: AxisName | None) -> jax.Array:

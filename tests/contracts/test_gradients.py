@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import jaxmedian as jm
 
@@ -30,6 +31,30 @@ def first(transform, grads, **extra_args):
 def test_each_rule_moves_as_the_rows_it_takes(transform, expected):
     got = jax.grad(lambda x: first(transform, x).sum())(COLUMN)
     np.testing.assert_allclose(got[:, 0], expected, 1e-6)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda **on: jm.coordinate_median(**on),
+        lambda **on: jm.trimmed_mean(1, **on),
+        lambda **on: jm.krum(1, **on),
+    ],
+    ids=["median", "trimmed mean", "Krum"],
+)
+def test_on_a_mesh_rules_move_as_on_one_device(build):
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(6, 4)), jnp.float32)
+    mesh = jm.sharding.workers_mesh(3)
+    spread = jax.shard_map(
+        lambda grads: first(build(axis_name="workers"), grads),
+        mesh=mesh,
+        in_specs=P("workers"),
+        out_specs=P(),
+    )
+    got = jax.jit(jax.grad(lambda x: jnp.square(spread(x)).sum()))(x)
+    expected = jax.grad(lambda x: jnp.square(first(build(), x)).sum())(x)
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(got, expected, 1e-4, 1e-6)
 
 
 def test_weighted_medians_move_as_the_selected_row():
