@@ -218,7 +218,7 @@ def _arrays_of(state: Any) -> Arrays:
     return {name: _words(leaf) for name, leaf in _leaves(state) if leaf.size}
 
 
-def _check_leaves(place: Any, saved: list[list[Any]], here: list[list[Any]]) -> None:
+def _check_leaves(place: object, saved: list[list[Any]], here: list[list[Any]]) -> None:
     """Raises if a checkpoint holds a tree of other leaves."""
     there, wanted = ({leaf[0]: leaf[1:] for leaf in leaves} for leaves in (saved, here))
     lines = [

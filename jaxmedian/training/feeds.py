@@ -76,7 +76,7 @@ def as_partial(function: Callable[..., Any]) -> jax.tree_util.Partial:
     return jax.tree_util.Partial(function)
 
 
-def kind_of(value: Any) -> str:
+def kind_of(value: object) -> str:
     """Names the type of a value in a message."""
     return f"a {type(value).__module__}.{type(value).__qualname__}".replace(
         "builtins.", ""

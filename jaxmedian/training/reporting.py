@@ -72,7 +72,7 @@ def _copy(params: Any) -> Any:
     return jax.tree.map(jnp.copy, params)
 
 
-def _shorten(value: Any) -> str:
+def _shorten(value: object) -> str:
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 

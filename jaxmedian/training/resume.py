@@ -184,7 +184,7 @@ def open_run(
 
 
 def _check_identity(
-    place: Any, saved: dict[str, Any] | None, here: dict[str, Any]
+    place: object, saved: dict[str, Any] | None, here: dict[str, Any]
 ) -> None:
     if saved is None:
         raise ValueError(

@@ -23,7 +23,7 @@ from jaxmedian.workers.gradients import count_in_batch
 Advance = Callable[..., tuple[Any, dict[str, jax.Array]]]
 
 
-def is_loader(value: Any) -> bool:
+def is_loader(value: object) -> bool:
     """Returns whether a value makes batches, and is not data itself."""
     data = (list, tuple, Mapping, str, bytes, np.ndarray, jax.Array)
     return isinstance(value, Iterable) and not isinstance(value, data)
@@ -214,7 +214,7 @@ class Loaded:
         )
 
 
-def _of_each_process(value: Any) -> list[Any]:
+def _of_each_process(value: object) -> list[Any]:
     """Lists what each process holds, as JSON; all of them must ask."""
     if jax.process_count() == 1:
         return [value]

@@ -200,7 +200,7 @@ def _scales(
     return scales, RunningScaleState(*after, jax.tree.unflatten(treedef, squares))
 
 
-def _number(name: str, value: Any, count: jax.Array) -> jax.Array:
+def _number(name: str, value: object, count: jax.Array) -> jax.Array:
     """Evaluates the magnitude of a number or of a schedule at step ``count``."""
     number = jnp.asarray(value(count) if callable(value) else value)
     if number.shape != ():

@@ -84,7 +84,7 @@ class WorkerStream:
         return self._results["value"]
 
     @value.setter
-    def value(self, value: Any) -> None:
+    def value(self, value: object) -> None:
         self._results["value"] = value  # shared by the streams made of this one
 
     def map(self, function: Callable[[Any], Any]) -> "WorkerStream":
@@ -106,7 +106,7 @@ class WorkerStream:
         mapped._describe(grads)
         return mapped
 
-    def compute(self, number: jax.Array, value: Any) -> tuple[Block, Any]:
+    def compute(self, number: jax.Array, value: object) -> tuple[Block, Any]:
         """Computes block ``number``, and puts its values among those of all workers."""
         start = number * self._chunk
         first = jnp.minimum(start, self._num_workers - self._chunk)
