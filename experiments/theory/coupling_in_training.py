@@ -10,6 +10,9 @@ square of the mean (`jm.theory.simulate_median`).
 
     python -m experiments coupling_in_training                   8x8 digits
     python -m experiments coupling_in_training --preset quick    two laws, fewer b
+    python -m experiments coupling_in_training --preset coordinates
+
+The last is of noise with a scale for every coordinate: b times a statistic of it.
 """
 
 import dataclasses
@@ -38,6 +41,8 @@ from experiments.theory.descents import expected_descent
 Array = np.ndarray
 
 COUPLINGS = jm.noise.COUPLINGS
+STATISTICS: dict[str, jm.noise.CoordinateStatistic] = {"vote": "rms", "median": "sd"}
+EVERY = 50  # steps from one running mean of squares that is sent to the next
 _DRAWS = 400  # of a median, for each coordinate of the sample
 
 
@@ -48,7 +53,8 @@ class Config:
     Attributes:
       rules: of "vote" and "median".
       laws: of the noise.
-      scales: b.
+      scales: b; with ``per_coordinate`` in units of ``STATISTICS``.
+      per_coordinate: whether every coordinate has a scale of its own.
       workers: M; workers hold exclusive classes, or share one.
       data: "digits8x8", "mnist5k", "mnist" or "fashion_mnist".
       num_seeds: runs of each cell.
@@ -64,6 +70,7 @@ class Config:
     rules: tuple[str, ...] = ("vote", "median")
     laws: tuple[str, ...] = ("gaussian", "laplace", "logistic", "uniform")
     scales: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
+    per_coordinate: bool = False
     workers: tuple[Count, ...] = (10, 11, 31)
     data: str = "digits8x8"
     num_seeds: Count = 5
@@ -83,6 +90,12 @@ class Config:
 
 PRESETS = {
     "quick": Config(laws=("gaussian", "uniform"), scales=(0.03, 0.1), workers=(10, 11)),
+    "coordinates": Config(
+        laws=("gaussian", "uniform"),
+        scales=(0.5, 1.0, 2.0, 4.0),
+        per_coordinate=True,
+        workers=(10, 11),
+    ),
     "tiny": tiny(
         Config(), laws=("uniform",), scales=(0.1,), workers=(3,), num_coordinates=8
     ),
@@ -165,6 +178,10 @@ def _train(
 
     def build(key: Any, rate: Any, scale: Any) -> optax.GradientTransformation:
         schedule = optax.cosine_decay_schedule(rate, config.num_steps)
+        if config.per_coordinate:
+            statistic = STATISTICS[rule]
+            every = EVERY if statistic == "rms" else 1
+            scale = jm.noise.per_coordinate(scale, statistic, every=every)
         return optimizer(schedule, jm.noise.Noise(law, scale, coupling), key)
 
     train = build_trainer(
@@ -190,21 +207,36 @@ def _best_rates(config: Config, runs: Runs) -> Array:
 
 
 def _expect(config: Config, rule: str, law: str, u: Array) -> dict[str, Array]:
-    """Computes what theory expects at every b: a descent, or minus an error."""
-    mean = u.mean(axis=0)
+    """Computes what theory expects at every b: a descent, or minus an error.
 
-    def minus_error(u: Array, noise: jm.noise.Noise) -> float:
-        found = jm.theory.simulate_median(u, noise, 0, _DRAWS)
-        squared = (np.asarray(found.mean) - mean) ** 2 + np.asarray(found.variance)
+    Noise of scale b s_j on u is noise of scale b on u / s_j, times s_j.
+    """
+    mean = u.mean(axis=0)
+    units = _units(config, rule, u)
+
+    def minus_error(noise: jm.noise.Noise) -> float:
+        found = jm.theory.simulate_median(u / units, noise, 0, _DRAWS)
+        squared = (units * found.mean - mean) ** 2 + units**2 * found.variance
         return -float(squared.sum() / (mean**2).sum())
 
-    expect = expected_descent if rule == "vote" else minus_error
+    def descent(noise: jm.noise.Noise) -> float:
+        return expected_descent(u / units, noise, weights=units)
+
+    expect = descent if rule == "vote" else minus_error
     return {
         coupling: np.array(
-            [expect(u, jm.noise.Noise(law, b, coupling)) for b in config.scales]
+            [expect(jm.noise.Noise(law, b, coupling)) for b in config.scales]
         )
         for coupling in COUPLINGS
     }
+
+
+def _units(config: Config, rule: str, u: Array) -> Array:
+    """Returns what b is a multiple of in each coordinate [C]: 1, or its statistic."""
+    if not config.per_coordinate:
+        return np.ones(u.shape[1])
+    found = u.std(axis=0) if rule == "median" else np.sqrt((u**2).mean(axis=0))
+    return np.where(found > 0, found, 1.0)  # all zeros: nothing to perturb
 
 
 def _curves(config: Config, table: dict[str, Cells]) -> dict[str, dict[str, Array]]:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import jaxmedian as jm
 from experiments.common.training.outcomes import Runs
 from experiments.theory import coupling_in_training as experiment
 
@@ -49,6 +50,20 @@ def test_theory_expects_the_plain_mean_sign_to_descend_fully():
     assert experiment._expect(config, "vote", "uniform", u)["independent"] == 1.0
     median = experiment._expect(config, "median", "uniform", u)
     np.testing.assert_allclose(median["independent"], 0.0, atol=1e-12)
+
+
+def test_a_scale_for_every_coordinate_is_one_scale_in_each():
+    """The descent, coordinate by coordinate, with b times its root mean square."""
+    u = np.random.default_rng(0).normal(size=(5, 3)) * [0.1, 1.0, 10.0]
+    config = experiment.Config(scales=(0.5, 2.0), per_coordinate=True)
+    got = experiment._expect(config, "vote", "uniform", u)["independent"]
+    for b, share in zip(config.scales, got, strict=True):
+        moved = 0.0
+        for column in u.T:
+            noise = jm.noise.uniform(b * np.sqrt(np.mean(column**2)))
+            vote = jm.theory.vote_probability(column[:, None], noise)
+            moved += column.mean() * float((vote.plus - vote.minus)[0])
+        np.testing.assert_allclose(share, moved / np.abs(u.mean(axis=0)).sum())
 
 
 def test_unknown_rules_are_refused():
