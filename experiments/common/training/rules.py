@@ -1,6 +1,7 @@
 """The aggregation rules that sweeps compare: one row of a table each.
 
-A row gives a rule as it is, behind noise of either coupling, and after bucketing.
+A row gives a rule as it is, behind noise of either coupling, and after bucketing; the
+last rows are rules behind a memory of each worker, or mixing of neighbours.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ from experiments.common.training.problems import Problem, TrainingConfig
 from experiments.common.training.trainer import Build, build_trainer
 
 BUCKET = 2  # workers a bucket
+_REFRESH = 50  # steps from one exchange of what drift is measured from to the next
 
 
 class Terms(NamedTuple):
@@ -54,6 +56,7 @@ class Rule(NamedTuple):
       unit_steps: whether its updates are signs: they take other learning rates.
       by_distance: whether it looks at whole gradients.
       clips: whether it takes a radius.
+      remembers: whether something of each worker is kept from step to step.
       most: number of rows -> the largest f that it can be told.
     """
 
@@ -63,6 +66,7 @@ class Rule(NamedTuple):
     unit_steps: bool = False
     by_distance: bool = False
     clips: bool = False
+    remembers: bool = False
     most: Callable[[int], int] = minority
 
     def terms(self, num_workers: int, f: int) -> Terms:
@@ -109,6 +113,32 @@ def _behind_noise(
     return build
 
 
+def _minimum_diameter(terms: Terms) -> optax.GradientTransformation:
+    return jm.minimum_diameter_mean(terms.f)
+
+
+def _mixing(terms: Terms) -> optax.GradientTransformation:
+    """Builds the strongest rule of 32 bits: momentum, mixing, geometric median."""
+    return optax.chain(
+        jm.per_worker(optax.ema(0.9), terms.num_workers),
+        jm.nearest_neighbor_mixing(terms.f),
+        jm.geometric_median(),
+    )
+
+
+def _ef21_clipping(terms: Terms) -> optax.GradientTransformation:
+    return optax.chain(
+        jm.ef21_sign(terms.num_workers), jm.centered_clipping(terms.radius, steps=3)
+    )
+
+
+def _drift_corrected_vote(terms: Terms) -> optax.GradientTransformation:
+    center = optax.chain(jm.nearest_neighbor_mixing(terms.f), jm.trimmed_mean(terms.f))
+    return optax.chain(
+        jm.correct_drift(center, _REFRESH, terms.num_workers), jm.majority_vote()
+    )
+
+
 RULES = {
     "mean": Rule(lambda terms: jm.worker_mean()),
     **_family("vote", lambda t: jm.majority_vote(*t.noise), unit_steps=True),
@@ -141,6 +171,16 @@ RULES = {
         _behind_noise(lambda t: jm.centered_clipping(t.radius)),
         by_distance=True,
         clips=True,
+    ),
+    "minimum diameter": Rule(_minimum_diameter, by_distance=True),
+    "momentum, mixing, geometric median": Rule(
+        _mixing, by_distance=True, remembers=True
+    ),
+    "EF21-sign, centered clipping": Rule(
+        _ef21_clipping, by_distance=True, clips=True, remembers=True
+    ),
+    "drift-corrected vote": Rule(
+        _drift_corrected_vote, unit_steps=True, remembers=True
     ),
 }
 FAMILIES = tuple(

@@ -10,9 +10,11 @@ are the same for all rules of a kind unless several are given.
     python -m experiments byzantine                    8x8 digits, f = 2 and 4 of 11
     python -m experiments byzantine --preset quick     ten rules, one split, f = 2
     python -m experiments byzantine --preset mnist5k   28x28 digits, one split, f = 2
+    python -m experiments byzantine --preset one_bit   what withstands on 1 or 2 bits
 
 Noise that closes the gap where nobody attacks opens the door to those who do; two
-spoilt buckets of six leave a trimmed mean nothing but the median.
+spoilt buckets of six leave a trimmed mean nothing but the median. Hostile workers
+choose gradients: where workers send what follows from a memory, theirs follows too.
 """
 
 import dataclasses
@@ -55,6 +57,25 @@ PRESETS = {
         batch_size=32,
         vote_rates=(0.01,),
         mean_rates=(0.3,),
+    ),
+    "one_bit": Config(
+        rules=(
+            *("vote", "noisy vote, systematic", "mean", "centered clipping"),
+            *("momentum, mixing, geometric median", "minimum diameter"),
+            *("EF21-sign, centered clipping", "drift-corrected vote"),
+        ),
+        attacks=(
+            *("sign flip", "inner product, .5", "inner product, 1e6"),
+            *("a little is enough, 1.5", "min-max", "mimic", "label flip"),
+        ),
+        hostile=(2,),
+        alphas=(0.1,),
+        num_steps=500,
+        batch_size=32,
+        chunk=500,
+        vote_rates=(0.003, 0.01),
+        mean_rates=(0.3, 1.0),
+        radii=(1.0, 2.0),
     ),
     "tiny": tiny(
         Config(),

@@ -82,7 +82,7 @@ ATTACKS = {
     "near-tie collusion": Attack(lambda s: jm.attacks.near_tie_collusion(s.workers)),
     "pivotal votes": Attack(
         lambda s: jm.attacks.pivotal_votes(s.workers, *s.noise),
-        meets=lambda rule: rule.unit_steps and not rule.bucketed,
+        meets=lambda rule: rule.unit_steps and not (rule.bucketed or rule.remembers),
     ),
 }
 

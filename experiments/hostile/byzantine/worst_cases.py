@@ -6,6 +6,7 @@ import jaxmedian as jm
 from experiments.common.harness.results import Claim
 from experiments.common.training.outcomes import report, standard_error
 from experiments.common.training.rules import FAMILIES, bucketed_rule, noisy_rule
+from experiments.hostile.byzantine.attacks import NO_ATTACK
 from experiments.hostile.byzantine.trials import Config, Trial, split_name
 
 
@@ -20,6 +21,7 @@ def judge(config: Config, trials: Sequence[Trial]) -> tuple[Claim, ...]:
         broken_claim(met, where, judged),
         price_claim(met, where, judged),
         pivotal_claim(met, where, judged),
+        one_bit_claim(config, met, where),
     ]
     return tuple(claim for claim in claims if claim is not None)
 
@@ -129,4 +131,19 @@ def pivotal_claim(met: dict[str, Trial], where: str, judged: bool) -> Claim | No
         f"lie (a point, and three standard errors), {where}",
         here,
         close if judged else None,
+    )
+
+
+def one_bit_claim(config: Config, met: dict[str, Trial], where: str) -> Claim | None:
+    """Claims that one bit a coordinate and worker withstands every attack tried."""
+    name = "EF21-sign, centered clipping"
+    if name not in met:
+        return None
+    attack, accuracy = met[name].worst(met[name].prepared())
+    attacks = [attack for attack in met[name].runs if attack != NO_ATTACK]
+    judged = config.num_steps >= 500 and len(attacks) >= 7
+    return Claim(
+        f"{name}: at least .80 at the worst of {len(attacks)} attacks, {where}",
+        f"{report(accuracy)} ({attack})",
+        bool(accuracy.mean() >= 0.8) if judged else None,
     )
