@@ -68,11 +68,14 @@ def test_the_start_page_trains_as_it_says(capsys):
 
 def test_the_recipes_for_models():
     namespace = run_blocks("recipes/models.md")
-    worker_data, trained = namespace["worker_data"], namespace["trained"]
-    with jax.numpy_rank_promotion("allow"):
-        scores = trained(worker_data["x"].reshape(-1, 8))  # statistics pooled
-    hits = jnp.argmax(scores, axis=1) == worker_data["y"].ravel()
-    assert hits.mean() > 0.8
+    accuracy, trained = namespace["accuracy"], namespace["trained"]
+    stats = namespace["nnx"].state(trained, namespace["nnx"].BatchStat)
+    params = namespace["nnx"].state(trained, namespace["nnx"].Param)
+    assert stats["norm"]["mean"][...].shape == (16,)
+    assert accuracy(params, stats)["accuracy"] > 0.8  # statistics averaged
+    assert namespace["pooled"]["accuracy"] > 0.8
+    assert namespace["each"]["accuracy"].shape == (4,)
+    assert namespace["each"]["accuracy"].min() > 0.8
 
 
 def test_the_recipes_for_training():

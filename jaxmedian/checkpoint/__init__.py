@@ -107,7 +107,8 @@ def restore(folder: Folder | Path, state: Any) -> tuple[int, Any]:
 
     Args:
       folder: path of a folder that `save` or `jaxmedian.run` wrote. That of `run` holds
-        ``(params, opt_state)``, with ``keep_best`` the best parameters third.
+        ``(params, opt_state)``, then the model's state if there is one, and with
+        ``keep_best`` the best parameters, and the state that belongs to them.
       state: a tree of arrays like the one saved, for instance the state at step 0. Each
         array comes back with the dtype, the devices and the sharding it has there;
         a Python number as one, with all its digits; a NumPy array as one of JAX, but of

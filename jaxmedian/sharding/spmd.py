@@ -1,6 +1,6 @@
 """One jitted step of workers spread over a mesh: `make_step` inside `jax.shard_map`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -8,11 +8,12 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from jaxmedian.training.model_state import StateOverWorkers, check_rows, hold, release
 from jaxmedian.training.step import jit_step, make_step
 from jaxmedian.workers.checks import check_count
 from jaxmedian.workers.gradients import LossFn, check_num_workers, count_in_batch
 from jaxmedian.workers.mesh import WORKERS, check_divisible, check_mesh
-from jaxmedian.workers.placing import check_shared, state_specs
+from jaxmedian.workers.placing import check_shared, is_per_worker, state_specs
 
 
 def shard_step(
@@ -24,8 +25,9 @@ def shard_step(
     has_aux: bool = False,
     worker_chunk: int | None = None,
     num_workers: int | None = None,
+    state_over_workers: StateOverWorkers | None = None,
     donate: bool = False,
-) -> Callable[..., tuple[Any, Any, dict[str, Any]]]:
+) -> Callable[..., tuple[Any, ...]]:
     """Builds one jitted training step of workers spread over a mesh.
 
     The step of `jaxmedian.make_step`: with ``worker_chunk=1`` whole runs give the bits
@@ -42,11 +44,15 @@ def shard_step(
       has_aux: whether ``loss_fn`` returns auxiliary output.
       worker_chunk: as in `jaxmedian.make_step`, of the workers of one device.
       num_workers: M, over all devices, to check batches against; None takes any.
-      donate: whether the step may overwrite the parameters and the state it is given,
+      state_over_workers: as in `jaxmedian.make_step`. States "per_worker" lie where
+        their workers are; for the "mean" those of all workers, the model's own and not
+        the optimizer's, are gathered on every device: the bits of one device.
+      donate: whether the step may overwrite the parameters and the states it is given,
         which saves their memory; they cannot be read afterwards.
 
     Returns:
-      ``step(params, opt_state, batch, **extra_args) -> (params, opt_state, metrics)``.
+      ``step(params, opt_state, batch, **extra_args) -> (params, opt_state, metrics)``,
+      with the model's state behind ``opt_state`` as in `jaxmedian.make_step`.
       The batch's leaves are ``[M, ...]``, M a multiple of the devices along the axis,
       several workers a device if it is not one; so are extra arguments whose name
       begins with ``worker_``, such as ``worker_mask``. With one process plain arrays
@@ -80,35 +86,51 @@ def shard_step(
         has_aux=has_aux,
         axis_name=axis_name,
         worker_chunk=worker_chunk,
+        state_over_workers=state_over_workers,
     )
     metrics_specs = {"loss": P(), "aux": P(axis_name)} if has_aux else {"loss": P()}
 
-    def step(
-        params: Any, opt_state: Any, batch: Any, **extra_args: Any
-    ) -> tuple[Any, Any, dict[str, Any]]:
+    def take(
+        params: Any, opt_state: Any, held: Sequence[Any], batch: Any, extra_args: Any
+    ) -> Any:
         num_workers = count_in_batch(batch)
         if expected is not None:
             check_num_workers(batch, expected)
         check_divisible(num_workers, mesh, axis_name)
+        for state in held:
+            check_rows(state, num_workers)
         specs = state_specs(optimizer, params, num_workers, axis_name=axis_name)
+        held_specs = tuple(P(axis_name) if is_per_worker(s) else P() for s in held)
         extra_specs = {
             name: P(axis_name) if name.startswith("worker_") else P()
             for name in extra_args
         }
 
         def on_device(
-            params: Any, opt_state: Any, batch: Any, extra_args: dict[str, Any]
-        ) -> tuple[Any, Any, dict[str, Any]]:
-            result = local_step(params, opt_state, batch, **extra_args)
+            params: Any, opt_state: Any, states: Any, batch: Any, extra_args: Any
+        ) -> Any:
+            result = local_step(params, opt_state, *states, batch, **extra_args)
             check_shared(result[0], result[1], axis_name)
             return result
 
         return jax.shard_map(
             on_device,
             mesh=mesh,
-            in_specs=(P(), specs, P(axis_name), extra_specs),
-            out_specs=(P(), specs, metrics_specs),
+            in_specs=(P(), specs, held_specs, P(axis_name), extra_specs),
+            out_specs=(P(), specs, *held_specs, metrics_specs),
             axis_names={axis_name},
-        )(params, opt_state, batch, extra_args)
+        )(params, opt_state, tuple(map(release, held)), batch, extra_args)
 
-    return jit_step(step, donate)
+    def step(params: Any, opt_state: Any, batch: Any, **extra_args: Any) -> Any:
+        return take(params, opt_state, (), batch, extra_args)
+
+    if state_over_workers is None:
+        return jit_step(step, (0, 1) if donate else ())
+    over = state_over_workers
+
+    def stateful_step(
+        params: Any, opt_state: Any, model_state: Any, batch: Any, **extra_args: Any
+    ) -> Any:
+        return take(params, opt_state, (hold(model_state, over),), batch, extra_args)
+
+    return jit_step(stateful_step, (0, 1, 2) if donate else ())

@@ -16,6 +16,7 @@ from jaxmedian import diagnostics
 from jaxmedian.diagnostics.measures import mean_over_workers
 from jaxmedian.noise import keys
 from jaxmedian.training.feeds import Feed, kind_of
+from jaxmedian.training.model_state import StateOverWorkers, hold, release
 from jaxmedian.training.step import Proposal, build_proposal
 from jaxmedian.workers import collectives
 from jaxmedian.workers.collectives import AxisName
@@ -24,7 +25,7 @@ from jaxmedian.workers.placing import check_shared
 from jaxmedian.workers.population import population_of
 
 Metric = Callable[[Any, Any, Any], dict[str, jax.Array]]
-TrainState = tuple[Any, Any]  # params, opt_state
+TrainState = tuple[Any, ...]  # params, opt_state, and the model's state if it has one
 
 
 def build_chunk(
@@ -35,6 +36,8 @@ def build_chunk(
     has_aux: bool,
     worker_chunk: int | None,
     axis_name: AxisName | None = None,
+    num_workers: int | None = None,
+    has_model_state: bool = False,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Builds the function that takes steps ``start`` to ``stop`` and then measures.
 
@@ -47,9 +50,16 @@ def build_chunk(
         of metrics that are taken.
     """
     _check_metrics(metrics)
-    wants_key = _asks_for_key(loss_fn)
-    loss_fn = _with_own_key(loss_fn) if wants_key else loss_fn
-    propose = build_proposal(loss_fn, optimizer, has_aux, axis_name, worker_chunk)
+    wants_key = _asks_for_key(loss_fn, 3 if has_model_state else 2)
+    propose = build_proposal(
+        _with_own_key(loss_fn) if wants_key else loss_fn,
+        optimizer,
+        has_aux,
+        axis_name,
+        worker_chunk,
+        num_workers,
+        has_model_state,
+    )
 
     def measure(params: Any, proposal: Proposal) -> dict[str, jax.Array]:
         grads, updates = proposal.grads, proposal.updates
@@ -83,15 +93,16 @@ def build_chunk(
             return proposal
 
         def visit(number: jax.Array, carry: Any) -> Any:
-            (params, opt_state), row = carry
-            proposal = propose_step(number, (params, opt_state))
+            state, row = carry
+            proposal = propose_step(number, state)
 
             def take() -> Any:
-                new_params = optax.apply_updates(params, proposal.updates)
-                return (new_params, proposal.opt_state), row
+                new_params = optax.apply_updates(state[0], proposal.updates)
+                held = [proposal.model_state] if has_model_state else []
+                return (new_params, proposal.opt_state, *held), row
 
             def stay() -> Any:
-                return (params, opt_state), measure(params, proposal)
+                return state, measure(state[0], proposal)
 
             return jax.lax.cond(number < stop, take, stay)
 
@@ -106,21 +117,21 @@ def build_chunk(
     return advance
 
 
-def _asks_for_key(loss_fn: LossFn) -> bool:
-    """Returns whether a loss has an argument ``key`` behind parameters and batch."""
+def _asks_for_key(loss_fn: LossFn, num_others: int) -> bool:
+    """Returns whether a loss has an argument ``key`` behind so many others."""
     try:
         named = inspect.signature(loss_fn).parameters
     except (TypeError, ValueError):  # built-in functions may be silent about theirs
         return False
-    return "key" in [*named][2:]
+    return "key" in [*named][num_others:]
 
 
 def _with_own_key(loss_fn: LossFn) -> LossFn:
     """Builds a loss that finds its key beside its batch."""
 
-    def keyed_loss(params: Any, batch_and_key: Any) -> Any:
-        batch, key = batch_and_key
-        return loss_fn(params, batch, key=key)
+    def keyed_loss(params: Any, *rest: Any) -> Any:
+        *model_state, (batch, key) = rest
+        return loss_fn(params, *model_state, batch, key=key)
 
     return keyed_loss
 
@@ -217,17 +228,40 @@ def _measure_all(
 
 
 def start_state(
-    optimizer: optax.GradientTransformation, params: Any, opt_state: Any
+    optimizer: optax.GradientTransformation,
+    params: Any,
+    opt_state: Any,
+    model_state: Any = None,
+    state_over_workers: StateOverWorkers = "mean",
 ) -> TrainState:
-    """Returns the state that a run starts from.
+    """Returns the state that a run starts from; that of the model is held by its kind.
 
     Raises:
-      TypeError: if the parameters are no tree of arrays.
+      TypeError: if the parameters or the model's state are no trees of arrays.
       ValueError: if ``opt_state`` is no state of this optimizer.
     """
     params = jax.tree_util.tree_map_with_path(_as_array, params)
     if opt_state is None:
-        return params, optimizer.init(params)
+        opt_state = optimizer.init(params)
+    else:
+        opt_state = _checked_state(optimizer, params, opt_state)
+    if model_state is None:
+        return params, opt_state
+    return params, opt_state, hold(model_state, state_over_workers)
+
+
+def model_of(state: TrainState) -> tuple[Any, ...]:
+    """Returns the parameters, and the model's state if there is one, as users see it.
+
+    >>> model_of(("params", "opt_state")), model_of(("params", "opt_state", "mean"))
+    (('params',), ('params', 'mean'))
+    """
+    return state[0], *map(release, state[2:])
+
+
+def _checked_state(
+    optimizer: optax.GradientTransformation, params: Any, opt_state: Any
+) -> Any:
     wanted = jax.eval_shape(optimizer.init, params)
     there: Any = jax.tree.structure(opt_state)
     here: Any = jax.tree.structure(wanted)
@@ -245,7 +279,7 @@ def start_state(
                 f"`{jax.tree_util.keystr(path)}` is {given.dtype} {given.shape}, of "
                 f"this optimizer and these parameters {leaf.dtype} {leaf.shape}."
             )
-    return params, opt_state
+    return opt_state
 
 
 def _as_array(path: Any, leaf: Any) -> jax.Array:

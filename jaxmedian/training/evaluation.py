@@ -10,20 +10,21 @@ import jax.numpy as jnp
 
 from jaxmedian.training.feeds import as_partial, kind_of
 
-Evaluate = Callable[[Any], dict[str, Any]]
+Evaluate = Callable[..., dict[str, Any]]  # of the parameters, and a model's state
 
 
-def build_evaluation(evaluate: Evaluate | None) -> Callable[[Any], dict[str, Any]]:
-    """Builds ``params -> {name: value}``, compiled, of what the user gave.
+def build_evaluation(evaluate: Evaluate | None) -> Evaluate:
+    """Builds ``(params[, model_state]) -> {name: value}``, compiled, of a user's.
 
     Raises:
       TypeError: if it is no function; when called, if it returns no dictionary.
     """
     if evaluate is None:
-        return lambda params: {}
+        return lambda *model: {}
     if not callable(evaluate):
         raise TypeError(
-            "`evaluate` must be a function (params) -> {name: value}, traced; got "
+            "`evaluate` must be a function (params) -> {name: value}, traced, or "
+            "(params, model_state) of a model with state; got "
             f"{kind_of(evaluate)}."
         )
     return functools.partial(_evaluated, as_partial(evaluate))
@@ -44,8 +45,8 @@ def join_scores(row: dict[str, Any], scores: dict[str, Any]) -> dict[str, Any]:
 
 
 @jax.jit
-def _evaluated(evaluate: jax.tree_util.Partial, params: Any) -> dict[str, jax.Array]:
-    scores = evaluate(params)
+def _evaluated(evaluate: jax.tree_util.Partial, *model: Any) -> dict[str, jax.Array]:
+    scores = evaluate(*model)
     if not isinstance(scores, dict):
         raise TypeError(
             f"`evaluate` must return {{name: value}}; it returned {kind_of(scores)}."
@@ -58,14 +59,15 @@ class Best(NamedTuple):
 
     Attributes:
       value: theirs; -inf (inf if less is better) before the first that is a number.
-      params: a copy of them; those of the start before.
+      model: copies of them and of the model's state, if it has one; those of the start
+        before.
     """
 
     value: float
-    params: Any
+    model: tuple[Any, ...]
 
 
-def first_best(keep_best: str | None, params: Any) -> Best | None:
+def first_best(keep_best: str | None, model: tuple[Any, ...]) -> Best | None:
     """Returns what is best before the first edge, if anything is to be kept.
 
     Raises:
@@ -79,11 +81,14 @@ def first_best(keep_best: str | None, params: Any) -> Best | None:
             f"where less is better; got {keep_best!r}."
         )
     worst = math.inf if keep_best.startswith("-") else -math.inf
-    return Best(worst, jax.tree.map(jnp.copy, params))
+    return Best(worst, jax.tree.map(jnp.copy, model))
 
 
 def better_of(
-    best: Best | None, keep_best: str | None, row: dict[str, Any], params: Any
+    best: Best | None,
+    keep_best: str | None,
+    row: dict[str, Any],
+    model: tuple[Any, ...],
 ) -> Best | None:
     """Returns the better of the best so far and the parameters of an edge.
 
@@ -100,4 +105,4 @@ def better_of(
             f'run: {numbers}; with "-" before it where less is better.'
         )
     is_better = value < best.value if keep_best.startswith("-") else value > best.value
-    return Best(value, jax.tree.map(jnp.copy, params)) if is_better else best
+    return Best(value, jax.tree.map(jnp.copy, model)) if is_better else best

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmedian.training.evaluation import join_scores
+from jaxmedian.training.chunks import model_of
+from jaxmedian.training.evaluation import Best, join_scores
 from jaxmedian.training.interrupts import StopRequest, wait_until_ready
 from jaxmedian.training.reporting import Row, progress_bar
 from jaxmedian.training.resume import Edge, RunCheckpoints
@@ -26,6 +27,8 @@ class RunResult(NamedTuple):
         which.
       step: steps taken; fewer than asked for if the run was stopped or its data ended.
       best_params: the best parameters at a chunk edge with ``keep_best``, or None.
+      model_state: of a model with state, after ``step`` steps; None of one without.
+      best_model_state: what belongs to ``best_params``.
 
     >>> import jax.numpy as jnp, jaxmedian as jm
     >>> loss = lambda params, batch: 0.5 * (params - batch) ** 2
@@ -40,6 +43,8 @@ class RunResult(NamedTuple):
     metrics: dict[str, Any]
     step: int
     best_params: Any = None
+    model_state: Any = None
+    best_model_state: Any = None
 
 
 class Plan(NamedTuple):
@@ -51,7 +56,7 @@ class Plan(NamedTuple):
       key: of the batches.
       num_steps: the step at which the run ends.
       chunk: steps between two edges.
-      evaluation: ``params -> {name: value}``.
+      evaluation: ``(params[, model_state]) -> {name: value}``.
       keep_best: as in a run.
       report: ``(step, row, params) -> whether to stop``.
       progress: whether a bar is shown.
@@ -63,7 +68,7 @@ class Plan(NamedTuple):
     key: jax.Array
     num_steps: int
     chunk: int
-    evaluation: Callable[[Any], Row]
+    evaluation: Callable[..., Row]
     keep_best: str | None
     report: Callable[[int, Row, Any], bool]
     progress: bool
@@ -94,7 +99,7 @@ def take_chunks(
                         break
                     _check_not_traced(taken)
                     wait_until_ready(taken.row)
-                    scores = plan.evaluation(taken.state[0])
+                    scores = plan.evaluation(*model_of(taken.state))
                     row = join_scores(taken.row, scores)
                     edge = edge.go_on(taken, row, chunk, plan.keep_best)
                     advance_bar(edge.step, edge.shown(scores))
@@ -111,9 +116,18 @@ def take_chunks(
     if stop.is_made:
         sys.stderr.write(f"\nInterrupted: returning the run at step {edge.step}.\n")
     columns = _columns(edge, plan, advance)
-    params, opt_state = edge.state
-    best_params = None if edge.best is None else edge.best.params
-    return RunResult(params, opt_state, columns, edge.step, best_params)
+    return result_of(edge.state, columns, edge.step, edge.best)
+
+
+def result_of(
+    state: Any, metrics: Row, step: int, best: Best | None = None
+) -> RunResult:
+    """Returns what a run leaves, by name."""
+    params, model_state = (*model_of(state), None)[:2]
+    best_params, best_state = (*(best.model if best else ()), None, None)[:2]
+    return RunResult(
+        params, state[1], metrics, step, best_params, model_state, best_state
+    )
 
 
 def _check_not_traced(tree: Any) -> None:
@@ -136,7 +150,7 @@ def _columns(edge: Edge, plan: Plan, advance: Callable[..., Any]) -> Row:
         return {"step": np.zeros(0)}
     steps = edge.step, plan.num_steps, 1
     state, row = jax.eval_shape(advance, edge.state, plan.source.feed, plan.key, *steps)
-    row = join_scores(row, jax.eval_shape(plan.evaluation, state[0]))
+    row = join_scores(row, jax.eval_shape(plan.evaluation, *model_of(state)))
     return {
         name: np.zeros((0, *leaf.shape), leaf.dtype if leaf.shape else np.float64)
         for name, leaf in row.items()

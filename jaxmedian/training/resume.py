@@ -15,10 +15,12 @@ import optax
 
 from jaxmedian.checkpoint import Folder, Path, as_folder, read_state, write_state
 from jaxmedian.checkpoint.storage import Store
+from jaxmedian.training.chunks import model_of
 from jaxmedian.training.evaluation import Best, better_of
 from jaxmedian.training.identity import differences, identity_of
 from jaxmedian.training.reporting import Row
 from jaxmedian.training.sources import Drawn, Loaded, Taken
+from jaxmedian.workers.placing import PerWorkerState
 
 
 class Edge(NamedTuple):
@@ -26,7 +28,7 @@ class Edge(NamedTuple):
 
     Attributes:
       step: steps taken.
-      state: ``(params, opt_state)``.
+      state: ``(params, opt_state)``, and the model's state if it has one.
       rows: the metrics of all edges so far.
       best: the best parameters of all edges so far, if they are kept.
     """
@@ -54,7 +56,7 @@ class Edge(NamedTuple):
                 "folder."
             )
         rows = [row for row in self.rows if not row["step"] % chunk]
-        best = better_of(self.best, keep_best, new, taken.state[0])
+        best = better_of(self.best, keep_best, new, model_of(taken.state))
         return Edge(taken.step, taken.state, [*rows, new], best)
 
     def shown(self, names: Iterable[str]) -> Row:
@@ -64,7 +66,20 @@ class Edge(NamedTuple):
 
     def saved_state(self) -> Any:
         """Returns the arrays that a checkpoint holds."""
-        return self.state if self.best is None else (*self.state, self.best.params)
+        params, opt_state, *_ = self.state
+        best = () if self.best is None else self.best.model
+        return params, opt_state, *model_of(self.state)[1:], *best
+
+    def with_saved(self, step: int, saved: Any, rows: list[Row], best: Any) -> "Edge":
+        """Returns the edge whose arrays a checkpoint held, placed as here."""
+        held = [  # as here: per worker or shared
+            PerWorkerState(state) if isinstance(own, PerWorkerState) else state
+            for own, state in zip(self.state[2:], saved[2:], strict=False)
+        ]
+        model = saved[len(self.state) :]
+        return Edge(
+            step, (*saved[:2], *held), rows, Best(best, model) if model else None
+        )
 
 
 class RunCheckpoints:
@@ -119,9 +134,7 @@ class RunCheckpoints:
             sys.stderr.write(f"Resuming at step {step} from {self._store.path}.\n")
         if step < num_steps:
             self._source.resume(notes.get("data"), step, start.step)
-        if start.best is None:
-            return Edge(step, state, rows)
-        return Edge(step, state[:2], rows, Best(notes["best"], state[2]))
+        return start.with_saved(step, state, rows, notes.get("best"))
 
     def visit(self, edge: Edge) -> None:
         """Saves every so many edges."""

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from jaxmedian.checkpoint import Folder, Path
 from jaxmedian.noise import keys
-from jaxmedian.training.chunks import Metric, build_chunk, start_state
+from jaxmedian.training.chunks import Metric, build_chunk, model_of, start_state
 from jaxmedian.training.evaluation import (
     Evaluate,
     build_evaluation,
@@ -26,7 +26,8 @@ from jaxmedian.training.evaluation import (
 )
 from jaxmedian.training.feeds import ExtraArgs, NextBatch, as_extra_args, build_feed
 from jaxmedian.training.interrupts import deferred_interrupts
-from jaxmedian.training.loop import Plan, RunResult, take_chunks
+from jaxmedian.training.loop import Plan, RunResult, result_of, take_chunks
+from jaxmedian.training.model_state import StateOverWorkers
 from jaxmedian.training.reporting import OnChunk, build_report
 from jaxmedian.training.resume import Edge, open_run
 from jaxmedian.training.sources import Drawn, Loaded, is_loader
@@ -54,7 +55,10 @@ def run(
     on_chunk: OnChunk | None = None,
     checkpoint: Folder | Path | None = None,
     worker_chunk: int | None = None,
+    num_workers: int | None = None,
     extra_args: ExtraArgs | None = None,
+    model_state: Any = None,
+    state_over_workers: StateOverWorkers = "mean",
     opt_state: Any = None,
     step: int = 0,
     replay: bool = False,
@@ -77,7 +81,9 @@ def run(
       loss_fn: as in `jaxmedian.make_step`. One with an argument called ``key``, for
         dropout say, ``loss_fn(params, batch, key)``, is given one of its own for each
         worker and step: ``fold_in(fold_in(step_key, noise.keys.LOSS_KEYS), worker)``,
-        ``step_key`` being the key that ``next_batch`` gets.
+        ``step_key`` being the key that ``next_batch`` gets. Of a model with state
+        ``loss_fn(params, model_state, batch) -> (loss, model_state)``: see
+        ``model_state``.
       optimizer: an optax chain with exactly one aggregator. It gets the mean loss over
         the workers present as ``value``, for `optax.contrib.reduce_on_plateau` and its
         like, unless ``extra_args`` gives another.
@@ -114,14 +120,17 @@ def run(
       evaluate: ``evaluate(params) -> {name: scalar or array}``, traced and compiled
         once: of held-out data, say. Its values at each chunk edge are measurements too,
         and shown by ``progress``. Data that it holds as a `jax.tree_util.Partial` is no
-        constant of the program.
+        constant of the program. Of a model with state ``evaluate(params,
+        model_state)``.
       keep_best: name of a measurement, "accuracy" say, whose highest value decides
-        which parameters the result holds as ``best_params``; "-loss" for the lowest.
+        which parameters the result holds as ``best_params``, and which state of a
+        model as ``best_model_state``; "-loss" for the lowest.
         Edges alone count, NaN never; without any number they are those of the start.
         They are saved with checkpoints, of which they are a part then.
       has_aux: whether ``loss_fn`` returns ``(loss, aux)``, aux an array or a flat
         dictionary of arrays. The mean of each over the workers present is measured at
-        chunk edges, under its name or "aux".
+        chunk edges, under its name or "aux". With a model's state it returns
+        ``(loss, (model_state, aux))``.
       progress: show a progress bar (needs tqdm).
       on_chunk: ``on_chunk(step, row)``, called on the host at each chunk edge with the
         row of metrics, scalars as floats and arrays as NumPy arrays; True stops the
@@ -144,10 +153,24 @@ def run(
       worker_chunk: as in `jaxmedian.make_step`. Measurements that need the gradients
         of all workers are left out where they are streamed; functions in ``metrics``
         then get None for them.
+      num_workers: M, over all devices, to check batches against; None takes any.
       extra_args: ``extra_args(key, step) -> {name: value}``, traced: what the optimizer
         gets beside the gradients in each step, a ``worker_mask`` of
         `jaxmedian.participants`, say. Its key is that of ``next_batch``. "loss" is the
         mean over the workers present; what is measured of gradients is of all workers.
+      model_state: what the model remembers from step to step beside its parameters, the
+        running statistics of BatchNorm for example: a tree of arrays, handed to the
+        loss, which returns it anew in the same structure, shapes and types. It has no
+        gradient, is saved with checkpoints, and is the result's ``model_state``.
+      state_over_workers: "mean": all workers start each step from one state, the mean
+        of those that the workers present have returned, weighted as the mean of their
+        losses is (federated averaging of the statistics). Of integers and booleans,
+        such as counters of batches, the largest is taken. ``model_state`` has the
+        leaves of one worker. "per_worker": each worker goes on with what it returned
+        itself (as in FedBN), leaves ``[M, ...]``, whole in each process at the start.
+        Workers that are absent keep theirs; if all are, either kind stays as it was.
+        On a mesh both have the bits of one device with ``worker_chunk=1``; the means
+        gather the states of all workers on each device.
       opt_state: state of the optimizer to start from, as an earlier run returned it
         beside ``params``; None for a fresh one. Copied like ``params``.
       step: steps taken before, at which the numbers and keys of batches go on: with the
@@ -165,6 +188,7 @@ def run(
 
     Raises:
       TypeError, ValueError: for a bad number, or as `make_step` while tracing; for a
+        ``model_state`` that the loss does not return, or not in its form; for a
         checkpoint that is damaged, foreign, or of another run; for an ``opt_state`` of
         another optimizer; if ``on_chunk`` returns anything but a bool or None; under
         `jax.vmap` or `jax.jit`, for which there is `run_pure`; for batches that change
@@ -193,6 +217,20 @@ def run(
     ...                 evaluate=evaluate)
     >>> result.step, round(float(result.metrics["error"][-1]), 3)  # 2 * 0.9^30
     (30, 0.085)
+
+    A model with state: a running mean of what each worker sees, and the mean of those:
+
+    >>> def loss(params, model_state, batch):
+    ...     seen = 0.5 * model_state + 0.5 * jnp.mean(batch)
+    ...     return 0.5 * jnp.mean((params - batch) ** 2), seen
+    >>> for state, over in ((jnp.zeros(3), "per_worker"), (jnp.zeros([]), "mean")):
+    ...     result = jm.run(
+    ...         loss, jm.median_sgd(0.1), jnp.float32(0),
+    ...         jm.full_batch(jnp.array([1., 2., 9.])[:, None]), 10, 0,
+    ...         model_state=state, state_over_workers=over)
+    ...     print(result.model_state.round(1))
+    [1. 2. 9.]
+    4.0
     """
     with deferred_interrupts() as stop:  # nothing big is left to free behind it
         _check_lengths(num_steps, chunk, step)
@@ -204,11 +242,17 @@ def run(
             has_aux=has_aux,
             worker_chunk=worker_chunk,
             axis_name=None if spread is None else spread.axis_name,
+            num_workers=num_workers,
+            has_model_state=model_state is not None,
+        )
+        state = start_state(
+            optimizer, params, opt_state, model_state, state_over_workers
         )
         key = keys.as_threefry_key(key)
         source = _open_source(next_batch, extra_args, spread, replay)
         if spread is not None:
             key, compute = spread.replicate(key), spread.chunk(compute)
+            state = spread.place_state(state)
         plan = Plan(
             compute,
             source,
@@ -223,25 +267,10 @@ def run(
         )
         return take_chunks(
             plan,
-            _start(optimizer, params, opt_state, spread, step, keep_best),
+            Edge(int(step), state, [], first_best(keep_best, model_of(state))),
             functools.partial(open_run, checkpoint, optimizer),
             stop,
         )
-
-
-def _start(
-    optimizer: optax.GradientTransformation,
-    params: Any,
-    opt_state: Any,
-    spread: Spread | None,
-    step: int,
-    keep_best: str | None,
-) -> Edge:
-    """Returns where a run starts, its state placed."""
-    state = start_state(optimizer, params, opt_state)
-    if spread is not None:
-        state = spread.place_state(state)
-    return Edge(int(step), state, [], first_best(keep_best, state[0]))
 
 
 def _open_source(
@@ -270,8 +299,11 @@ def run_pure(
     evaluate: Evaluate | None = None,
     has_aux: bool = False,
     worker_chunk: int | None = None,
+    num_workers: int | None = None,
     axis_name: AxisName | None = None,
     extra_args: ExtraArgs | None = None,
+    model_state: Any = None,
+    state_over_workers: StateOverWorkers = "mean",
     opt_state: Any = None,
     step: int = 0,
 ) -> RunResult:
@@ -281,7 +313,8 @@ def run_pure(
     traced except ``num_steps``, ``chunk`` and ``step``, and ``next_batch`` is a
     function. Inside `jax.shard_map` give ``axis_name``, the mesh axis of the workers:
     the data of `full_batch`, `mini_batches` and `epochs`, what other functions return,
-    and the extra arguments ``worker_...`` are then those of the device's own workers.
+    the extra arguments ``worker_...`` and the model's state "per_worker" are then those
+    of the device's own workers.
 
     Returns:
       A `RunResult`; its metrics are JAX arrays, one entry a chunk edge.
@@ -308,6 +341,8 @@ def run_pure(
         has_aux=has_aux,
         worker_chunk=worker_chunk,
         axis_name=axis_name,
+        num_workers=num_workers,
+        has_model_state=model_state is not None,
     )
     feed, key = build_feed(next_batch, extra_args), keys.as_threefry_key(key)
     feed, evaluation = feed.spread(axis_name), build_evaluation(evaluate)
@@ -318,11 +353,11 @@ def run_pure(
         edge = start - start % np.int32(chunk) + np.int32(chunk)
         end = jnp.minimum(edge, np.int32(num_steps))
         state, row = advance(state, feed, key, start, end)
-        return state, join_scores(row, evaluation(state[0]))
+        return state, join_scores(row, evaluation(*model_of(state)))
 
-    start = start_state(optimizer, params, opt_state)
+    start = start_state(optimizer, params, opt_state, model_state, state_over_workers)
     state, rows = jax.lax.scan(body, start, starts)
-    return RunResult(*state, rows, num_steps)
+    return result_of(state, rows, num_steps)
 
 
 def _check_lengths(num_steps: Any, chunk: Any, step: Any) -> None:

@@ -14,10 +14,12 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jaxmedian.training.feeds import Feed, share_out
+from jaxmedian.training.model_state import check_rows
 from jaxmedian.workers.gradients import count_in_batch
 from jaxmedian.workers.mesh import WORKERS, check_divisible, check_mesh
 from jaxmedian.workers.placing import (
     is_on,
+    is_per_worker,
     place_state,
     replicate,
     shard_workers,
@@ -50,7 +52,7 @@ class Spread:
         check_mesh(mesh, self.axis_name)
 
     def place_state(self, state: Any) -> Any:
-        """Places ``(params, opt_state)``; what is on this mesh already stays there."""
+        """Places the state of a run; what is on this mesh already stays there."""
         return place_state(state, self.mesh, self.axis_name)
 
     def place_feed(self, feed: Feed) -> Feed:
@@ -82,9 +84,12 @@ class Spread:
             batch = jax.eval_shape(feed.next_batch, key, jnp.asarray(start))
             num_workers = count_in_batch(batch)
             check_divisible(num_workers, self.mesh, axis)
-            params = state[0]
+            params, _, *held = state
             specs = state_specs(self._optimizer, params, num_workers, axis_name=axis)
-            state_spec = (jax.tree.map(lambda leaf: P(), params), specs)
+            for model_state in held:
+                check_rows(model_state, num_workers)
+            held_specs = [P(axis) if is_per_worker(kind) else P() for kind in held]
+            state_spec = (jax.tree.map(lambda leaf: P(), params), specs, *held_specs)
             own_feed, feed_spec = share_out(feed, axis)
             return jax.shard_map(
                 lambda state, leaves, *rest: advance(

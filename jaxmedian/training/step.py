@@ -9,7 +9,7 @@ update. The optimizer is anything whose chain holds one aggregator.
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,15 @@ from jax.sharding import AbstractMesh
 from jaxmedian.kernels.rows import sum_of_rows
 from jaxmedian.noise import keys
 from jaxmedian.training.identity import takes_value
+from jaxmedian.training.model_state import (
+    StateOverWorkers,
+    check_kind,
+    hold,
+    next_model_state,
+    release,
+    rows_of,
+    with_model_state,
+)
 from jaxmedian.workers import collectives, explicit
 from jaxmedian.workers.checks import (
     OUR_EXTRA_ARGS,
@@ -31,9 +40,11 @@ from jaxmedian.workers.collectives import AxisName
 from jaxmedian.workers.gradients import (
     LossFn,
     check_num_workers,
+    count_in_batch,
     worker_value_and_grads,
 )
 from jaxmedian.workers.population import (
+    Population,
     check_aggregated,
     check_state_kept,
     population_of,
@@ -54,8 +65,9 @@ def make_step(
     axis_name: AxisName | None = None,
     worker_chunk: int | None = None,
     num_workers: int | None = None,
+    state_over_workers: StateOverWorkers | None = None,
     donate: bool = False,
-) -> Callable[..., tuple[Any, Any, dict[str, Any]]]:
+) -> Callable[..., tuple[Any, ...]]:
     """Builds one jitted training step of all workers.
 
     Args:
@@ -70,11 +82,16 @@ def make_step(
         for all M; other transforms of ours stack them.
       num_workers: M, to check batches against: one of ``[M * n, ...]``, all samples in
         one axis, would pass for M n workers. None takes any.
-      donate: whether the step may overwrite the parameters and the state it is given,
+      state_over_workers: "mean" or "per_worker" for a model with state, as in
+        `jaxmedian.run`: the loss is ``loss_fn(params, model_state, batch) -> (loss,
+        model_state)``, with ``has_aux`` ``(loss, (model_state, aux))``.
+      donate: whether the step may overwrite the parameters and the states it is given,
         which saves their memory; they cannot be read afterwards.
 
     Returns:
-      ``step(params, opt_state, batch, **extra_args) -> (params, opt_state, metrics)``.
+      ``step(params, opt_state, batch, **extra_args) -> (params, opt_state, metrics)``;
+      for a model with state ``step(params, opt_state, model_state, batch,
+      **extra_args) -> (params, opt_state, model_state, metrics)``.
       The batch's leaves are ``[M, ...]``; extra arguments (``worker_mask``, say) go to
       the optimizer, and so does "loss" as ``value``, for
       `optax.contrib.reduce_on_plateau` and its like, if no other is given. metrics:
@@ -90,8 +107,8 @@ def make_step(
     Raises:
       TypeError, ValueError: while tracing, for a batch without a worker axis or of
         another number of workers, an optimizer that does not remove it, parameters that
-        are no arrays, or an extra argument that is almost ``worker_mask`` or
-        ``worker_weights``.
+        are no arrays, a loss that does not return the model's state as it got it, or
+        an extra argument that is almost ``worker_mask`` or ``worker_weights``.
 
     >>> import jax.numpy as jnp, jaxmedian as jm
     >>> loss = lambda params, batch: 0.5 * (params - batch) ** 2
@@ -103,41 +120,59 @@ def make_step(
     >>> float(params), float(metrics["loss"])
     (1.0, 17.5)
     """
+    has_model_state = state_over_workers is not None
     propose = build_proposal(
-        loss_fn, optimizer, has_aux, axis_name, worker_chunk, num_workers
+        loss_fn,
+        optimizer,
+        has_aux,
+        axis_name,
+        worker_chunk,
+        num_workers,
+        has_model_state,
     )
 
-    def step(
-        params: Any, opt_state: Any, batch: Any, **extra_args: Any
-    ) -> tuple[Any, Any, dict[str, Any]]:
-        proposal = propose(params, opt_state, batch, **extra_args)
+    def take(
+        params: Any, opt_state: Any, held: Sequence[Any], batch: Any, extra_args: Any
+    ) -> tuple[Any, ...]:
+        proposal = propose(params, opt_state, *held, batch, **extra_args)
         params = optax.apply_updates(params, proposal.updates)
         metrics = {"loss": proposal.loss}
         if has_aux:
             metrics["aux"] = proposal.aux
-        return params, proposal.opt_state, metrics
+        states = [release(proposal.model_state)] if has_model_state else []
+        return params, proposal.opt_state, *states, metrics
 
-    return jit_step(step, donate)
+    def step(params: Any, opt_state: Any, batch: Any, **extra_args: Any) -> Any:
+        return take(params, opt_state, (), batch, extra_args)
+
+    if state_over_workers is None:
+        return jit_step(step, (0, 1) if donate else ())
+    over = check_kind(state_over_workers)
+
+    def stateful_step(
+        params: Any, opt_state: Any, model_state: Any, batch: Any, **extra_args: Any
+    ) -> Any:
+        return take(params, opt_state, (hold(model_state, over),), batch, extra_args)
+
+    return jit_step(stateful_step, (0, 1, 2) if donate else ())
 
 
 def jit_step(
-    step: Callable[..., Any], donate: bool
-) -> Callable[..., tuple[Any, Any, dict[str, Any]]]:
-    """Jits ``step(params, opt_state, batch, **extra_args)``, and says what params are.
+    step: Callable[..., tuple[Any, ...]], donated: tuple[int, ...]
+) -> Callable[..., tuple[Any, ...]]:
+    """Jits a step of parameters, states and batch, and says what parameters are.
 
     JAX refuses what is no array before any code of ours is traced. ``lower`` is that of
     the jitted function.
     """
-    jitted = jax.jit(step, donate_argnums=(0, 1) if donate else ())
+    jitted = jax.jit(step, donate_argnums=donated)
 
     @functools.wraps(jitted)
-    def checked_step(
-        params: Any, opt_state: Any, batch: Any, **extra_args: Any
-    ) -> tuple[Any, Any, dict[str, Any]]:
+    def checked_step(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
         try:
-            return jitted(params, opt_state, batch, **extra_args)
+            return jitted(*args, **kwargs)
         except TypeError:
-            check_params("make_step", params)
+            check_params("make_step", args[0] if args else kwargs.get("params"))
             raise
 
     vars(checked_step)["lower"] = jitted.lower
@@ -155,6 +190,8 @@ class Proposal(NamedTuple):
       opt_state: the optimizer's state if the step is taken.
       workers: who took part: ``worker_mask`` and ``worker_weights`` if they were given,
         for `jaxmedian.diagnostics.of_step`.
+      model_state: the model's state if the step is taken, as it is held; None of a
+        model without.
     """
 
     loss: jax.Array
@@ -163,6 +200,7 @@ class Proposal(NamedTuple):
     updates: Any
     opt_state: Any
     workers: dict[str, jax.Array]
+    model_state: Any = None
 
 
 def build_proposal(
@@ -172,31 +210,45 @@ def build_proposal(
     axis_name: AxisName | None,
     worker_chunk: int | None,
     num_workers: int | None = None,
+    has_model_state: bool = False,
 ) -> Callable[..., Proposal]:
-    """Builds ``(params, opt_state, batch, **extra_args) -> Proposal``."""
+    """Builds ``(params, opt_state, batch, **extra_args) -> Proposal``.
+
+    Of a model with state it takes that before the batch, held by its kind.
+    """
     if num_workers is not None:
         check_count("num_workers", num_workers)
+    if has_model_state:
+        loss_fn = with_model_state(loss_fn, has_aux)
+    returns_more = has_aux or has_model_state
     value_and_grads = worker_value_and_grads(
-        loss_fn, has_aux=has_aux, axis_name=axis_name
+        loss_fn, has_aux=returns_more, axis_name=axis_name
     )
     if worker_chunk is not None:
         stream_of = stream_value_and_grads(
-            loss_fn, has_aux=has_aux, axis_name=axis_name, worker_chunk=worker_chunk
+            loss_fn,
+            has_aux=returns_more,
+            axis_name=axis_name,
+            worker_chunk=worker_chunk,
         )
     _check_optimizer(optimizer)
     wants_loss = takes_value(optimizer)
     optimizer = optax.with_extra_args_support(optimizer)
 
     def of_batch(
-        batch: Any, params: Any, opt_state: Any, extra_args: dict[str, Any]
+        batch: Any, params: Any, opt_state: Any, held: Any, extra_args: dict[str, Any]
     ) -> Proposal:
         if num_workers is not None:
             check_num_workers(batch, num_workers, collectives.size(axis_name))
         _warn_of_noise_alone(opt_state)
         workers = {k: v for k, v in extra_args.items() if k in OUR_EXTRA_ARGS}
+        if has_model_state:
+            batch = batch, rows_of(held, count_in_batch(batch), axis_name)
         if worker_chunk is None:
             value, grads = value_and_grads(params, batch)
-            loss = _mean_loss(value[0] if has_aux else value, axis_name, workers)
+            losses = value[0] if returns_more else value
+            population = _population_of(losses, axis_name, workers)
+            loss = _mean_loss(losses, population)
             if wants_loss:
                 extra_args = {"value": loss, **extra_args}
             updates, new_state = optimizer.update(
@@ -209,16 +261,24 @@ def build_proposal(
                     stream, opt_state, params, **extra_args
                 )
             value, grads = stream.value, stream.stacked
-            loss = _mean_loss(value[0] if has_aux else value, axis_name, workers)
+            losses = value[0] if returns_more else value
+            population = _population_of(losses, axis_name, workers)
+            loss = _mean_loss(losses, population)
         check_aggregated("make_step", updates, params)
         check_state_kept("make_step", opt_state, new_state)
-        aux = value[1] if has_aux else None
-        return Proposal(loss, aux, grads, updates, new_state, workers)
+        aux = value[1] if returns_more else None
+        if has_model_state:
+            after, aux = value[1]
+            held = next_model_state(held, after, population)
+        return Proposal(loss, aux, grads, updates, new_state, workers, held)
 
-    def propose(params: Any, opt_state: Any, batch: Any, **extra_args: Any) -> Proposal:
+    def propose(
+        params: Any, opt_state: Any, *state_and_batch: Any, **extra_args: Any
+    ) -> Proposal:
         if extra_args:
             check_extra_args("make_step", extra_args)
-        args = (batch, params, opt_state, extra_args)
+        *held, batch = state_and_batch
+        args = (batch, params, opt_state, held[0] if held else None, extra_args)
         if collectives.explicit_mesh(args) is None:
             return of_batch(*args)
         return explicit.on_automatic_axes(of_batch, _place, *args)
@@ -239,6 +299,7 @@ def _place(
         explicit.like(params, mesh),
         explicit.like(rest[0], mesh),
         jax.tree.map(lambda _: by_worker, shapes.workers),
+        explicit.like(rest[1], mesh),
     )
 
 
@@ -285,21 +346,18 @@ def _warn_of_noise_alone(opt_state: Any) -> None:
         )
 
 
-def _mean_loss(
+def _population_of(
     losses: jax.Array, axis_name: AxisName | None, workers: dict[str, jax.Array]
-) -> jax.Array:
+) -> Population:
+    mask, weights = map(workers.get, OUR_EXTRA_ARGS)
+    return population_of("make_step", losses, None, axis_name, mask, weights)
+
+
+def _mean_loss(losses: jax.Array, population: Population) -> jax.Array:
     """Takes the mean over the workers present, each times what it weighs, in float32.
 
     16-bit sums would overflow, and 16-bit counts stall.
     """
-    population = population_of(
-        "make_step",
-        losses,
-        None,
-        axis_name,
-        workers.get("worker_mask"),
-        workers.get("worker_weights"),
-    )
     rows = losses[:, None]
     total = sum_of_rows(rows, present=population.present, weights=population.weights)
     return population.mean_from_sum(total)[0]

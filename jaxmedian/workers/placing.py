@@ -84,10 +84,10 @@ def place_state(state: Any, mesh: Mesh, axis_name: str) -> Any:
         return _put(leaf, mesh, spec)
 
     def place_node(node: Any) -> Any:
-        spec = P(axis_name) if _is_per_worker(node) else P()
+        spec = P(axis_name) if is_per_worker(node) else P()
         return jax.tree.map(lambda leaf: place(leaf, spec), node)
 
-    return jax.tree.map(place_node, state, is_leaf=_is_per_worker)
+    return jax.tree.map(place_node, state, is_leaf=is_per_worker)
 
 
 def is_on(leaf: Any, mesh: Mesh) -> bool:
@@ -164,7 +164,7 @@ def state_specs(
     """
 
     def spec_of(path: tuple[Any, ...], node: Any) -> Any:
-        if not _is_per_worker(node):
+        if not is_per_worker(node):
             return P()
         for leaf in jax.tree.leaves(node):
             if leaf.shape[:1] != (num_workers,):
@@ -176,7 +176,7 @@ def state_specs(
         return jax.tree.map(lambda leaf: P(axis_name), node)
 
     state = jax.eval_shape(optimizer.init, params)
-    return jax.tree_util.tree_map_with_path(spec_of, state, is_leaf=_is_per_worker)
+    return jax.tree_util.tree_map_with_path(spec_of, state, is_leaf=is_per_worker)
 
 
 def init_state(
@@ -235,8 +235,8 @@ def check_shared(params: Any, opt_state: Any, axis_name: AxisName | None) -> Non
             f"chain sees the workers of its own device only. Build it with "
             f"`axis_name={axis_name!r}`."
         )
-    nodes = jax.tree.leaves(opt_state, is_leaf=_is_per_worker)
-    shared = [node for node in nodes if not _is_per_worker(node)]
+    nodes = jax.tree.leaves(opt_state, is_leaf=is_per_worker)
+    shared = [node for node in nodes if not is_per_worker(node)]
     if axis_name in collectives.varying_axes(shared):
         raise ValueError(
             "The devices would end with different optimizer states: a transform before "
@@ -245,5 +245,6 @@ def check_shared(params: Any, opt_state: Any, axis_name: AxisName | None) -> Non
         )
 
 
-def _is_per_worker(node: Any) -> bool:
+def is_per_worker(node: Any) -> bool:
+    """Returns whether a node of a state belongs to the workers, each its own."""
     return isinstance(node, PerWorkerState)
