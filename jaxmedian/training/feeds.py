@@ -14,6 +14,7 @@ import jax
 from jax.sharding import PartitionSpec as P
 
 from jaxmedian.training.batches import Server
+from jaxmedian.training.identity import describe
 from jaxmedian.workers import collectives
 from jaxmedian.workers.collectives import AxisName
 
@@ -99,6 +100,26 @@ def _remedy_for(data: Any) -> str:
 def _no_extra_args(key: jax.Array, step: jax.Array) -> dict[str, Any]:
     del key, step
     return {}
+
+
+def describe_feed(feed: Feed) -> dict[str, Any]:
+    """Lists by name what processes must share of a feed, values where they are whole.
+
+    Of the library's own draws the data and sizes are each process's own: their forms.
+    """
+    draws, args = feed
+    if not isinstance(draws.func, Server):
+        return describe("next_batch", draws) | describe("extra_args", args)
+    worker_data, sizes, own_key = draws.args
+    server = dataclasses.replace(draws.func, draw=None)
+    draw = getattr(draws.func.draw, "__name__", "all data")
+    return {
+        "`next_batch`": f"{draw}, {server.batch_size} samples",
+        **describe("data", worker_data, values=False),
+        **describe("sizes", sizes, values=False),
+        **describe("key of the epochs", own_key),
+        **describe("extra_args", args),
+    }
 
 
 # --- on a mesh ------------------------------------------------------------------------

@@ -1,9 +1,11 @@
-"""Identify a run by its keys, chunk and optimizer, to refuse foreign checkpoints.
+"""Identify a run, to refuse foreign checkpoints and processes that start another.
 
 An optax transformation is two closures. What they are called and which options they
 hold can be read off them; that they compute the same cannot. So an optimizer is known
 by the transforms in its chain and by their words and flags. Numbers are left out, for a
 run may go on with another learning rate, and so is how workers are placed and reached.
+Processes that train together must agree on the numbers too, and on all values that are
+not the data of their own workers.
 """
 
 import dataclasses
@@ -18,13 +20,15 @@ import numpy as np
 import optax
 
 from jaxmedian.checkpoint import is_key
+from jaxmedian.workers import collectives
 
 # Not options: where workers are and what crosses the mesh changes no result.
 _PLACING = {"name", "axis_name", "transport", "mask_compatible_extra_args"}
 # Wrappers that change nothing but how a transform is called.
 _TRANSPARENT = {"chain", "named_chain", "with_extra_args_support"}
 
-Transform = tuple[str, dict[str, str | bool]]  # its name, and its options
+Options = dict[str, str | bool | float]
+Transform = tuple[str, Options]  # its name, and its options
 
 
 def identity_of(
@@ -59,6 +63,80 @@ def differences(saved: dict[str, Any], here: dict[str, Any]) -> list[str]:
             if options[option] != mine[option]
         ]
     return found
+
+
+def check_alike(here: dict[str, Any], wish: str) -> None:
+    """Raises on all processes, each of which must ask, if they hold other values.
+
+    Args:
+      here: name -> what JSON can hold, of this process.
+      wish: what all of them should do, for the message.
+
+    Raises:
+      ValueError: naming what differs, and two processes that do.
+    """
+    everybody = collectives.of_each_process(here)
+    names = dict.fromkeys(name for held in everybody for name in held)
+    found = []
+    for name in names:
+        values = [held.get(name, "absent") for held in everybody]
+        texts = [repr(value) for value in values]  # in which NaN is itself
+        other = next((i for i, text in enumerate(texts) if text != texts[0]), None)
+        if other is not None:
+            found.append(
+                f"{name} ({values[0]} on process 0, {values[other]} on process {other})"
+            )
+    if found:
+        more = f", and {len(found) - 5} more" if found[5:] else ""
+        raise ValueError(
+            f"The processes do not {wish}: they differ in {', '.join(found[:5])}{more}."
+            " All arguments of `jm.run` must be the same on each of them, but for the "
+            "data and batches of a process's own workers, whose shapes must be."
+        )
+
+
+def describe(name: str, value: Any, *, values: bool = True) -> dict[str, Any]:
+    """Lists by name the type, shape and, if wanted, the hash of each array of a value.
+
+    A function is described by its name, a partial one by its data too. Of an array that
+    is cut over processes nobody has all values: their form stands alone.
+    """
+    described: dict[str, Any] = {}
+    if value is None or isinstance(value, bool | int | str):
+        return {f"`{name}`": value}
+    if callable(value):
+        inner = getattr(value, "func", value)
+        described[f"`{name}`"] = getattr(inner, "__qualname__", type(inner).__name__)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+        if callable(leaf):
+            continue
+        array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+        text = f"{array.dtype} {array.shape}"
+        if values and (digest := _digest(array)):
+            text += f" of hash {digest}"
+        described[f"`{name}{jax.tree_util.keystr(path)}`"] = text
+    return described
+
+
+def configuration_of(
+    optimizer: optax.GradientTransformation, **arguments: Any
+) -> dict[str, Any]:
+    """Lists what processes must share: a chain and its numbers, and arguments by name.
+
+    >>> import jaxmedian as jm
+    >>> configuration_of(jm.sign_sgd(0.5), num_steps=3)
+    {'transform 0, `majority_vote`': {'law': 'none', 'ties': 'zero'}, \
+'transform 1, `scale`': {'step_size': -0.5}, '`num_steps`': 3}
+    """
+    reader = _Reader(with_numbers=True)
+    reader.read_update(optimizer.update)
+    configuration: dict[str, Any] = {
+        f"transform {number}, `{name}`": options
+        for number, (name, options) in enumerate(reader.transforms)
+    }
+    for name, value in arguments.items():
+        configuration |= describe(name, value)
+    return configuration
 
 
 def transforms_in(optimizer: optax.GradientTransformation) -> list[Transform]:
@@ -106,7 +184,8 @@ def _may_read_value(update: Any) -> bool:
 class _Reader:
     """Collects the transforms that are reached from an update function."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, with_numbers: bool = False) -> None:
+        self._with_numbers = with_numbers
         self.transforms: list[Transform] = []
         self.updates: list[Any] = []
         self._seen: set[int] = set()  # functions may hold themselves
@@ -114,7 +193,7 @@ class _Reader:
     def read_update(self, update: Any) -> None:
         """Notes the transform an update function belongs to, and those inside it."""
         self.updates.append(update)
-        options: dict[str, str | bool] = {}
+        options: Options = {}
         inside: list[Any] = []
         held = self._parts_of(update)
         for name, value in held:
@@ -131,7 +210,7 @@ class _Reader:
         name: str,
         value: Any,
         ours: bool,
-        options: dict[str, str | bool],
+        options: Options,
         inside: list[Any],
     ) -> None:
         """Sorts what a closure holds into options and inner update functions.
@@ -142,6 +221,8 @@ class _Reader:
             return
         if isinstance(value, str) or (isinstance(value, bool) and not ours):
             options[name] = value
+        elif self._with_numbers and _is_number(value):
+            options[name] = value.item() if hasattr(value, "item") else value
         elif ours and name == "noise" and value is None:
             options["law"] = "none"
         elif isinstance(value, optax.GradientTransformation):
@@ -173,6 +254,15 @@ def _is_ours(value: Any) -> bool:
     )
 
 
+def _is_number(value: Any) -> bool:
+    if isinstance(value, int | float | np.number):
+        return not isinstance(value, bool)
+    is_concrete = isinstance(value, jax.Array) and not isinstance(
+        value, jax.core.Tracer
+    )
+    return is_concrete and value.ndim == 0 and not is_key(value)
+
+
 def _held_by(value: Any) -> list[tuple[str, Any]]:
     """Lists by name what a function, method, partial or record holds."""
     if isinstance(value, types.MethodType):
@@ -196,6 +286,18 @@ def _is_set(cell: types.CellType) -> bool:
         return cell.cell_contents is not cell
     except ValueError:  # a name that is bound later
         return False
+
+
+def _digest(array: Any) -> str | None:
+    """Hashes the values of an array; None where no process has them all."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        if not array.is_fully_replicated:
+            return None
+        array = array.addressable_data(0)
+    if is_key(array):
+        array = jax.random.key_data(array)
+    values = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return hashlib.sha256(values.data).hexdigest()[:16]
 
 
 def _fingerprint(tree: Any) -> str:

@@ -25,6 +25,7 @@ from jaxmedian.training.evaluation import (
     join_scores,
 )
 from jaxmedian.training.feeds import ExtraArgs, NextBatch, as_extra_args, build_feed
+from jaxmedian.training.identity import check_alike, configuration_of
 from jaxmedian.training.interrupts import deferred_interrupts
 from jaxmedian.training.loop import Plan, RunResult, result_of, take_chunks
 from jaxmedian.training.model_state import StateOverWorkers
@@ -109,7 +110,10 @@ def run(
         of its own workers only; a function of your own is evaluated whole on each
         device, then cut, as are the extra arguments named ``worker_...``. Arrays that
         lie on this mesh already stay where they are. With several processes each gives
-        the data or batches of its own workers, and calls ``run`` alike.
+        the data or batches of its own workers, and calls ``run`` alike: where the
+        chain, its numbers, the parameters, a key, an option or the form of the data
+        differ, all of them raise at the start. What a function computes, a loss or a
+        schedule, is known by its name alone.
       chunk: steps between two measurements, >= 1.
       metrics: functions ``(params, grads, updates) -> {name: scalar or array}``,
         evaluated at each chunk edge beside "loss" and those of
@@ -193,7 +197,8 @@ def run(
         another optimizer; if ``on_chunk`` returns anything but a bool or None; under
         `jax.vmap` or `jax.jit`, for which there is `run_pure`; for batches that change
         their shapes or cannot be resumed; as `jaxmedian.sharding.shard_step` for a mesh
-        or a chain that does not name its axis. What an iterator raises is raised.
+        or a chain that does not name its axis; for processes that start another run
+        than the rest. What an iterator raises is raised.
       RuntimeError: if another run is writing to the folder of checkpoints.
       ImportError: for ``progress`` without tqdm, ``checkpoint`` without orbax.
       KeyboardInterrupt: on a second Ctrl-C.
@@ -249,10 +254,30 @@ def run(
             optimizer, params, opt_state, model_state, state_over_workers
         )
         key = keys.as_threefry_key(key)
-        source = _open_source(next_batch, extra_args, spread, replay)
+        source = _open_source(next_batch, extra_args, replay)
         if spread is not None:
+            if spread.is_of_all_processes:
+                configuration = configuration_of(
+                    optimizer,
+                    params=state[0],
+                    opt_state=state[1],
+                    model_state=model_state,
+                    state_over_workers=state_over_workers,
+                    loss_fn=loss_fn,
+                    evaluate=evaluate,
+                    mesh=str(mesh),
+                    key=key,
+                    num_steps=num_steps,
+                    step=step,
+                    chunk=chunk,
+                    worker_chunk=worker_chunk,
+                    has_aux=has_aux,
+                    keep_best=keep_best,
+                )
+                check_alike(configuration | source.described(), "start the same run")
             key, compute = spread.replicate(key), spread.chunk(compute)
             state = spread.place_state(state)
+            source.spread_over(spread)
         plan = Plan(
             compute,
             source,
@@ -274,16 +299,12 @@ def run(
 
 
 def _open_source(
-    next_batch: Any, extra_args: ExtraArgs | None, spread: Spread | None, replay: bool
+    next_batch: Any, extra_args: ExtraArgs | None, replay: bool
 ) -> Drawn | Loaded:
-    """Opens the batches of a run, placed where they are computed with."""
+    """Opens the batches of a run."""
     if callable(next_batch) or not is_loader(next_batch):
-        feed = build_feed(next_batch, extra_args)
-        return Drawn(feed if spread is None else spread.place_feed(feed))
-    args = as_extra_args(extra_args)
-    if spread is None:
-        return Loaded(next_batch, args, jax.device_put, replay)
-    return Loaded(next_batch, spread.replicate(args), spread.place_batch, replay)
+        return Drawn(build_feed(next_batch, extra_args))
+    return Loaded(next_batch, as_extra_args(extra_args), replay)
 
 
 def run_pure(

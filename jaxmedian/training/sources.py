@@ -8,6 +8,7 @@ than a step to compute.
 """
 
 import base64
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -16,8 +17,11 @@ import jax
 import numpy as np
 
 from jaxmedian.training.batches import Server
-from jaxmedian.training.feeds import Feed
+from jaxmedian.training.feeds import Feed, describe_feed
+from jaxmedian.training.identity import check_alike, describe
 from jaxmedian.training.interrupts import wait_until_ready
+from jaxmedian.training.spreading import Spread
+from jaxmedian.workers import collectives
 from jaxmedian.workers.gradients import count_in_batch
 
 Advance = Callable[..., tuple[Any, dict[str, jax.Array]]]
@@ -44,6 +48,14 @@ class Drawn:
         """Takes the functions."""
         self.feed = feed
 
+    def spread_over(self, spread: Spread) -> None:
+        """Places the data of the functions on a mesh."""
+        self.feed = spread.place_feed(self.feed)
+
+    def described(self) -> dict[str, Any]:
+        """Lists by name what processes must share: all but the data of workers."""
+        return describe_feed(self.feed)
+
     def take(
         self, advance: Advance, key: jax.Array, state: Any, start: int, stop: int
     ) -> Taken:
@@ -62,8 +74,7 @@ class Loaded:
 
     Args:
       batches: iterator or iterable of trees ``[M, ...]``, of equal shapes.
-      extra_args: as in a `Feed`, placed.
-      place: puts a batch where it is computed with.
+      extra_args: as in a `Feed`.
       replay: whether a resumed run may read and drop the batches it has had.
     """
 
@@ -71,16 +82,27 @@ class Loaded:
         self,
         batches: Iterable[Any],
         extra_args: jax.tree_util.Partial,
-        place: Callable[[Any], Any],
         replay: bool,
     ) -> None:
         """Opens the iterator; nothing is read yet."""
         self._iterator: Iterator[Any] = iter(batches)
         self._extra_args = extra_args
-        self._place, self._replay = place, replay
+        self._place: Callable[[Any], Any] = jax.device_put
+        self._is_shared, self._replay = False, replay
         self._form: dict[str, tuple[Any, ...]] | None = None
         self._has_begun = False  # here, or in the run that is resumed
         self.feed: Feed | None = None  # of the batch read last
+
+    def spread_over(self, spread: Spread) -> None:
+        """Lets batches be placed on a mesh, a process's own workers by each."""
+        self._extra_args = spread.replicate(self._extra_args)
+        self._place, self._is_shared = spread.place_batch, spread.is_of_all_processes
+
+    def described(self) -> dict[str, Any]:
+        """Lists by name what processes must share; the batches' form follows later."""
+        return {"`next_batch`": "an iterator"} | describe(
+            "extra_args", self._extra_args
+        )
 
     def take(
         self, advance: Advance, key: jax.Array, state: Any, start: int, stop: int
@@ -122,9 +144,11 @@ class Loaded:
             return None
         state: Any = self._iterator.get_state()  # type: ignore[attr-defined]
         if isinstance(state, bytes):
-            return _of_each_process({"bytes": base64.b64encode(state).decode()})
+            return collectives.of_each_process(
+                {"bytes": base64.b64encode(state).decode()}
+            )
         try:
-            return _of_each_process({"json": json.loads(json.dumps(state))})
+            return collectives.of_each_process({"json": json.loads(json.dumps(state))})
         except TypeError as error:
             raise TypeError(
                 "`next_batch.get_state()` must return bytes or what JSON can hold, to "
@@ -177,8 +201,11 @@ class Loaded:
         try:
             batch = next(self._iterator)
         except StopIteration:
+            self._agree({"`next_batch`": "no batch at all"}, number)
             return False
         except Exception as error:
+            with contextlib.suppress(ValueError):
+                self._agree({"`next_batch`": f"raised {error!r}"}, number)
             error.add_note(
                 f"`next_batch` raised this at step {number}. The last checkpoint, if "
                 "there is one, stands."
@@ -196,6 +223,7 @@ class Loaded:
             for path, leaf in jax.tree_util.tree_leaves_with_path(batch)
         }
         if self._form is None:
+            self._agree({f"`batch{n}`": _kind(form[n]) for n in form}, number)
             count_in_batch(batch)
             self._form = form
         if form == self._form:
@@ -213,19 +241,10 @@ class Loaded:
             "fill it up."
         )
 
-
-def _of_each_process(value: object) -> list[Any]:
-    """Lists what each process holds, as JSON; all of them must ask."""
-    if jax.process_count() == 1:
-        return [value]
-    from jax.experimental import multihost_utils
-
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.int32(text.size))
-    padded = np.zeros(sizes.max(), np.uint8)
-    padded[: text.size] = text
-    rows = multihost_utils.process_allgather(padded)
-    return [json.loads(bytes(row[:n])) for row, n in zip(rows, sizes, strict=True)]
+    def _agree(self, form: dict[str, Any], number: int) -> None:
+        """Raises on all processes if their first batches differ in form."""
+        if self._is_shared and self._form is None:
+            check_alike(form, f"give batches of one form at step {number}")
 
 
 def _as_array(leaf: Any) -> Any:

@@ -50,6 +50,8 @@ class Spread:
         names = mesh.axis_names
         self.axis_name: str = names[0] if len(names) == 1 else WORKERS
         check_mesh(mesh, self.axis_name)
+        processes = {device.process_index for device in mesh.devices.flat}
+        self.is_of_all_processes = 1 < len(processes) == jax.process_count()
 
     def place_state(self, state: Any) -> Any:
         """Places the state of a run; what is on this mesh already stays there."""

@@ -6,6 +6,7 @@ these functions return what they were given.
 """
 
 import functools
+import json
 from collections.abc import Hashable
 from typing import Any
 
@@ -204,6 +205,20 @@ def _varying_axes(x: jax.Array) -> frozenset[AxisName]:
     if manual_axis_type := getattr(kind, "manual_axis_type", None):  # from jax 0.10
         return frozenset(manual_axis_type.varying)
     return frozenset(getattr(kind, "vma", ()))
+
+
+def of_each_process(value: object) -> list[Any]:
+    """Lists what each process holds, as JSON; all of them must ask."""
+    if jax.process_count() == 1:
+        return [value]
+    from jax.experimental import multihost_utils
+
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(text.size))
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: text.size] = text
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(bytes(row[:n])) for row, n in zip(rows, sizes, strict=True)]
 
 
 def explicit_mesh(tree: Any) -> AbstractMesh | None:

@@ -72,3 +72,13 @@ def test_a_run_of_two_processes_resumes_to_the_bits_of_one_device(tmp_path):
         assert ("Resuming at step 2" in errors) == (process == 0)
         assert ("step/s" in errors) == (process == 0)
     assert len(set(expected)) == 2
+
+
+def test_a_process_that_starts_another_run_is_named_on_all_of_them():
+    """Nothing hangs, and afterwards the same run trains."""
+    told = said_by_two_processes("unlike_processes.py", devices=1)
+    for process, ((number, found), _) in enumerate(told):
+        assert int(number) == process
+        found = ast.literal_eval(found)
+        assert len(found) == 18
+        assert all(found.values()), found

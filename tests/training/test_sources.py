@@ -315,6 +315,11 @@ def test_batches_without_workers_are_refused():
         train(iter([{"x": np.float32(1)}]))
 
 
+def test_another_number_of_workers_than_told_is_refused():
+    with pytest.raises(ValueError, match=rf"`num_workers` is {M + 1}, but the batch"):
+        train(Loader(), num_workers=M + 1)
+
+
 def test_the_pure_run_refuses_iterators():
     with pytest.raises(TypeError, match=r"got a generator.*cannot be drawn in a pure"):
         jm.run_pure(loss, jm.sign_sgd(0.1), start(), (x for x in [1]), 2, 0)
