@@ -4,7 +4,10 @@ Each page has one namespace. Nothing is sent anywhere: where a page logs to a se
 stand-in takes its place.
 """
 
+import os
 import re
+import socket
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -18,6 +21,7 @@ PAGES = Path(__file__).parents[1] / "notebooks" / "pages"
 OPTIONAL = (
     "equinox",
     "flax",
+    "grain",
     "haiku",
     "orbax.checkpoint",
     "safetensors",
@@ -125,6 +129,8 @@ def test_the_recipes_for_devices_logs_and_files(monkeypatch):
     losses = [row["loss"] for row in logged.values()]
     np.testing.assert_array_equal(losses, namespace["result"].metrics["loss"])
     assert any("tfevents" in path.name for path in Path(namespace["folder"]).iterdir())
+    assert namespace["moved"].shape == (4,)
+    assert namespace["best"] < 1.5  # of 2 at the start, and 1 at the mean
     state = namespace["result"].opt_state
     words = namespace["with_words"]
     for name in ("opt_state", "from_flax", "from_safetensors"):
@@ -133,6 +139,57 @@ def test_the_recipes_for_devices_logs_and_files(monkeypatch):
         for a, b in zip(*map(jax.tree.leaves, (read, state)), strict=True):
             assert a.dtype == b.dtype, name
             np.testing.assert_array_equal(words(a), words(b))
+
+
+def test_the_script_for_a_pod_ends_alike_wherever_it_runs(tmp_path):
+    """On one device, on eight, and on two processes with Slurm's variables."""
+    (block,) = re.findall(
+        r"```python\n(.*?)```",
+        (PAGES / "pod.md").read_text(encoding="utf-8"),
+        re.DOTALL,
+    )
+    script = tmp_path / "train.py"
+    script.write_text(block)
+    job = next(job for job in range(os.getpid(), os.getpid() + 999) if is_free(job))
+    slurm = {"SLURM_JOB_ID": job, "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": 2}
+    starts = [
+        ([], {"XLA_FLAGS": ""}),
+        ([], {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}),
+        *(
+            (
+                ["cluster"],
+                {"XLA_FLAGS": "", "SLURM_PROCID": i, "SLURM_LOCALID": i, **slurm},
+            )
+            for i in range(2)
+        ),
+    ]
+    running = [
+        subprocess.Popen(
+            [sys.executable, str(script), *arguments],
+            env=os.environ
+            | {name: str(value) for name, value in variables.items()}
+            | {"PYTHONPATH": str(PAGES.parents[1]), "JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for arguments, variables in starts
+    ]
+    try:
+        said = [process.communicate(timeout=300)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    ends = [re.findall(r"(\d) devices, loss .*\nparameters (\w+)", out) for out in said]
+    numbers, digests = zip(*(end for (end,) in ends[:3]), strict=True)
+    assert numbers == ("1", "8", "2")
+    assert len(set(digests)) == 1
+    assert ends[3] == []  # only the first process speaks
+
+
+def is_free(slurm_job):
+    """Whether the port that JAX takes for a job of Slurm is free."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("localhost", slurm_job % 2**12 + 61440)) != 0
 
 
 def test_the_example_of_the_concepts_is_an_optimizer():

@@ -67,25 +67,33 @@ def noisy_vote(config: Config, axis_name: str | None) -> Any:
 
 
 def simulate(config: Config) -> dict[str, Any]:
-    """Trains all workers on one device, in the simulator's own step."""
-    model = mnist_network(config.seed, config.hidden)
-    optimizer = noisy_vote(config, axis_name=None)
-    step = jm.make_step(model.loss, optimizer, worker_chunk=1)
-    state = model.params, optimizer.init(model.params)
-    everybody = _digits(config, Place(0, 1))
-    return _train(config, step, state, everybody)
+    """Trains all workers on one device."""
+    return _train(config, None, _digits(config, Place(0, 1)))
 
 
 def train(config: Config, place: Place) -> dict[str, Any]:
     """Trains on the devices of all processes, this one's workers on its own."""
-    mesh = jm.sharding.workers_mesh()
+    return _train(config, jm.sharding.workers_mesh(), _digits(config, place))
+
+
+def _train(config: Config, mesh: Any, digits: dict[str, np.ndarray]) -> dict[str, Any]:
     model = mnist_network(config.seed, config.hidden)
-    optimizer = noisy_vote(config, axis_name=WORKERS)
-    params = jm.sharding.replicate(model.params, mesh)
-    opt_state = jm.sharding.init_state(optimizer, params, mesh, config.num_workers)
-    batch = jm.sharding.shard_workers(_digits(config, place), mesh)
-    step = jm.sharding.shard_step(model.loss, optimizer, mesh, worker_chunk=1)
-    return _train(config, step, (params, opt_state), batch)
+    result = jm.run(
+        model.loss,
+        noisy_vote(config, axis_name=None if mesh is None else WORKERS),
+        model.params,
+        jm.full_batch(digits),
+        config.num_steps,
+        config.seed,
+        mesh=mesh,
+        chunk=1,
+        worker_chunk=1,
+    )
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(result.params):
+        digest.update(np.asarray(leaf).tobytes())
+    losses = result.metrics["loss"].tolist()
+    return {"sha256": digest.hexdigest(), "losses": losses}
 
 
 def _digits(config: Config, place: Place) -> dict[str, np.ndarray]:
@@ -101,18 +109,6 @@ def _digits(config: Config, place: Place) -> dict[str, np.ndarray]:
         "images": digits.train_images[indices],
         "labels": digits.train_labels[indices],
     }
-
-
-def _train(config: Config, step: Any, state: Any, batch: Any) -> dict[str, Any]:
-    params, opt_state = state
-    losses = []
-    for _ in range(config.num_steps):
-        params, opt_state, metrics = step(params, opt_state, batch)
-        losses.append(float(metrics["loss"]))
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        digest.update(np.asarray(leaf).tobytes())
-    return {"sha256": digest.hexdigest(), "losses": losses}
 
 
 # --- step time on a link --------------------------------------------------------------
