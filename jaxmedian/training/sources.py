@@ -116,7 +116,8 @@ class Loaded:
         row: dict[str, jax.Array] = {}
         for number in range(start, stop):
             if len(running) == 2:  # this batch and the one before it are on the device
-                wait_until_ready(running.pop(0))
+                # Which goes on with the second, so it matters little to be late.
+                wait_until_ready(running.pop(0), share=0.1)
             if not self._read(number):
                 if number == start and self._has_begun:
                     return None

@@ -149,7 +149,9 @@ def test_a_batch_is_read_while_the_one_before_it_computes(monkeypatch):
 
     read_at_waits, loader = [], Loader()
     monkeypatch.setattr(
-        module, "wait_until_ready", lambda loss: read_at_waits.append(loader.place)
+        module,
+        "wait_until_ready",
+        lambda loss, share: read_at_waits.append(loader.place),
     )
     train(loader, 6, chunk=6)
     assert read_at_waits == [2, 3, 4, 5]
