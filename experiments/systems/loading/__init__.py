@@ -83,7 +83,26 @@ def run(config: Config) -> Result:
             f"{name:22} {row['ms']:8.2f} ms a step, {1e3 / row['ms']:7.1f} steps/s, "
             f"{row['core_ms']:8.2f} core ms"
         )
-    return Result({}, _claims(config, measured), measured)
+    figures = figures_of(measured)
+    return Result({}, _claims(config, measured), {"figures": figures, **measured})
+
+
+def figures_of(measured: dict[str, Any]) -> dict[str, str | float]:
+    """Returns what pages quote: times a step, and by how much they are longer."""
+    figures: dict[str, str | float] = {
+        "file, MB": f"{measured['memory']['file']:,.0f}",
+        "memory, MB": round(measured["memory"]["mapped"]),
+    }
+    for name, row in measured["rows"].items():
+        figures[f"{name}, ms"] = row["ms"]
+        figures[f"{name}, core ms"] = row["core_ms"]
+    for name, (ratio, low, high, cores) in measured["ratios"].items():
+        for kind, value in zip(
+            ("longer", "at best", "at worst", "work"), (ratio, low, high, cores),
+            strict=True,
+        ):  # fmt: skip
+            figures[f"{name}, {kind}"] = f"{100 * (value - 1):+.0f} %"
+    return figures
 
 
 def _check(config: Config) -> None:
