@@ -251,9 +251,10 @@ def build_proposal(
             loss = _mean_loss(losses, population)
             if wants_loss:
                 extra_args = {"value": loss, **extra_args}
-            updates, new_state = optimizer.update(
-                grads, opt_state, params, **extra_args
-            )
+            with _explaining_wrappers(opt_state):
+                updates, new_state = optimizer.update(
+                    grads, opt_state, params, **extra_args
+                )
         else:
             stream = stream_of(params, batch)
             with _explaining_streams(stream):
@@ -325,6 +326,25 @@ def _explaining_streams(stream: WorkerStream) -> Iterator[None]:
             "The optimizer needs the loss as `value`, which with `worker_chunk` is "
             "known only after its update: leave `worker_chunk` out, or give a `value` "
             "of your own as an extra argument."
+        ) from error
+
+
+@contextlib.contextmanager
+def _explaining_wrappers(opt_state: Any) -> Iterator[None]:
+    """Says why `optax.apply_if_finite` cannot stand around an aggregator."""
+    try:
+        yield
+    except TypeError as error:
+        kind = optax.ApplyIfFiniteState
+        nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
+        is_around = any(isinstance(node, kind) for node in nodes)
+        if not is_around or "reject_update" not in str(error):
+            raise
+        raise TypeError(
+            "`optax.apply_if_finite` returns updates with the worker axis where it "
+            "rejects them, so it cannot stand around an aggregator. Put it behind: "
+            "`optax.chain(jm.majority_vote(), optax.apply_if_finite(optax.sgd(rate), "
+            "n))`."
         ) from error
 
 

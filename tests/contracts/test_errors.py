@@ -124,6 +124,14 @@ def test_accumulation_around_an_aggregator_is_told_its_place():
             optimizer.update(jnp.ones((3, 2)), state, jnp.zeros(2))
 
 
+def test_a_check_for_finite_numbers_around_an_aggregator_is_told_its_place():
+    optimizer = optax.apply_if_finite(jm.sign_sgd(0.1), 3)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        step = jm.make_step(lambda p, x: jnp.mean((p - x) ** 2), optimizer)
+        with pytest.raises(TypeError, match=r"`optax.apply_if_finite`.* Put it behind"):
+            step(jnp.zeros(2), optimizer.init(jnp.zeros(2)), jnp.ones((3, 2)))
+
+
 # --- counts ---------------------------------------------------------------------------
 
 
