@@ -1,8 +1,9 @@
 """Text for workers who read different things: parts of a text, its speakers, files.
 
-A worker's text is cut in two: what it trains on, and a twentieth at its end that
-chooses settings. Held out for the report is the last tenth of the text, or of each
-file. All windows are of one length, ``context`` characters and the one that follows.
+To choose settings a worker's text is cut in two: what it trains on, and a twentieth at
+its end; once they are chosen it trains on all of it. Held out for the report is the
+last tenth of the text, or of each file. All windows are of one length, ``context``
+characters and the one that follows.
 """
 
 import itertools
@@ -42,7 +43,8 @@ class Corpus(NamedTuple):
       text: int32 [N], the training text of all workers, end to end.
       starts: int32 [n], where a training window may begin: inside one worker's text.
       split: of ``starts`` among the workers.
-      validation: int32 [v, context + 1], windows that choose settings.
+      validation: int32 [v, context + 1], windows that choose settings; v is 0 once
+        they are chosen.
       held_out: int32 [h, context + 1], windows that are reported.
     """
 
@@ -122,7 +124,12 @@ def files_parts(folder: Path, num_workers: int) -> Source:
 
 
 def build_corpus(
-    source: Source, context: int, num_windows: int, fold_rare: int = 0
+    source: Source,
+    context: int,
+    num_windows: int,
+    fold_rare: int = 0,
+    *,
+    validate: bool = True,
 ) -> Corpus:
     """Numbers the characters and cuts windows.
 
@@ -131,15 +138,18 @@ def build_corpus(
       context: characters that a window shows before the one that follows.
       num_windows: windows to measure on, spread evenly, for validation and held out.
       fold_rare: characters that occur less often in training become one.
+      validate: whether to set a part of each worker's text apart.
 
     Raises:
       ValueError: for a text shorter than a window, or a character that training lacks.
     """
-    cuts = [len(part) - len(part) // _VALIDATION for part in source.parts]
+    shares = [len(part) // _VALIDATION if validate else 0 for part in source.parts]
+    cuts = [len(part) - n for part, n in zip(source.parts, shares, strict=True)]
     train = [part[:cut] for part, cut in zip(source.parts, cuts, strict=True)]
     validation = [part[cut:] for part, cut in zip(source.parts, cuts, strict=True)]
     _check_lengths(train, "the training text of worker", context)
-    _check_lengths(validation, "the validation text of worker", context)
+    if validate:
+        _check_lengths(validation, "the validation text of worker", context)
     _check_lengths(source.held_out, "the held-out text", context)
     numbers = _number_characters(train, fold_rare)
     _check_known([*validation, *source.held_out], numbers)
@@ -157,7 +167,7 @@ def build_corpus(
         np.concatenate(encoded),
         starts,
         jm.splits.natural(np.zeros_like(starts), len(train), ids=workers),
-        _windows(validation, numbers, context, num_windows),
+        _windows(validation, numbers, context, num_windows if validate else 0),
         _windows(source.held_out, numbers, context, num_windows),
     )
 

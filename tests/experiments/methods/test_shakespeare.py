@@ -107,6 +107,16 @@ def test_a_character_that_training_lacks_is_refused_or_folded():
     assert "é" in kept.characters
 
 
+def test_once_settings_are_chosen_all_but_what_is_held_out_is_trained_on():
+    source = texts.contiguous_parts(PLAY, 2)
+    corpus = texts.build_corpus(source, CONTEXT, num_windows=6, validate=False)
+    assert corpus.written(corpus.text) == "".join(source.parts)
+    assert corpus.validation.shape == (0, CONTEXT + 1)
+    tuning = texts.build_corpus(source, CONTEXT, num_windows=6)
+    np.testing.assert_array_equal(tuning.held_out, corpus.held_out)
+    assert len(tuning.text) < len(corpus.text)
+
+
 def test_what_is_no_text_is_refused(tmp_path):
     (tmp_path / "picture.txt").write_bytes(b"\x89PNG\xff")
     with pytest.raises(ValueError, match=r"picture.txt is no UTF-8 text"):
