@@ -22,6 +22,7 @@ NAMES = [
     "03_one_bit_votes",
     "04_hostile_workers",
     "05_bring_your_own_model",
+    "06_language_model",
 ]
 REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"][
     "Repository"
