@@ -92,6 +92,7 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
             "digits of a worker": split.sizes.tolist(),
         },
         partial=partial,
+        data=problem.description,
     )
 
 

@@ -94,6 +94,7 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
             "chosen": {name: chosen.setting for name, chosen in found.items()},
         },
         partial=partial,
+        data=problem.description,
     )
 
 

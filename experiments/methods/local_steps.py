@@ -95,7 +95,9 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
     curves = {name: chosen.curve for name, chosen in found.items()}
     best = {name: chosen.setting for name, chosen in found.items()}
     claims = _claims(config, reached)
-    return Result(curves, claims, {"chosen": best}, partial=partial)
+    return Result(
+        curves, claims, {"chosen": best}, partial=partial, data=problem.description
+    )
 
 
 def _with_local_steps(config: Config, problem: Problem, number: int) -> Problem:

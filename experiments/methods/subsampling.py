@@ -113,7 +113,8 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
     curves = {name: found.curve(0) for name, found in runs.items()}
     gaps = {size: gap for size, gap in gaps.items() if f"batch {size}" in parts}
     extra = {"gap": {str(size): gap for size, gap in gaps.items()}}
-    return Result(curves, _claims(config, runs, gaps), extra, partial=partial)
+    claims = _claims(config, runs, gaps)
+    return Result(curves, claims, extra, partial=partial, data=problem.description)
 
 
 def _warm_up(config: Config, problem: Problem, split: jm.splits.Split) -> Any:

@@ -29,8 +29,8 @@ import optax
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
+from experiments.common.data.catalog import load_data
 from experiments.common.data.data_set import DataSet
-from experiments.common.data.image_sets import load_cifar10
 from experiments.common.data.mixtures import image_classes
 from experiments.common.harness.options import Count, tiny
 from experiments.common.harness.plots import draw_band, panels
@@ -49,7 +49,9 @@ class Config:
 
     Attributes:
       curves: names of the curves to draw; all by default.
-      data: "cifar10" or "synthetic".
+      data: "cifar10", "synthetic", or the path of a folder or archive of images of
+        32 x 32 pixels: train/<class>/*.png|jpg, test/<class>/....
+      data_dir: folder in which archives of data are looked for first.
       num_workers: M; each holds one class, or an iid share in the reference.
       num_seeds: runs of each curve, vmapped.
       num_steps: steps of every run.
@@ -65,6 +67,7 @@ class Config:
 
     curves: tuple[str, ...] = ()
     data: str = "cifar10"
+    data_dir: Path | None = None
     num_workers: Count = 10
     num_seeds: Count = 5
     num_steps: Count = 7000
@@ -135,7 +138,7 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
     size = sum(leaf.size for leaf in jax.tree.leaves(problem.model.params))
     extra = {"steps a second, first compilation included": rates, "parameters": size}
     claims = _claims(config, runs, max(rates.values()), size)
-    return Result(curves, claims, extra, partial=partial)
+    return Result(curves, claims, extra, partial=partial, data=data.description)
 
 
 def _chosen(config: Config) -> tuple[str, ...]:
@@ -148,16 +151,20 @@ def _chosen(config: Config) -> tuple[str, ...]:
 def _load(config: Config) -> DataSet:
     if config.data == "synthetic":
         return image_classes(config.num_synthetic, test_size=0)
-    if config.data != "cifar10":
-        raise ValueError(
-            f'--data must be "cifar10" or "synthetic"; got {config.data!r}.'
-        )
     try:
-        return load_cifar10()
+        data = load_data(config.data, config.data_dir)
     except ConnectionError as error:
         raise ConnectionError(
-            f"{error}\nOr try the pipeline on random images: --data synthetic."
+            f"{error}\nOr give a folder or archive of its images, --data PATH; or try "
+            "the pipeline on random images, --data synthetic."
         ) from error
+    shape, classes = data.train_images.shape[1:], np.unique(data.train_labels).size
+    if shape != (32, 32, 3) or classes > 10:
+        raise ValueError(
+            "--data must be colour images of 32 x 32 pixels here, in up to "
+            f"10 classes; got {classes} classes of shape {shape}: {data.description}."
+        )
+    return data
 
 
 def step_schedule(config: Config) -> optax.Schedule:

@@ -51,7 +51,8 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
         for name, curve in part.curves.items()
     }
     claims = [claim for part in parts.values() for claim in part.claims]
-    return Result(curves, tuple(claims), partial=parts[_MNIST].partial)
+    digits = parts[_MNIST]
+    return Result(curves, tuple(claims), partial=digits.partial, data=digits.data)
 
 
 def plot(result: Result) -> Figure:

@@ -71,7 +71,8 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
         for name, found in runs.items()
         for number, rate in enumerate(config.rates)
     }
-    return Result(curves, _claims(config, runs), partial=partial)
+    claims = _claims(config, runs)
+    return Result(curves, claims, partial=partial, data=problem.description)
 
 
 def _claims(config: Config, runs: dict[str, Runs]) -> tuple[Claim, ...]:

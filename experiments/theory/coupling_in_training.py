@@ -56,7 +56,8 @@ class Config:
       scales: b; with ``per_coordinate`` in units of ``STATISTICS``.
       per_coordinate: whether every coordinate has a scale of its own.
       workers: M; workers hold exclusive classes, or share one.
-      data: "digits8x8", "mnist5k", "mnist" or "fashion_mnist".
+      data: name or path of the images, as `TrainingConfig` takes it.
+      data_dir: folder in which archives of data are looked for first.
       num_seeds: runs of each cell.
       num_steps: steps of every run; the learning rate falls to 0 by a cosine.
       batch_size: samples a worker and step.
@@ -73,6 +74,7 @@ class Config:
     per_coordinate: bool = False
     workers: tuple[Count, ...] = (10, 11, 31)
     data: str = "digits8x8"
+    data_dir: Path | None = None
     num_seeds: Count = 5
     num_steps: Count = 500
     batch_size: Count = 32
@@ -121,7 +123,9 @@ class Cells(NamedTuple):
 
 def run(config: Config, checkpoints: Path | None = None) -> Result:
     """Trains both couplings in every cell."""
-    problem = load_problem(config.data, config.hidden, config.num_seeds)
+    problem = load_problem(
+        config.data, config.hidden, config.num_seeds, config.data_dir
+    )
     splits = {m: problem.split_by_label(m) for m in config.workers}
     samples = {m: _sample(config, problem, split) for m, split in splits.items()}
     rows = {
@@ -140,7 +144,13 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
 
     table, partial = each_part(rows, train)
     claims = _claims(config, table)
-    return Result(_curves(config, table), claims, against="b", partial=partial)
+    return Result(
+        _curves(config, table),
+        claims,
+        against="b",
+        partial=partial,
+        data=problem.description,
+    )
 
 
 def _sample(config: Config, problem: Problem, split: jm.splits.Split) -> Array:

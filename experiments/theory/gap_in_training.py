@@ -15,6 +15,7 @@ goes downhill: theory says so too.
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -40,7 +41,8 @@ class Config:
     """Settings of the runs; workers hold exclusive digit classes.
 
     Attributes:
-      data: "digits8x8", "mnist5k", "mnist" or "fashion_mnist".
+      data: name or path of the images, as `TrainingConfig` takes it.
+      data_dir: folder in which archives of data are looked for first.
       num_workers: M.
       law: of the noise.
       median_scales: b of the runs with the noisy median.
@@ -56,6 +58,7 @@ class Config:
     """
 
     data: str = "digits8x8"
+    data_dir: Path | None = None
     num_workers: Count = 10
     law: str = "gaussian"
     median_scales: tuple[float, ...] = (0.01, 0.03, 0.1)
@@ -113,7 +116,7 @@ class Training(NamedTuple):
 
 def run(config: Config) -> Result:
     """Trains with every noise, and compares each run with its own predictions."""
-    problem = load_problem(config.data, config.hidden, 1)
+    problem = load_problem(config.data, config.hidden, 1, config.data_dir)
     trainings = _runs(config)
 
     def train(name: str) -> dict[str, Array]:
@@ -122,7 +125,7 @@ def run(config: Config) -> Result:
         return {"step": steps} | _compare(gradients, updates / -rate, predict)
 
     curves, partial = each_part(trainings, train)
-    return Result(curves, _claims(curves), partial=partial)
+    return Result(curves, _claims(curves), partial=partial, data=problem.description)
 
 
 def _runs(config: Config) -> dict[str, Training]:

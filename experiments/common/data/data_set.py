@@ -7,8 +7,6 @@ Those two lines (`serve` is that of `common.training.problems`) take arrays to w
 `jaxmedian.run` calls ``next_batch``.
 """
 
-import os
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -20,12 +18,6 @@ Images = np.ndarray  # [n, ...], uint8 pixels or floats
 Labels = np.ndarray  # [n] int32
 
 
-def cache_folder() -> Path:
-    """Returns where data are kept: ``$JAXMEDIAN_CACHE``, or ``~/.cache/jaxmedian``."""
-    chosen = os.environ.get("JAXMEDIAN_CACHE")
-    return Path(chosen or "~/.cache/jaxmedian").expanduser()
-
-
 class DataSet(NamedTuple):
     """A data set in two parts.
 
@@ -34,12 +26,16 @@ class DataSet(NamedTuple):
       train_labels: [n] int32, from 0.
       test_images: [test_size, ...].
       test_labels: [test_size] int32.
+      description: what results on it have to call it.
+      brightest: the greatest value a pixel can have.
     """
 
     train_images: Images
     train_labels: Labels
     test_images: Images
     test_labels: Labels
+    description: str = "arrays"
+    brightest: int = 255
 
     def train(self) -> dict[str, jax.Array]:
         """Returns the training part as a batch."""

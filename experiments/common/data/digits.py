@@ -13,14 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import joblib
 import numpy as np
 
+from experiments.common.data.cache import cache_folder, remembered
 from experiments.common.data.data_set import (
     DataSet,
     Images,
     Labels,
-    cache_folder,
     check_integer,
     stratified_holdout,
 )
@@ -36,6 +35,8 @@ class _Source(NamedTuple):
     name: str
     parse: Callable[[], tuple[np.ndarray, np.ndarray]]
     sha256: str  # of the bytes of uint8 images, then int32 labels, little-endian
+    description: str
+    brightest: int
 
 
 def load_mnist5k(
@@ -78,7 +79,8 @@ def _load(
     images, labels = _cached(source, folder)
     check_integer("test_size", test_size, 0, labels.size)
     kept, held_out = stratified_holdout(labels, test_size, seed)
-    return Digits(images[kept], labels[kept], images[held_out], labels[held_out])
+    parts = (images[kept], labels[kept], images[held_out], labels[held_out])
+    return Digits(*parts, source.description, source.brightest)
 
 
 # --- parsed once, and checked at every read -------------------------------------------
@@ -86,16 +88,7 @@ def _load(
 
 def _cached(source: _Source, folder: Path) -> tuple[Images, Labels]:
     """Reads the parsed copy; parses and writes it if there is none, or a broken one."""
-    try:
-        memory = joblib.Memory(folder, verbose=0, compress=True)
-        parse = memory.cache(_parsed, ignore=["source"])
-    except OSError as error:
-        warnings.warn(
-            f"Cannot write {folder} ({error}), so that the digits are parsed every "
-            "time. Set JAXMEDIAN_CACHE to a folder you may write to.",
-            stacklevel=4,
-        )
-        return _parsed(source, source.name, source.sha256)
+    parse = remembered(_parsed, folder, ignore=["source"])
     found = parse(source, source.name, source.sha256)
     try:
         images, labels = found
@@ -165,9 +158,13 @@ _MNIST5K = _Source(
     "mnist5k",
     _parse_mnist5k,
     "102ee58811198a76b72f91879fb841db79151d4f44542e2fd3f0e1d39dcdea73",
+    "MNIST, 5,000 of its 70,000 digits",
+    255,
 )
 _DIGITS8X8 = _Source(
     "digits8x8",
     _parse_digits8x8,
     "fe61bc84cd6a594d5ed1b937b7d8f8f791d4091d2a9df91fe5d6066156a4db6e",
+    "scikit-learn's 1,797 digits of 8x8 pixels",
+    16,
 )

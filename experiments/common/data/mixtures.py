@@ -111,4 +111,5 @@ def image_classes(
     images = coarse.repeat(side // 4, axis=1).repeat(side // 4, axis=2)
     images += 0.25 * rng.standard_normal(images.shape, np.float32)
     pixels = np.clip(128 + 48 * images, 0, 255).astype(np.uint8)
-    return from_arrays(pixels, labels, test_size=test_size, seed=seed)
+    drawn = from_arrays(pixels, labels, test_size=test_size, seed=seed)
+    return drawn._replace(description="random images")

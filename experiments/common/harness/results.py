@@ -54,6 +54,7 @@ class Result(NamedTuple):
       against: the column that every table has and is drawn against.
       partial: whether Ctrl-C ended it before all of its parts: claims then judge
         nothing.
+      data: what was trained on, by the name that quoted results have to give it.
     """
 
     curves: Curves
@@ -61,6 +62,7 @@ class Result(NamedTuple):
     extra: Mapping[str, Any] = MappingProxyType({})
     against: str = "step"
     partial: bool = False
+    data: str | None = None
 
 
 def each_part(
@@ -137,6 +139,7 @@ def _summary(result: Result) -> dict[str, Any]:
     unjudged = {"holds": None} if result.partial else {}
     return {
         "partial": result.partial,
+        "data": result.data,
         "claims": [claim._asdict() | unjudged for claim in result.claims],
         "last": {
             name: {key: float(values[-1]) for key, values in curve.items()}

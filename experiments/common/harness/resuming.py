@@ -2,7 +2,7 @@
 
 An experiment whose ``run`` takes ``checkpoints``, a folder, saves each of its runs in a
 folder of its own below it. The settings lie beside them: checkpoints made with others
-are not resumed.
+are not resumed, but for settings that change no run.
 """
 
 import inspect
@@ -15,6 +15,7 @@ from typing import Any
 from experiments.common.harness.results import as_json
 
 SETTINGS = "settings.json"
+_SAME_RUNS = {"data_dir", "curves"}  # where data lie and which parts are wanted
 
 
 def can_resume(run: Callable[..., Any]) -> bool:
@@ -62,6 +63,7 @@ def _differences(saved: Any, wanted: Any, name: str = "") -> list[str]:
         return [
             difference
             for key in {**saved, **wanted}
+            if key not in _SAME_RUNS
             for difference in _differences(
                 saved.get(key), wanted.get(key), f"{name}.{key}" if name else key
             )

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -10,27 +11,20 @@ import numpy as np
 from flax import nnx
 
 import jaxmedian as jm
+from experiments.common.data.catalog import load_data
 from experiments.common.data.data_set import DataSet, stratified_holdout
-from experiments.common.data.digits import load_digits8x8, load_mnist5k
-from experiments.common.data.image_sets import load_fashion_mnist, load_mnist
 from experiments.common.harness.options import Count
 from experiments.common.training.models import Classifier, TwoLayers, classifier
-
-# name -> loader (of a seed that picks test digits), pixels, brightest pixel
-_DATA: dict[str, tuple[Callable[[int], DataSet], int, int]] = {
-    "digits8x8": (load_digits8x8, 64, 16),
-    "mnist5k": (load_mnist5k, 784, 255),
-    "mnist": (lambda seed: load_mnist(), 784, 255),  # test digits as published
-    "fashion_mnist": (lambda seed: load_fashion_mnist(), 784, 255),
-}
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
-    """Settings that trainings on digits share.
+    """Settings that trainings on images share.
 
     Attributes:
-      data: "digits8x8", "mnist5k", "mnist" or "fashion_mnist".
+      data: "digits8x8", "mnist5k", "mnist", "fashion_mnist", "cifar10", or the path of
+        a folder or archive of images: train/<class>/*.png|jpg, test/<class>/....
+      data_dir: folder in which archives of data are looked for first.
       num_workers: M.
       num_seeds: runs of each setting; a seed sets network, noise and batches.
       num_steps: steps of every run.
@@ -40,6 +34,7 @@ class TrainingConfig:
     """
 
     data: str = "digits8x8"
+    data_dir: Path | None = None
     num_workers: Count = 10
     num_seeds: Count = 5
     num_steps: Count = 500
@@ -53,12 +48,12 @@ class TrainingConfig:
         return {name: getattr(self, name) for name in names}
 
     def problem(self) -> "Problem":
-        """Loads the data and builds the networks, on one split of the digits."""
-        return load_problem(self.data, self.hidden, self.num_seeds)
+        """Loads the data and builds the networks, on one split of the images."""
+        return load_problem(self.data, self.hidden, self.num_seeds, self.data_dir)
 
     def problem_of(self, seed: int) -> "Problem":
         """Loads the data and builds one network, on the seed's own split."""
-        return load_problem(self.data, self.hidden, 1, seed)
+        return load_problem(self.data, self.hidden, 1, self.data_dir, first_seed=seed)
 
 
 class Problem(NamedTuple):
@@ -71,6 +66,7 @@ class Problem(NamedTuple):
       train: "images" and "labels" that are shared out among workers.
       validation: those that choose settings.
       test: those that are reported.
+      description: of the data, what results on them have to call them.
     """
 
     model: Classifier
@@ -79,6 +75,7 @@ class Problem(NamedTuple):
     train: dict[str, jax.Array]
     validation: dict[str, jax.Array]
     test: dict[str, jax.Array]
+    description: str
 
     def split_by_label(self, num_workers: int) -> jm.splits.Split:
         """Shares the training part out by class: workers hold exclusive classes."""
@@ -86,43 +83,48 @@ class Problem(NamedTuple):
 
 
 def load_problem(
-    data: str, hidden: int, num_seeds: int, first_seed: int = 0
+    data: str,
+    hidden: int,
+    num_seeds: int,
+    data_dir: Path | None = None,
+    *,
+    first_seed: int = 0,
+    validation: int = 8,
 ) -> Problem:
-    """Loads digits and builds a fully connected network for each seed.
+    """Loads images and builds a fully connected network for each seed.
 
     Args:
-      data: "digits8x8", "mnist5k", "mnist" or "fashion_mnist". An eighth of the
-        training part is set apart for validation: of 5,000 digits, 500.
+      data: a name or a path, as `load_data` takes it.
       hidden: units of the hidden layer.
       num_seeds: S.
+      data_dir: folder in which archives are looked for first.
       first_seed: of the S networks, batches and noises; it picks the digits of each
         part too.
+      validation: one in how many training images is set apart for validation: of 4,000
+        digits, 500. 0 for none.
 
     Raises:
       ValueError: for an unknown name.
       ConnectionError: for data that are neither there nor to be downloaded.
     """
-    if data not in _DATA:
-        raise ValueError(f"`data` must be one of {', '.join(_DATA)}; got {data!r}.")
-    load, pixels, brightest = _DATA[data]
-    digits = load(first_seed)
-    kept, held_out = stratified_holdout(
-        digits.train_labels, len(digits.train_labels) // 8, first_seed
-    )
+    loaded = load_data(data, data_dir, first_seed)
+    images = loaded.train_images.reshape(len(loaded.train_images), -1)
+    labels = loaded.train_labels
+    size = len(labels) // validation if validation else 0
+    kept, held_out = stratified_holdout(labels, size, first_seed)
+    pixels, classes = images.shape[1], int(labels.max()) + 1
 
     def build(seed: int) -> Classifier:
-        module = TwoLayers(pixels, hidden, 10, rngs=nnx.Rngs(seed))
-        return classifier(module, lambda x: x.astype(jnp.float32) / brightest)
+        module = TwoLayers(pixels, hidden, classes, rngs=nnx.Rngs(seed))
+        return classifier(module, lambda x: x.astype(jnp.float32) / loaded.brightest)
 
-    train = DataSet(
-        digits.train_images[kept],
-        digits.train_labels[kept],
-        digits.test_images,
-        digits.test_labels,
+    train = loaded._replace(
+        train_images=images[kept],
+        train_labels=labels[kept],
+        test_images=loaded.test_images.reshape(len(loaded.test_images), -1),
     )
-    validation = _part(digits.train_images[held_out], digits.train_labels[held_out])
-    seeds = range(first_seed, first_seed + num_seeds)
-    return build_problem(train, validation, build, seeds)
+    held = _part(images[held_out], labels[held_out])
+    return build_problem(train, held, build, range(first_seed, first_seed + num_seeds))
 
 
 def build_problem(
@@ -140,6 +142,7 @@ def build_problem(
         _part(data.train_images, data.train_labels),
         validation,
         _part(data.test_images, data.test_labels),
+        data.description,
     )
 
 
@@ -148,11 +151,11 @@ def _part(images: np.ndarray, labels: np.ndarray) -> dict[str, jax.Array]:
 
 
 def accuracies(problem: Problem, params: Any) -> dict[str, jax.Array]:
-    """Measures the accuracy on validation and on test digits."""
-    return {
-        "validation_accuracy": problem.model.accuracy(params, problem.validation),
-        "test_accuracy": problem.model.accuracy(params, problem.test),
-    }
+    """Measures the accuracy on test images, and on those for validation if any."""
+    parts = {"test_accuracy": problem.test}
+    if len(problem.validation.get("labels", ())):
+        parts["validation_accuracy"] = problem.validation
+    return {name: problem.model.accuracy(params, part) for name, part in parts.items()}
 
 
 def serve(

@@ -110,7 +110,9 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
         for trial in trials
     }
     claims = judge(config, trials)
-    return Result(_curves(trials), claims, {"trials": extra}, "f", partial)
+    return Result(
+        _curves(trials), claims, {"trials": extra}, "f", partial, problem.description
+    )
 
 
 def _curves(trials: list[Trial]) -> Curves:

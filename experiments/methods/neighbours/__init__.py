@@ -249,7 +249,9 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
     }
     settings = {name: chosen.setting for name, chosen in reached.items()}
     claims = _claims(config, reached)
-    return Result(curves, claims, {"chosen": settings}, partial=partial)
+    return Result(
+        curves, claims, {"chosen": settings}, partial=partial, data=problem.description
+    )
 
 
 def _claims(config: Config, reached: dict[str, Chosen]) -> tuple[Claim, ...]:

@@ -180,6 +180,7 @@ class Trial(NamedTuple):
             {"labels": jnp.asarray(self.corpus.starts)},
             validation={},
             test={},
+            description="text",
         )
 
     def measure(self, params: Any) -> dict[str, jax.Array]:

@@ -21,10 +21,10 @@ def test_random_images_get_no_accuracy(tmp_path):
 
 
 def test_without_the_data_the_run_stops_and_says_so(tmp_path, monkeypatch, capsys):
-    def unreachable():
+    def unreachable(data, data_dir):
         raise ConnectionError("Cannot fetch cifar-10-binary.tar.gz")
 
-    monkeypatch.setattr(cifar, "load_cifar10", unreachable)
+    monkeypatch.setattr(cifar, "load_data", unreachable)
     assert main(["cifar", "--out", str(tmp_path / "new")]) == 2
     printed = capsys.readouterr().err
     assert "Cannot fetch" in printed
@@ -41,5 +41,11 @@ def test_the_step_is_divided_by_2_10_and_20():
 def test_bad_options_are_refused():
     for change in ({"data": "imagenet"}, {"curves": ("none",)}):
         config = dataclasses.replace(cifar.PRESETS["tiny"], **change)
-        with pytest.raises(ValueError, match=f"--{next(iter(change))}"):
+        with pytest.raises(ValueError, match=next(iter(change))):
             cifar.run(config)
+
+
+def test_images_of_another_shape_are_refused():
+    config = dataclasses.replace(cifar.PRESETS["tiny"], data="digits8x8")
+    with pytest.raises(ValueError, match=r"32 x 32 .* of shape \(64,\)"):
+        cifar.run(config)

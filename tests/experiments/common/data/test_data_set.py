@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxmedian as jm
-from experiments.common.data import data_set
+from experiments.common.data import cache, data_set
 from experiments.common.training.problems import serve
 
 
@@ -39,11 +39,11 @@ def test_stratified_holdout_is_random_and_seeded():
 
 def test_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("JAXMEDIAN_CACHE", str(tmp_path))
-    assert data_set.cache_folder() == tmp_path
+    assert cache.cache_folder() == tmp_path
     monkeypatch.setenv("HOME", str(tmp_path))
     for unset in (lambda: monkeypatch.setenv("JAXMEDIAN_CACHE", ""), None):
         unset() if unset else monkeypatch.delenv("JAXMEDIAN_CACHE")
-        assert data_set.cache_folder() == tmp_path / ".cache" / "jaxmedian"
+        assert cache.cache_folder() == tmp_path / ".cache" / "jaxmedian"
 
 
 def test_arrays_keep_their_rows_and_names_become_numbers():

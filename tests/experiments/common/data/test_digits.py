@@ -189,7 +189,7 @@ def test_the_packaged_digits(
     file_in(tmp_path)
     assert first.train_images.shape == (size - test_size, pixels)
     assert first.test_images.shape == (test_size, pixels)
-    for images, labels in (first[:2], first[2:]):
+    for images, labels in (first[:2], first[2:4]):
         assert images.dtype == np.uint8
         assert labels.dtype == np.int32
         assert images.max() == brightest

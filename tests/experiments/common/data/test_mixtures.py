@@ -41,7 +41,7 @@ def test_image_classes_are_balanced_and_can_be_told_apart():
 
     def hits(contrast):
         data = mixtures.image_classes(600, 200, contrast=contrast)
-        train, test = (x.reshape(len(x), -1).astype(float) for x in data[::2])
+        train, test = (x.reshape(len(x), -1).astype(float) for x in data[:4:2])
         means = np.stack(
             [train[data.train_labels == c].mean(axis=0) for c in range(10)]
         )

@@ -43,12 +43,21 @@ def test_whole_batches_hold_every_sample_once_and_padding_does_not_count(small):
 def test_parts_are_disjoint_and_as_large_as_said():
     pytest.importorskip("sklearn")
     problem = problems.load_problem("digits8x8", hidden=2, num_seeds=2)
-    sizes = [len(part["labels"]) for part in problem[3:]]
+    sizes = [len(part["labels"]) for part in problem[3:6]]
     assert sizes == [1258, 179, 360]
-    rows = [np.asarray(part["images"]) for part in problem[3:]]
+    rows = [np.asarray(part["images"]) for part in problem[3:6]]
+    assert problem.description == "scikit-learn's 1,797 digits of 8x8 pixels"
     assert sum(map(len, rows)) == 1797
     assert jax.tree.leaves(problem.params)[0].shape[0] == 2
     first, second = jax.tree.leaves(problem.params)[-1]
     assert not np.array_equal(first, second)  # each seed has a network of its own
     with pytest.raises(ValueError, match="`data`"):
         problems.load_problem("imagenet", 2, 1)
+
+
+def test_nothing_is_set_apart_where_nothing_is_to_be_chosen():
+    pytest.importorskip("sklearn")
+    problem = problems.load_problem("digits8x8", 2, 1, validation=0)
+    assert len(problem.train["labels"]) == 1437
+    measured = problems.accuracies(problem, problem.model.params)
+    assert list(measured) == ["test_accuracy"]
