@@ -52,7 +52,8 @@ def load_data(data: str, data_dir: Path | None = None, seed: int = 0) -> DataSet
     for path in (given, (data_dir or Path()).expanduser() / given):
         if path.exists():
             return load_image_folder(path)
+    names = ", ".join([*_PACKAGED, *_PUBLISHED])
     raise ValueError(
-        f"`data` must be one of {', '.join([*_PACKAGED, *_PUBLISHED])}, or the path of a folder or "
-        f"archive of images; got {data!r}."
+        f"`data` must be one of {names}, or the path of a folder or archive of images; "
+        f"got {data!r}."
     )

@@ -33,10 +33,12 @@ class Runs(NamedTuple):
     Attributes:
       settings: name -> [G].
       metrics: name -> [G, S, T], one entry a setting, seed and chunk edge.
+      clock: [T, 2], seconds and core seconds of each chunk, of all runs together.
     """
 
     settings: Settings
     metrics: Mapping[str, np.ndarray]
+    clock: np.ndarray | None = None
 
     @classmethod
     def of_all(cls, parts: Sequence["Runs"]) -> "Runs":
@@ -50,6 +52,32 @@ class Runs(NamedTuple):
     def num_steps(self) -> int:
         """Returns how many steps were taken."""
         return int(self.metrics["step"][0, 0, -1])
+
+    def pace(self) -> dict[str, float]:
+        """Returns how fast all runs together took a step, by the median chunk.
+
+        Core seconds are this process's CPU time, which a busy machine lengthens less.
+        The measurement at the end of a chunk counts.
+        """
+        if self.clock is None:
+            return {}
+        lengths = np.diff(self.metrics["step"][0, 0], prepend=0)
+        seconds, core_seconds = np.median(self.clock / lengths[:, None], axis=0)
+        return {
+            "steps a second": float(1 / seconds),
+            "core seconds a step": float(core_seconds),
+        }
+
+    def join(self, other: "Runs") -> "Runs":
+        """Returns these runs and, after them, as many seeds and steps of others."""
+
+        def one_after_another(one: Settings, two: Settings) -> Settings:
+            return {name: np.concatenate([one[name], two[name]]) for name in one}
+
+        return Runs(
+            one_after_another(self.settings, other.settings),
+            one_after_another(self.metrics, other.metrics),
+        )
 
     def best(self) -> int:
         """Returns the setting with the best last validation accuracy over seeds."""

@@ -77,6 +77,11 @@ class Problem(NamedTuple):
     test: dict[str, jax.Array]
     description: str
 
+    def first_seeds(self, number: int) -> "Problem":
+        """Returns the same for the first seeds only."""
+        params = jax.tree.map(lambda leaf: leaf[:number], self.params)
+        return self._replace(params=params, keys=self.keys[:number])
+
     def split_by_label(self, num_workers: int) -> jm.splits.Split:
         """Shares the training part out by class: workers hold exclusive classes."""
         return jm.splits.by_label(np.asarray(self.train["labels"]), num_workers)

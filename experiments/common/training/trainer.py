@@ -27,6 +27,7 @@ from jaxmedian.noise import keys
 Build = Callable[..., optax.GradientTransformation]  # (key=..., **setting)
 
 _SAVED_EVERY = 10.0  # seconds of training that a kill may cost
+_CLOCK = "seconds and core seconds"
 
 
 def build_trainer(
@@ -39,6 +40,7 @@ def build_trainer(
     replace: bool = True,
     measure: Callable[[Any], dict[str, jax.Array]] | None = None,
     spoil: Callable[..., Callable[..., Any]] | None = None,
+    worker_chunk: int | None = None,
 ) -> Callable[..., Runs]:
     """Builds ``(settings, split, checkpoint=None, on=problem, **common) -> Runs``.
 
@@ -57,10 +59,13 @@ def build_trainer(
       replace: whether samples are drawn with replacement.
       measure: parameters -> scalars; by default the `accuracies`.
       spoil: ``spoil(next_batch, **common)`` -> what serves the workers instead.
+      worker_chunk: workers whose gradients are computed at a time, run by run; None for
+        all. On CPUs large networks are faster with 1.
     """
     # Small batches are mostly overhead, which runs share; of whole ones the products
     # are, which on CPUs take longer over all runs than run by run.
-    over_runs = _one_by_one if batch_size is None else _all_at_once
+    is_whole = batch_size is None or worker_chunk is not None
+    over_runs = _one_by_one if is_whole else _all_at_once
 
     @jax.jit
     def start(settings: Any, seeds: jax.Array, params: Any, common: Any) -> Any:
@@ -103,6 +108,7 @@ def build_trainer(
                 key,
                 chunk=length,
                 metrics=[lambda params, grads, updates: measured(params)],
+                worker_chunk=worker_chunk,
             )
             row = {name: values[0] for name, values in found.metrics.items()}
             return (found.params, found.opt_state), row | {"step": done + length}
@@ -132,8 +138,9 @@ def build_trainer(
             return advance(traced, arrays, state, shared, next_batch, *steps)
 
         state = start(traced, on.keys, params, shared)
-        metrics = _chunk_by_chunk(go_on, state, num_steps, chunk, checkpoint)
-        return Runs(settings, metrics)
+        return Runs(
+            settings, *_chunk_by_chunk(go_on, state, num_steps, chunk, checkpoint)
+        )
 
     return train
 
@@ -169,8 +176,8 @@ def _chunk_by_chunk(
     num_steps: int,
     chunk: int,
     checkpoint: Path | None,
-) -> dict[str, np.ndarray]:
-    """Trains to the end from where the checkpoint is; returns metrics [G, S, T].
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Trains to the end from where the checkpoint is.
 
     Args:
       go_on: ``(state, done) -> (state, metrics [G, S])`` of the next chunk.
@@ -178,13 +185,16 @@ def _chunk_by_chunk(
       num_steps: steps to take.
       chunk: steps between two edges.
       checkpoint: folder of the runs; None saves nothing.
+
+    Returns:
+      Metrics [G, S, T], and seconds and core seconds [T, 2] of the chunks.
     """
     edges = [*range(chunk, num_steps, chunk), num_steps]
     shapes = jax.eval_shape(lambda state: go_on(state, 0), state)[1]
     table = {
         name: np.zeros((len(edges), *row.shape), row.dtype)
         for name, row in shapes.items()
-    }
+    } | {_CLOCK: np.zeros((len(edges), 2), np.float32)}
     saved = done = 0
     if checkpoint is not None:
         saved, (state, rows) = jm.checkpoint.restore(checkpoint, (state, table))
@@ -196,8 +206,9 @@ def _chunk_by_chunk(
         for number in tqdm(
             range(edges.index(done) + 1 if done else 0, len(edges)), disable=None
         ):
+            start = _clock()
             state, row = jax.block_until_ready(go_on(state, done))
-            for name, values in row.items():
+            for name, values in (row | {_CLOCK: _clock() - start}).items():
                 table[name][number] = values
             done = edges[number]
             if checkpoint is not None and time.monotonic() - last_saved > _SAVED_EVERY:
@@ -206,7 +217,12 @@ def _chunk_by_chunk(
     finally:  # Ctrl-C included
         if checkpoint is not None and done > saved:
             jm.checkpoint.save(checkpoint, done, (state, table))
-    return {name: np.moveaxis(rows, 0, 2) for name, rows in table.items()}
+    clock = table.pop(_CLOCK)
+    return {name: np.moveaxis(rows, 0, 2) for name, rows in table.items()}, clock
+
+
+def _clock() -> np.ndarray:
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def run_to_end(*arguments: Any, **options: Any) -> jm.RunResult:

@@ -250,7 +250,7 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
     settings = {name: chosen.setting for name, chosen in reached.items()}
     claims = _claims(config, reached)
     return Result(
-        curves, claims, {"chosen": settings}, partial=partial, data=problem.description
+        curves, claims, {"chosen": settings}, "step", partial, problems[0].description
     )
 
 

@@ -21,7 +21,7 @@ def runs(accuracies, **settings):
         "test_accuracy": accuracies,
         "validation_accuracy": accuracies,
         "gradient_norm": np.ones_like(accuracies),
-        "step": np.broadcast_to(steps, accuracies.shape),
+        "step": np.broadcast_to(steps, accuracies.shape).copy(),
     }
     return Runs({k: np.asarray(v) for k, v in settings.items()}, metrics)
 
@@ -49,6 +49,52 @@ def test_the_best_scale_is_named():
     found = {"vote": runs([[[0.2]], [[0.9]], [[0.8]]], scale=[0.0, 0.03, 0.1])}
     claims = judge(mnist.Config(), found)
     assert claims[-1].here == "vote, b = 0.03 0.900"
+
+
+def test_full_batches_take_fewer_steps_and_seeds():
+    pytest.importorskip("sklearn")
+    config = dataclasses.replace(
+        mnist.PRESETS["tiny"],
+        curves=("vote", "vote, batch 2"),
+        data="digits8x8",
+        num_workers=2,
+        batch_scales=(0.0,),
+        num_seeds=2,
+        num_steps=12,
+        full_batch_divisor=3,
+        full_batch_seeds=1,
+        validation=0,
+    )
+    result = mnist.run(config)
+    whole, batches = (result.curves[name] for name in config.curves)
+    assert whole["step"].tolist() == [1, 2, 3, 4]  # chunks of 2: but four points
+    assert batches["step"].tolist() == [3, 6, 9, 12]
+    assert np.isnan(whole["test_accuracy_error"]).all()
+    assert np.isfinite(batches["test_accuracy_error"]).all()
+    assert "validation_accuracy" not in whole
+    assert all(
+        result.extra["pace"][name]["steps a second"] > 0 for name in config.curves
+    )
+    assert result.data == "scikit-learn's 1,797 digits of 8x8 pixels"
+    with pytest.raises(ValueError, match="--curves takes some of"):
+        mnist.run(dataclasses.replace(config, curves=("votes",)))
+
+
+def test_what_the_paper_shows_is_reproduced_or_not():
+    def said(accuracy, steps):
+        found = runs([[[accuracy]], [[accuracy]]], scale=[0.0, 0.001])
+        found.metrics["step"][:] = steps
+        claims = judge(mnist.PRESETS["paper"], {"vote": found})
+        return [claim.here for claim in claims[:2]]
+
+    plain, noisy = said(0.42, 10_000)
+    assert plain.endswith("10,000 steps, 1 seed; not reproduced")
+    assert noisy.endswith("not reproduced")
+    plain, noisy = said(0.12, 10_000)
+    assert plain.endswith("as the paper shows")
+    plain, noisy = said(0.88, 10_000)
+    assert noisy.endswith("as the paper shows")
+    assert all("paper" not in here for here in said(0.88, 9_000))
 
 
 def test_one_seed_at_one_time_breaks_the_bound(monkeypatch):
