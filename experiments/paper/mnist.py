@@ -89,7 +89,8 @@ class Config(TrainingConfig):
     def problem(self) -> Problem:
         """Loads the data and builds the networks."""
         return load_problem(
-            self.data, self.hidden, self.num_seeds, self.data_dir, self.validation
+            *(self.data, self.hidden, self.num_seeds, self.data_dir),
+            validation=self.validation,
         )
 
 
