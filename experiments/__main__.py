@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 BOXES = {
-    "paper": "reproduce toy mnist cifar sweep stall paper_size rates bounds",
+    "paper": "reproduce toy mnist cifar sweep stall rates bounds",
     "theory": "exactness gap density coupling estimator choose_noise gap_in_training "
     "coupling_in_training",
     "methods": "subsampling heterogeneity bucketing_reference neighbours local_steps "
