@@ -1,10 +1,11 @@
-"""Command line: list the experiments, run one, or write the pages that quote them.
+"""Command line: list experiments, run one, keep its results, write pages that quote.
 
 python -m experiments                       what there is
 python -m experiments toy --help            every field of its Config
 python -m experiments mnist --preset quick  run it; results go to results/mnist
 python -m experiments toy --seeds 100       over so many seeds; results to --out FOLDER
 python -m experiments mnist --resume        go on where a killed or stopped run was
+python -m experiments keep FOLDER           put its results into records/ and figures/
 python -m experiments report                write the tables of the pages from records/
 """
 
@@ -52,8 +53,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(name: str, *options: str) -> int:
-    if name != "report" and name not in EXPERIMENTS:  # before anything slow is imported
-        close = difflib.get_close_matches(name, [*EXPERIMENTS, "report"], n=1)
+    known = (*EXPERIMENTS, "keep", "report")
+    if name not in known:  # before anything slow is imported
+        close = difflib.get_close_matches(name, known, n=1)
         hint = f"Did you mean {close[0]}?" if close else ""
         hint = hint or "`python -m experiments` lists them."
         raise ValueError(f"there is no experiment {name!r}. {hint}")
@@ -61,6 +63,10 @@ def _run(name: str, *options: str) -> int:
         from experiments.common.harness.report import report
 
         return report(options)
+    if name == "keep":
+        from experiments.common.harness.keeping import keep
+
+        return keep(options)
     from experiments.common.harness.session import run_experiment
 
     module = importlib.import_module(f"experiments.{EXPERIMENTS[name]}.{name}")

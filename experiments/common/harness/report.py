@@ -19,6 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[3]
 RECORDS = ROOT / "experiments" / "records"
+FIGURES = ROOT / "experiments" / "figures"
 PAGES = (
     "README.md",
     "notebooks/pages/benchmark.md",

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import shlex
 import shutil
 import tempfile
 import time
@@ -37,7 +38,7 @@ def run_experiment(
         else:
             result = experiment.run(config)
         about = {
-            "command": " ".join(["python -m experiments", name, *options]),
+            "command": shlex.join(["python", "-m", "experiments", name, *options]),
             "date": start.date().isoformat(),
             "seconds": round(time.perf_counter() - clock, 1),
         }

@@ -54,7 +54,7 @@ class Runs(NamedTuple):
         return int(self.metrics["step"][0, 0, -1])
 
     def pace(self) -> dict[str, float]:
-        """Returns how fast all runs together took a step, by the median chunk.
+        """Returns how fast all runs together took a step, by the median chunk; and all.
 
         Core seconds are this process's CPU time, which a busy machine lengthens less.
         The measurement at the end of a chunk counts.
@@ -66,6 +66,7 @@ class Runs(NamedTuple):
         return {
             "steps a second": float(1 / seconds),
             "core seconds a step": float(core_seconds),
+            "core seconds": float(self.clock[:, 1].sum()),
         }
 
     def join(self, other: "Runs") -> "Runs":

@@ -1,0 +1,117 @@
+"""Keep the results of a run: the record, curves and figure that pages quote.
+
+    python -m experiments keep results/mnist                  as mnist-paper, say
+    python -m experiments keep results/cifar cifar-paper-3    under a name of its own
+
+writes ``records/NAME.json``, its summary; ``records/NAME.csv``, its curves at 200 steps
+at most; and ``figures/NAME.png``.
+"""
+
+import csv
+import json
+import shlex
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
+
+import numpy as np
+
+from experiments.common.harness.report import FIGURES, RECORDS
+
+_MOST_POINTS = 200
+_ELSEWHERE = ("--out", "--data-dir")  # options that say where, not what
+
+
+def keep(options: Sequence[str]) -> int:
+    """Keeps what a run left in a folder.
+
+    Args:
+      options: the folder; the name of the record, by default that of the experiment and
+        of its preset, ``NAME`` or ``NAME-PRESET``, with which others have to begin.
+
+    Raises:
+      ValueError: for other options, or results that are partial or not there.
+    """
+    if not 1 <= len(options) <= 2:
+        raise ValueError(f"keep takes FOLDER [NAME]; got {' '.join(options)!r}.")
+    folder = Path(options[0])
+    files = [folder / name for name in ("summary.json", "metrics.csv", "figure.png")]
+    missing = [file.name for file in files if not file.exists()]
+    if missing:
+        raise ValueError(f"{folder} holds no results of a run: no {missing[0]}.")
+    summary, metrics, figure = files
+    record = json.loads(summary.read_text())
+    if record["partial"]:
+        raise ValueError(f"{folder} holds a part of the results: end it with --resume.")
+    record["command"] = portable(record["command"])
+    usual = record_name(record["command"])
+    name = options[1] if options[1:] else usual
+    if not f"{name}-".startswith(f"{usual}-"):
+        raise ValueError(f"The name of this record begins with {usual}; got {name}.")
+    (RECORDS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+    with metrics.open(newline="") as file:
+        rows = list(csv.reader(file))
+    with (RECORDS / f"{name}.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(_thinned(rows))
+    shutil.copyfile(figure, FIGURES / f"{name}.png")
+    print(f"Kept {folder} as {name}. Quote it in {RECORDS.name}/tables.md.")
+    return 0
+
+
+def portable(command: str) -> str:
+    """Leaves out of a command what only says where things lay on this machine.
+
+    >>> portable("python -m experiments cifar --data /my/cats.zip --out here --resume")
+    'python -m experiments cifar --data cats.zip'
+    """
+    kept = []
+    words = iter(_words(command))
+    for word in words:
+        if word in _ELSEWHERE:
+            next(words, None)
+        elif word == "--data":
+            kept += [word, PurePath(next(words, "")).name]
+        elif word != "--resume":
+            kept.append(word)
+    return shlex.join(kept)
+
+
+def record_name(command: str) -> str:
+    """Returns the name of an experiment, with that of its preset if it had one.
+
+    >>> record_name("python -m experiments cifar --preset quick --seeds 3")
+    'cifar-quick'
+    """
+    words = list(_words(command))
+    preset = words[words.index("--preset") + 1] if "--preset" in words else "default"
+    return words[3] if preset == "default" else f"{words[3]}-{preset}"
+
+
+def _words(command: str) -> Iterator[str]:
+    """Splits a command; ``--option=value`` becomes two words."""
+    for word in shlex.split(command):
+        option, equals, value = word.partition("=")
+        yield from (option, value) if equals and word.startswith("--") else (word,)
+
+
+def _thinned(rows: list[list[str]]) -> list[list[str]]:
+    """Leaves out rows evenly where a curve has many; the first and last one stay."""
+    header, *points = rows
+    curves: dict[str, list[list[str]]] = {}
+    for point in points:
+        curves.setdefault(point[0], []).append(point)
+    thinned = [header]
+    for curve in curves.values():
+        places = np.linspace(0, len(curve) - 1, min(len(curve), _MOST_POINTS))
+        thinned += [
+            [_short(cell) for cell in curve[i]] for i in places.round().astype(int)
+        ]
+    return thinned
+
+
+def _short(cell: str) -> str:
+    """Writes a number with six digits."""
+    try:
+        return f"{float(cell):.6g}"
+    except ValueError:
+        return cell
