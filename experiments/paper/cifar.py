@@ -104,7 +104,7 @@ _SMALL = Config(
 )
 PRESETS = {
     "paper-cpu": Config(
-        num_workers=5, batch_size=16, num_seeds=1, worker_chunk=1, chunk=500
+        num_workers=5, batch_size=16, num_seeds=1, worker_chunk=1, chunk=250
     ),
     "quick": dataclasses.replace(_SMALL, num_steps=60, chunk=10, num_synthetic=2000),
     "tiny": tiny(

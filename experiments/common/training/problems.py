@@ -1,6 +1,7 @@
 """What runs are trained on: data, networks, seeds, and what each worker is served."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,23 +114,24 @@ def load_problem(
       ConnectionError: for data that are neither there nor to be downloaded.
     """
     loaded = load_data(data, data_dir, first_seed)
-    images = loaded.train_images.reshape(len(loaded.train_images), -1)
-    labels = loaded.train_labels
+    images, labels = loaded.train_images, loaded.train_labels
     size = len(labels) // validation if validation else 0
     kept, held_out = stratified_holdout(labels, size, first_seed)
-    pixels, classes = images.shape[1], int(labels.max()) + 1
-
-    def build(seed: int) -> Classifier:
-        module = TwoLayers(pixels, hidden, classes, rngs=nnx.Rngs(seed))
-        return classifier(module, lambda x: x.astype(jnp.float32) / loaded.brightest)
-
-    train = loaded._replace(
-        train_images=images[kept],
-        train_labels=labels[kept],
-        test_images=loaded.test_images.reshape(len(loaded.test_images), -1),
-    )
+    train = loaded._replace(train_images=images[kept], train_labels=labels[kept])
     held = _part(images[held_out], labels[held_out])
+    build = functools.partial(dense_network, loaded, hidden)
     return build_problem(train, held, build, range(first_seed, first_seed + num_seeds))
+
+
+def dense_network(data: DataSet, hidden: int, seed: int) -> Classifier:
+    """Builds a fully connected network of one hidden layer for a data set's images."""
+    pixels, classes = data.train_images[0].size, int(data.train_labels.max()) + 1
+    module = TwoLayers(pixels, hidden, classes, rngs=nnx.Rngs(seed))
+
+    def prepare(images: jax.Array) -> jax.Array:
+        return images.reshape(-1, pixels).astype(jnp.float32) / data.brightest
+
+    return classifier(module, prepare)
 
 
 def build_problem(

@@ -45,14 +45,15 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
         trade_off.crossover_claim(config, curves, "median"),
         trade_off.crossover_claim(config, curves, "vote"),
     ]
-    curves |= digit_curves(config, checkpoints)
+    trained, data = digit_curves(config, checkpoints)
+    curves |= trained
     judged += trade_off.digits_claims(config, curves)
     extra = {
         "best_scale": [
             {name: list(getattr(choice, name)) for name in _STYLES} for choice in best
         ]
     }
-    return Result(curves, tuple(judged), extra, against="b")
+    return Result(curves, tuple(judged), extra, against="b", data=data)
 
 
 def plot(result: Result) -> Figure:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,8 @@ class Config:
       law: law of the noise.
       scales: b of medians and votes, from 0 on.
       draws: medians of jm.perturbed_median that check the exact ones.
+      data: name or path of the images, as `TrainingConfig` takes it.
+      data_dir: folder in which archives of data are looked for first.
       rules: of the digits: "vote", "median".
       digit_workers: M of the digits.
       digit_hostile: how many of them are hostile.
@@ -50,6 +53,8 @@ class Config:
     law: str = "uniform"
     scales: tuple[float, ...] = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
     draws: Count = 20_000
+    data: str = "digits8x8"
+    data_dir: Path | None = None
     rules: tuple[str, ...] = ("vote", "median")
     digit_workers: Count = 11
     digit_hostile: tuple[int, ...] = (0, 1, 2, 3, 4, 5)

@@ -21,9 +21,17 @@ from experiments.hostile.robustness_price.shifts import (
 _FAR = 1e6  # the hostile send -1e6 times the honest mean: beyond all noise
 
 
-def digit_curves(config: Config, checkpoints: Path | None) -> dict[str, Table]:
-    """Trains every rule, coupling, b and f; the last test accuracies."""
-    problem = load_problem("digits8x8", config.hidden, config.num_seeds)
+def digit_curves(
+    config: Config, checkpoints: Path | None
+) -> tuple[dict[str, Table], str]:
+    """Trains every rule, coupling, b and f.
+
+    Returns:
+      The last test accuracies, and what the data are called.
+    """
+    problem = load_problem(
+        config.data, config.hidden, config.num_seeds, config.data_dir
+    )
     labels = np.asarray(problem.train["labels"])
     split = jm.splits.dirichlet(labels, config.digit_workers, alpha=config.alpha)
     curves = {}
@@ -47,7 +55,7 @@ def digit_curves(config: Config, checkpoints: Path | None) -> dict[str, Table]:
             "test_accuracy": last.mean(axis=1),
             "test_accuracy_error": standard_error(last.T),
         }
-    return curves
+    return curves, problem.description
 
 
 def _build(config: Config, rule: str, coupling: jm.noise.Coupling, f: int) -> Build:

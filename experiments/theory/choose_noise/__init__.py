@@ -38,7 +38,8 @@ def run(config: Config) -> Result:
         *skewed.vote_claims(config, curves),
         *training_run.claims(config, tried),
     )
-    return Result(curves, claims, {"digits": training_run.summary(tried)})
+    extra = {"digits": training_run.summary(tried)}
+    return Result(curves, claims, extra, data=tried.data)
 
 
 def plot(result: Result) -> Figure:

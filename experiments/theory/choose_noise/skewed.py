@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,8 @@ class Config:
       heterogeneities: of the votes: standard deviation over workers / mean.
       num_coordinates: coordinates that share a b.
       small_scale: a b too small to cure wrong votes, in standard deviations.
+      data: name or path of the images, as `TrainingConfig` takes it.
+      data_dir: folder in which archives of data are looked for first.
       digit_workers: M of the digits; each holds one class.
       sample_steps: steps of SGD by the mean, at whose end gradients are sampled.
       mean_rate: its step.
@@ -40,6 +43,8 @@ class Config:
     heterogeneities: tuple[float, ...] = (0.5, 1, 2, 4, 8, 16)
     num_coordinates: Count = 16
     small_scale: float = 0.3
+    data: str = "mnist5k"
+    data_dir: Path | None = None
     digit_workers: Count = 10
     sample_steps: Count = 25
     mean_rate: float = 0.1

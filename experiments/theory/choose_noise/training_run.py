@@ -8,25 +8,34 @@ import numpy as np
 import optax
 
 import jaxmedian as jm
-from experiments.common.data.digits import Digits, load_mnist5k
+from experiments.common.data.catalog import load_data
+from experiments.common.data.data_set import DataSet
 from experiments.common.harness.results import Claim
-from experiments.common.training.models import Classifier, mnist_network
+from experiments.common.training.models import Classifier
+from experiments.common.training.problems import dense_network
 from experiments.common.training.trainer import run_to_end
 from experiments.theory.choose_noise.skewed import COUPLINGS, Config
 from experiments.theory.descents import expected_descent
 
 
 class Trial(NamedTuple):
-    """What signSGD with the chosen noise, and without, reached on the digits."""
+    """What signSGD with the chosen noise, and without, reached on the digits.
+
+    Attributes:
+      best: the choice.
+      accuracy: test accuracy without noise, and with the best.
+      data: what the digits are called.
+    """
 
     best: jm.theory.scales.BestScale
-    accuracy: dict[str, float]  # test accuracy without noise, and with the best
+    accuracy: dict[str, float]
+    data: str
 
 
 def try_on_digits(config: Config) -> tuple[dict[str, np.ndarray], Trial]:
     """Samples gradients where the mean goes, chooses a noise, and trains with it."""
-    digits = load_mnist5k(seed=config.seed)
-    model = mnist_network(config.seed, config.hidden)
+    digits = load_data(config.data, config.data_dir, config.seed)
+    model = dense_network(digits, config.hidden, config.seed)
     mean = optax.chain(jm.worker_mean(), optax.sgd(config.mean_rate))
     measured = _train(config, model, digits, mean, config.sample_steps)
     sample = np.asarray(measured.metrics["sample"][-1], np.float64)
@@ -53,13 +62,13 @@ def try_on_digits(config: Config) -> tuple[dict[str, np.ndarray], Trial]:
         )
         for coupling in COUPLINGS
     }
-    return curve, Trial(best, accuracy)
+    return curve, Trial(best, accuracy, digits.description)
 
 
 def _train(
     config: Config,
     model: Classifier,
-    digits: Digits,
+    digits: DataSet,
     optimizer: optax.GradientTransformation,
     num_steps: int,
 ) -> jm.RunResult:

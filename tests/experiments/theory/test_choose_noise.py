@@ -108,5 +108,5 @@ def test_a_choice_that_is_worse_fails_the_claim(result):
     assert skewed.median_claim(broken).holds is False
     short = dataclasses.replace(TINY, train_steps=300)
     best = jm.theory.best_scale([1.0, 2.0, 10.0])
-    tried = training_run.Trial(best, {"no noise": 0.1, "best noise": 0.5})
+    tried = training_run.Trial(best, {"no noise": 0.1, "best noise": 0.5}, "digits")
     assert training_run.claims(short, tried)[-1].holds is False

@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("flax")
 
 import jaxmedian as jm
+from experiments.common.data.data_set import DataSet
 from experiments.common.training import problems
 
 
@@ -61,3 +62,21 @@ def test_nothing_is_set_apart_where_nothing_is_to_be_chosen():
     assert len(problem.train["labels"]) == 1437
     measured = problems.accuracies(problem, problem.model.params)
     assert list(measured) == ["test_accuracy"]
+
+
+def test_images_of_any_shape_and_number_of_classes_are_trained_on(monkeypatch):
+    images = np.arange(6 * 4 * 5, dtype=np.uint8).reshape(6, 4, 5)
+    labels = np.array([0, 1, 2, 0, 1, 2], np.int32)
+    pets = DataSet(images, labels, images[:2], labels[:2], "pets", brightest=119)
+    monkeypatch.setattr(problems, "load_data", lambda *place: pets)
+    problem = problems.load_problem("pets", hidden=3, num_seeds=1, validation=0)
+    assert problem.description == "pets"
+    kernels = {leaf.shape for leaf in jax.tree.leaves(problem.model.params)}
+    assert kernels == {(20, 3), (3,), (3, 3)}
+    scaled = {"images": images / np.float32(119), "labels": labels}
+    unscaled = problems.dense_network(pets._replace(brightest=1), 3, seed=0)
+    np.testing.assert_allclose(
+        problem.model.loss(problem.model.params, problem.train),
+        unscaled.loss(problem.model.params, scaled),
+        rtol=1e-5,
+    )
