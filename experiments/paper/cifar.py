@@ -45,7 +45,7 @@ from experiments.common.harness.options import Count, tiny
 from experiments.common.harness.plots import draw_band, panels
 from experiments.common.harness.results import Claim, Curves, Result, each_part
 from experiments.common.training.models_convolutional import resnet20
-from experiments.common.training.outcomes import Runs, report
+from experiments.common.training.outcomes import Runs, report, seeds_in_words
 from experiments.common.training.problems import Problem, build_problem
 from experiments.common.training.trainer import build_trainer, part_folder
 
@@ -270,9 +270,9 @@ def _claims(
     rate = max(found.pace()["steps a second"] for found in runs.values())
     speed = Claim(
         "The whole pipeline runs, and every loss stays finite",
-        f"{rate * config.num_seeds:.2f} steps a second, those of {config.num_seeds} "
-        f"seeds added up: {config.num_workers} workers, batch {config.batch_size}, "
-        f"{size:,} parameters",
+        f"{rate * config.num_seeds:.2f} steps a second, those of "
+        f"{seeds_in_words(config.num_seeds)} added up: {config.num_workers} workers, "
+        f"batch {config.batch_size}, {size:,} parameters",
         bool(np.isfinite(losses).all()),
     )
     if config.data == "synthetic":
@@ -290,8 +290,8 @@ def _claims(
     )
     comparison = Claim(
         "Noise brings workers of exclusive classes nearer to the iid reference",
-        f"{reached} ({description}, {config.num_steps:,} steps, {config.num_seeds} "
-        "seeds)",
+        f"{reached} ({description}, {config.num_steps:,} steps, "
+        f"{seeds_in_words(config.num_seeds)})",
         bool(last["by label, noisy"] > last["by label, no noise"]) if judged else None,
         paper=".75 against .70 without noise",
     )

@@ -35,7 +35,13 @@ import jaxmedian as jm
 from experiments.common.harness.options import Count, tiny
 from experiments.common.harness.plots import draw_band, panels
 from experiments.common.harness.results import Claim, Result, each_part
-from experiments.common.training.outcomes import Runs, grid, report, standard_error
+from experiments.common.training.outcomes import (
+    Runs,
+    grid,
+    report,
+    seeds_in_words,
+    standard_error,
+)
 from experiments.common.training.problems import (
     Problem,
     TrainingConfig,
@@ -354,10 +360,9 @@ def _claim(said: Statement, found: Runs, number: int, judged: bool) -> Claim:
     """States what a curve reached in the end."""
     accuracy = found.last(number)
     gradient = found.metrics["gradient_norm"][number, :, -1]
-    seeds = f"{len(accuracy)} seeds" if len(accuracy) > 1 else "1 seed"
     here = (
         f"{report(accuracy)}, gradient {report(gradient)}; {found.num_steps():,} "
-        f"steps, {seeds}"
+        f"steps, {seeds_in_words(len(accuracy))}"
     )
     if said.shown is not None and found.num_steps() >= _PAPER_STEPS:
         shown = _lies_within(accuracy, *said.shown)

@@ -123,6 +123,11 @@ def report(samples: np.ndarray) -> str:
     return f"{samples.mean():.3f} +- {standard_error(samples):.3f}"
 
 
+def seeds_in_words(number: int) -> str:
+    """Writes "1 seed" or "5 seeds"."""
+    return "1 seed" if number == 1 else f"{number} seeds"
+
+
 def grid(**values: tuple[float, ...]) -> Settings:
     """Returns every combination of the values, as one array a name.
 

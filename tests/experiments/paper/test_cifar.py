@@ -89,7 +89,7 @@ def test_images_of_a_folder_are_named_beside_their_accuracy(tmp_path, monkeypatc
     sevenths = curve["test_accuracy"] * 7
     np.testing.assert_allclose(sevenths, sevenths.round(), atol=1e-5)
     assert result.data == "3 pets"
-    assert "(3 pets, 2 steps, 1 seeds)" in result.claims[1].here
+    assert "(3 pets, 2 steps, 1 seed)" in result.claims[1].here
     assert result.claims[1].holds is None
 
 
