@@ -46,7 +46,7 @@ def shard_step(
       num_workers: M, over all devices, to check batches against; None takes any.
       state_over_workers: as in `jaxmedian.make_step`. States "per_worker" lie where
         their workers are; for the "mean" those of all workers, the model's own and not
-        the optimizer's, are gathered on every device: the bits of one device.
+        the optimizer's, are gathered on every device.
       donate: whether the step may overwrite the parameters and the states it is given,
         which saves their memory; they cannot be read afterwards.
 

@@ -107,8 +107,9 @@ def next_model_state(held: Any, after: Any, population: Population) -> Any:
     """Returns the state after a step, of the kind that was held before it.
 
     Means are taken over all workers in the order of their numbers, on every device:
-    with the bits of one. Of integers and flags, such as counters of batches, the
-    largest of those present is taken. If nobody is present all stays as it was.
+    with the bits of one, up to rounding where they are weighted. Of integers and flags,
+    such as counters of batches, the largest of those present is taken. If nobody is
+    present all stays as it was.
 
     Args:
       held: the state before the step.

@@ -173,8 +173,8 @@ def run(
         leaves of one worker. "per_worker": each worker goes on with what it returned
         itself (as in FedBN), leaves ``[M, ...]``, whole in each process at the start.
         Workers that are absent keep theirs; if all are, either kind stays as it was.
-        On a mesh both have the bits of one device with ``worker_chunk=1``; the means
-        gather the states of all workers on each device.
+        On a mesh both have the bits of one device with ``worker_chunk=1``, weighted
+        means up to rounding; means gather the states of all workers on each device.
       opt_state: state of the optimizer to start from, as an earlier run returned it
         beside ``params``; None for a fresh one. Copied like ``params``.
       step: steps taken before, at which the numbers and keys of batches go on: with the
