@@ -15,7 +15,8 @@ from typing import Any
 from experiments.common.harness.results import as_json
 
 SETTINGS = "settings.json"
-_SAME_RUNS = {"data_dir", "curves"}  # where data lie and which parts are wanted
+# Where data lie, and which parts are wanted.
+_SAME_RUNS = {"data_dir", "attacks", "contenders", "curves", "methods", "rules"}
 
 
 def can_resume(run: Callable[..., Any]) -> bool:
