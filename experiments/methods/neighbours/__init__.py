@@ -248,10 +248,11 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
         for name, chosen in reached.items()
     }
     settings = {name: chosen.setting for name, chosen in reached.items()}
+    figures = {f"{k}, behind": v for k, v in _points_behind(reached).items()}
     claims = _claims(config, reached)
-    return Result(
-        curves, claims, {"chosen": settings}, "step", partial, problems[0].description
-    )
+    extra = {"chosen": settings, "figures": figures}
+    data = problems[0].description
+    return Result(curves, claims, extra, "step", partial, data)
 
 
 def _claims(config: Config, reached: dict[str, Chosen]) -> tuple[Claim, ...]:
@@ -287,11 +288,8 @@ def _behind_the_mean(config: Config, reached: dict[str, Chosen]) -> list[Claim]:
     """
     claims = []
     judged = config.data == "mnist5k" and config.num_steps >= 3000
-    for name, points in GOALS.items():
-        if not {"mean", name} <= set(reached):
-            continue
-        difference = 100 * (reached["mean"].last - reached[name].last)
-        behind, error = float(difference.mean()), float(standard_error(difference))
+    for name, (behind, error) in _points_behind(reached).items():
+        points = GOALS[name]
         close = behind <= points + 2 * error
         is_held = judged and name not in ONE_SCALE_MEDIANS
         goal = f"{name}: within {points:g} points of the mean"
@@ -305,6 +303,21 @@ def _behind_the_mean(config: Config, reached: dict[str, Chosen]) -> list[Claim]:
             )
         )
     return claims
+
+
+def _points_behind(reached: dict[str, Chosen]) -> dict[str, tuple[float, float]]:
+    """Returns by how much those with a goal are behind the mean, and its error."""
+    if "mean" not in reached:
+        return {}
+    differences = {
+        name: 100 * (reached["mean"].last - reached[name].last)
+        for name in GOALS
+        if name in reached
+    }
+    return {
+        name: (float(points.mean()), float(standard_error(points)))
+        for name, points in differences.items()
+    }
 
 
 ONE_SCALE_MEDIANS = [f"median, {coupling}" for coupling in jm.noise.COUPLINGS]
