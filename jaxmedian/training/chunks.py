@@ -50,15 +50,14 @@ def build_chunk(
         of metrics that are taken.
     """
     _check_metrics(metrics)
-    wants_key = _asks_for_key(loss_fn, 3 if has_model_state else 2)
-    propose = build_proposal(
-        _with_own_key(loss_fn) if wants_key else loss_fn,
+    propose = build_drawn_proposal(
+        loss_fn,
         optimizer,
-        has_aux,
-        axis_name,
-        worker_chunk,
-        num_workers,
-        has_model_state,
+        has_aux=has_aux,
+        worker_chunk=worker_chunk,
+        axis_name=axis_name,
+        num_workers=num_workers,
+        has_model_state=has_model_state,
     )
 
     def measure(params: Any, proposal: Proposal) -> dict[str, jax.Array]:
@@ -81,20 +80,9 @@ def build_chunk(
         stop: jax.Array | int,
         measured: jax.Array | int = 1,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        def propose_step(number: jax.Array, state: TrainState) -> Proposal:
-            run_key = jax.random.fold_in(key, keys.RUN)
-            step_key = jax.random.fold_in(run_key, number)
-            extra_args = feed.extra_args(step_key, number)
-            batch = feed.next_batch(step_key, number)
-            if wants_key:
-                batch = batch, _keys_of_workers(step_key, batch, axis_name)
-            proposal = propose(*state, batch, **extra_args)
-            check_shared(proposal.updates, proposal.opt_state, axis_name)
-            return proposal
-
         def visit(number: jax.Array, carry: Any) -> Any:
             state, row = carry
-            proposal = propose_step(number, state)
+            proposal = propose(state, feed, key, number)
 
             def take() -> Any:
                 new_params = optax.apply_updates(state[0], proposal.updates)
@@ -107,7 +95,9 @@ def build_chunk(
             return jax.lax.cond(number < stop, take, stay)
 
         shapes = jax.eval_shape(
-            lambda state: measure(state[0], propose_step(jnp.asarray(stop), state)),
+            lambda state: measure(
+                state[0], propose(state, feed, key, jnp.asarray(stop))
+            ),
             state,
         )
         blank = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
@@ -115,6 +105,48 @@ def build_chunk(
         return state, {"step": jnp.asarray(stop, jnp.int32), **row}
 
     return advance
+
+
+def build_drawn_proposal(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    has_aux: bool,
+    worker_chunk: int | None,
+    axis_name: AxisName | None = None,
+    num_workers: int | None = None,
+    has_model_state: bool = False,
+) -> Callable[[TrainState, Feed, jax.Array, jax.Array | int], Proposal]:
+    """Builds ``(state, feed, key, number) -> Proposal``, the step of that number.
+
+    ``key`` is that of the run: batches, extra arguments and losses get their own.
+    """
+    wants_key = _asks_for_key(loss_fn, 3 if has_model_state else 2)
+    propose = build_proposal(
+        _with_own_key(loss_fn) if wants_key else loss_fn,
+        optimizer,
+        has_aux,
+        axis_name,
+        worker_chunk,
+        num_workers,
+        has_model_state,
+    )
+
+    def propose_step(
+        state: TrainState, feed: Feed, key: jax.Array, number: jax.Array | int
+    ) -> Proposal:
+        run_key = jax.random.fold_in(key, keys.RUN)
+        step_key = jax.random.fold_in(run_key, number)
+        number = jnp.asarray(number)
+        extra_args = feed.extra_args(step_key, number)
+        batch = feed.next_batch(step_key, number)
+        if wants_key:
+            batch = batch, _keys_of_workers(step_key, batch, axis_name)
+        proposal = propose(*state, batch, **extra_args)
+        check_shared(proposal.updates, proposal.opt_state, axis_name)
+        return proposal
+
+    return propose_step
 
 
 def _asks_for_key(loss_fn: LossFn, num_others: int) -> bool:

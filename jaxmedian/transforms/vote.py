@@ -186,8 +186,9 @@ def _vote_in_slices(
     a device, about 2 bits a coordinate and worker, up and down together.
     """
     axis_name, num_coordinates = population.axis_name, rows.shape[1]
-    num_devices = collectives.size(axis_name)
-    padded = packing.sliced_size(num_coordinates, num_devices)
+    num_devices = population.num_workers // population.num_local
+    num_slices, own_slice = collectives.slices(axis_name)
+    padded = packing.sliced_size(num_coordinates, num_slices)
     padding = padded - num_coordinates
     route = packing.choose(num_coordinates, population.num_local, num_devices)
     if route == "bits" or population.weights is not None:  # sums of weights are long
@@ -200,7 +201,7 @@ def _vote_in_slices(
     tie_bits = draws.tie_bits
     if tie_bits is not None:
         tie_bits = jnp.pad(tie_bits, (0, padding)).reshape(packing.BITS, -1)
-        start = collectives.position(axis_name) * np.uint32(counted.shape[1])
+        start = own_slice * np.uint32(counted.shape[1])
         tie_bits = jax.lax.dynamic_slice_in_dim(tie_bits, start, counted.shape[1], 1)
     decided = ballots.decide(counted, ties=ties, tie_bits=tie_bits, anybody=None)
     sent = packing.pack((decided > 0).reshape(-1))

@@ -2,12 +2,15 @@
 
 ``axis_name`` names the mesh axis over which workers are spread inside `jax.shard_map`
 (or the axis of a `jax.vmap` or `jax.pmap`). With None everything is on one device and
-these functions return what they were given.
+these functions return what they were given. Inside `over_hosts` the name stands for
+processes that share no mesh: what they gather is exchanged by the host.
 """
 
+import contextlib
+import contextvars
 import functools
 import json
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import jax
@@ -18,6 +21,44 @@ from jax.sharding import AbstractMesh, AxisType
 AxisName = Hashable
 
 
+class Exchange:
+    """An axis of processes that exchange arrays over the host, not over a mesh.
+
+    Attributes:
+      axis_name: what transforms call the axis.
+      position: number of this process.
+      num_processes: of all of them.
+    """
+
+    axis_name: AxisName
+    position: int
+    num_processes: int
+
+    def gather(self, x: jax.Array) -> jax.Array:
+        """Returns the ``x`` of all processes, ``[processes, ...]``; 0 of the absent."""
+        raise NotImplementedError
+
+
+_exchange = contextvars.ContextVar[Exchange | None]("exchange", default=None)
+
+
+@contextlib.contextmanager
+def over_hosts(exchange: Exchange) -> Iterator[None]:
+    """Has its axis stand for processes in what is traced inside."""
+    token = _exchange.set(exchange)
+    try:
+        yield
+    finally:
+        _exchange.reset(token)
+
+
+def _exchange_over(axis_name: AxisName | None) -> Exchange | None:
+    if isinstance(axis_name, Exchange):
+        return axis_name
+    exchange = _exchange.get()
+    return exchange if exchange and exchange.axis_name == axis_name else None
+
+
 def size(axis_name: AxisName | None) -> int:
     """Returns the number of devices along the axis, a Python int.
 
@@ -26,6 +67,8 @@ def size(axis_name: AxisName | None) -> int:
     """
     if axis_name is None:
         return 1
+    if exchange := _exchange_over(axis_name):
+        return exchange.num_processes
     try:
         return int(jax.lax.psum(1, axis_name))  # a constant: folded while tracing
     except NameError as error:
@@ -39,12 +82,28 @@ def position(axis_name: AxisName | None) -> jax.Array | np.uint32:
     """Returns this device's place along the axis, uint32."""
     if axis_name is None:
         return np.uint32(0)
+    if exchange := _exchange_over(axis_name):
+        return np.uint32(exchange.position)
     return jax.lax.axis_index(axis_name).astype(jnp.uint32)
+
+
+def slices(axis_name: AxisName | None) -> tuple[int, jax.Array | np.uint32]:
+    """Returns into how many slices coordinates are cut, and which is this device's.
+
+    Processes that exchange over the host hold all of them.
+    """
+    if _exchange_over(axis_name):
+        return 1, np.uint32(0)
+    return size(axis_name), position(axis_name)
 
 
 def total(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
     """Adds up ``x`` over the devices."""
-    return x if axis_name is None else jax.lax.psum(x, axis_name)
+    if axis_name is None:
+        return x
+    if exchange := _exchange_over(axis_name):
+        return jnp.sum(exchange.gather(x), axis=0, dtype=x.dtype)
+    return jax.lax.psum(x, axis_name)
 
 
 def broadcast_from(
@@ -82,6 +141,8 @@ def gather(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
     """
     if axis_name is None:
         return x
+    if exchange := _exchange_over(axis_name):
+        return exchange.gather(x).reshape(-1, *x.shape[1:])
     return _gather_invariant(x, axis_name)
 
 
@@ -106,6 +167,8 @@ def to_coordinate_slices(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
     """
     if axis_name is None:
         return x
+    if _exchange_over(axis_name):
+        return gather(x, axis_name)
     num_devices = size(axis_name)
     padding = -x.shape[1] % num_devices
     padded = jnp.pad(x, ((0, 0), (0, padding)))
@@ -121,6 +184,8 @@ def total_of_slices(x: jax.Array, axis_name: AxisName | None) -> jax.Array:
     """
     if axis_name is None:
         return x
+    if _exchange_over(axis_name):
+        return total(x, axis_name)
     return jax.lax.psum_scatter(x, axis_name, scatter_dimension=1, tiled=True)
 
 
@@ -130,6 +195,8 @@ def from_coordinate_slices(
     """Joins slices ``[ceil(d / D)]`` to ``[d]`` on every device, dropping padding."""
     if axis_name is None:
         return x
+    if _exchange_over(axis_name):
+        return x[:num_coordinates]
     return _gather_invariant(x, axis_name)[:num_coordinates]
 
 
@@ -142,6 +209,8 @@ def to_worker_blocks(
     """
     if axis_name is None:
         return x
+    if _exchange_over(axis_name):
+        return own_block(x[:, :num_coordinates], axis_name)
     whole = jax.lax.all_to_all(x, axis_name, split_axis=0, concat_axis=1, tiled=True)
     return whole[:, :num_coordinates]
 
