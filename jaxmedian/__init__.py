@@ -51,6 +51,7 @@ from jaxmedian.workers.gradients import worker_grads, worker_value_and_grads
 
 if TYPE_CHECKING:
     from jaxmedian import theory
+    from jaxmedian.sharding import elastic
 
 __version__ = "0.2.0.dev0"  # the one place: pyproject.toml reads it
 
@@ -63,6 +64,7 @@ __all__ = [
     "attacks",
     "checkpoint",
     "sharding",
+    "elastic",
     # Worker transforms: [M, ...] -> [M, ...]
     "add_worker_noise",
     "per_worker",
@@ -113,11 +115,14 @@ __all__ = [
     "participants",
 ]
 
+# SciPy, which theory needs, takes a second.
+_LAZY = {"theory": "jaxmedian.theory", "elastic": "jaxmedian.sharding.elastic"}
+
 
 def __getattr__(name: str) -> ModuleType:
-    """Imports `jaxmedian.theory` when it is first used: SciPy takes a second."""
-    if name == "theory":
-        return importlib.import_module("jaxmedian.theory")
+    """Imports namespaces that few need when they are first used."""
+    if name in _LAZY:
+        return importlib.import_module(_LAZY[name])
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,0 +1,460 @@
+"""The loop of one process: vote, meet, tell, count whoever was there.
+
+    send                     own votes, before anybody is waited for
+    meet                     a majority, and until the deadline the others
+    gather                   headers and votes of the members
+    finish                   those of one history count, everybody else is absent
+
+Who got a peer's state while it met has voted from old parameters: it is absent in that
+step, and takes it with the others. A member whose history is not that of most others
+has taken a step that the rest have taken otherwise; it gets a peer's state in the next.
+"""
+
+import contextlib
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxmedian.checkpoint import (
+    Folder,
+    Path,
+    as_folder,
+    is_key,
+    read_state,
+    write_state,
+)
+from jaxmedian.checkpoint.storage import Store
+from jaxmedian.noise import keys
+from jaxmedian.sharding.elastic.halves import Halves, build_halves
+from jaxmedian.sharding.elastic.quorum import NoQuorum, Peers, import_torchft
+from jaxmedian.sharding.elastic.record import HASH_BYTES, History, Record
+from jaxmedian.training.chunks import TrainState, start_state
+from jaxmedian.training.feeds import ExtraArgs, NextBatch, build_feed, describe_feed
+from jaxmedian.training.identity import configuration_of
+from jaxmedian.workers.checks import check_count
+from jaxmedian.workers.gradients import LossFn
+from jaxmedian.workers.mesh import WORKERS
+
+OnStep = Callable[[int, float, np.ndarray], Any]
+
+_HEADER = np.dtype(
+    [
+        ("process", "<i4"),
+        ("votes", "<i4"),
+        ("step", "<i8"),
+        ("history", np.uint8, HASH_BYTES),
+    ]
+)
+_CONFIGURATION = np.dtype([("process", "<i8"), ("digest", np.uint8, HASH_BYTES)])
+
+
+class ElasticResult(NamedTuple):
+    """What `run` returns, the same on every process that ends it.
+
+    Attributes:
+      params: the parameters at the end.
+      opt_state: the optimizer's state.
+      record: who took part in which step.
+      step: steps taken.
+      message_bytes: what a process sends to each other one in a step.
+
+    >>> import jaxmedian as jm
+    >>> jm.elastic.ElasticResult._fields
+    ('params', 'opt_state', 'record', 'step', 'message_bytes')
+    """
+
+    params: Any
+    opt_state: Any
+    record: Record
+    step: int
+    message_bytes: int
+
+
+def run(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    params: Any,
+    next_batch: NextBatch,
+    num_steps: int,
+    key: keys.Key,
+    *,
+    process: int,
+    num_processes: int,
+    lighthouse: str,
+    deadline: float = 10.0,
+    patience: float = 600.0,
+    axis_name: str = WORKERS,
+    extra_args: ExtraArgs | None = None,
+    on_step: OnStep | None = None,
+    checkpoint: Folder | Path | None = None,
+    save_every: int = 100,
+) -> ElasticResult:
+    """Trains with processes of which any minority may die and come back.
+
+    The run of `jaxmedian.run` with the workers of P processes, M / P each, of which in
+    each step some are absent: those that are dead, late, or have just come back. They
+    do not count, as with ``worker_mask``. Each process is a JAX of its own on its
+    default device; what the workers tell crosses the host, packed bits for instance.
+
+    A step is taken by more than half of the processes. Where fewer are left they wait
+    for others to come back. A process that is started anew, by the same call, gets
+    parameters, state and record of one that is alive; if all were killed, they go on
+    from the checkpoint furthest on. At the end all have the same bits, and so has
+
+        jm.run(loss_fn, optimizer, params, next_batch, num_steps, key, worker_chunk=1,
+               extra_args=result.record.as_extra_args(num_workers=M))
+
+    on one device of the same kind, with the data of all workers, for votes and medians
+    on gradients computed one worker at a time.
+
+    Args:
+      loss_fn: as in `jaxmedian.run`, without auxiliary output or state of the model.
+      optimizer: the chain, built with ``axis_name``. Its workers keep no state (no
+        `per_worker`), and tell their votes before they know who is present: no
+        systematic noise, none relative to the gradients of all.
+        ``transport="packed"`` sends a bit a coordinate and worker.
+      params: initial parameters, the same on all processes.
+      next_batch: as in `jaxmedian.run` with ``mesh``: `full_batch`, `mini_batches` and
+        `epochs` are given the data of this process's workers alone; a function of your
+        own returns ``[M, ...]``, of which each process takes its part.
+      num_steps: the step at which the run ends.
+      key: of the batches.
+      process: number of this one, from 0; its workers are numbers ``process * M / P``
+        and following. Never twice at a time.
+      num_processes: P, dead or alive.
+      lighthouse: address of the lighthouse; see `serve`.
+      deadline: seconds after which members that do not answer are given up. It must
+        leave time to hand the parameters to a process that comes back.
+      patience: seconds without any step after which the run gives up.
+      axis_name: what the chain calls the axis of the workers.
+      extra_args: as in `jaxmedian.run`, evaluated whole on each process; a
+        ``worker_mask`` leaves out workers beside those that are absent. Replay it too.
+      on_step: ``on_step(step, loss, present)``, called on the host after each step
+        taken here; present is bool ``[P]``.
+      checkpoint: folder, in which each process writes to one of its own (needs
+        orbax-checkpoint). It may be on a disk that the processes share, or not.
+      save_every: steps between two checkpoints; the last is always saved.
+
+    Returns:
+      An `ElasticResult`.
+
+    Raises:
+      ImportError: without torchft, or for ``checkpoint`` without orbax.
+      TypeError, ValueError: for bad numbers, a chain that cannot be run so, the
+        checkpoint of another run, or if most processes run something else.
+      TimeoutError: if no majority took a step for ``patience`` seconds.
+
+    >>> import jax.numpy as jnp, jaxmedian as jm
+    >>> optimizer = jm.noisy_sign_sgd(
+    ...     1e-3, jm.noise.gaussian(0.01), key=1, ties="random", axis_name="workers",
+    ...     transport="packed")
+    >>> result = jm.elastic.run(  # doctest: +SKIP
+    ...     loss, optimizer, params, jm.mini_batches(own_data, 32), 1000, key=0,
+    ...     process=2, num_processes=5, lighthouse="http://host:29510")
+    """
+    check_count("num_steps", num_steps, least=0)
+    check_count("save_every", save_every)
+    check_count("num_processes", num_processes)
+    check_count("process", process, least=0)
+    if process >= num_processes:
+        raise ValueError(
+            f"`process` must be below `num_processes` {num_processes}; got {process}."
+        )
+    if not 0 < deadline < patience:
+        raise ValueError(
+            "`deadline` must be above 0 and below `patience`; got "
+            f"{deadline} and {patience}."
+        )
+    import_torchft()
+    key = keys.as_threefry_key(key)
+    feed = build_feed(next_batch, extra_args)
+    state = start_state(optimizer, params, None)
+    halves = build_halves(
+        loss_fn, optimizer, feed, key, state, axis_name, process, num_processes
+    )
+    configuration = configuration_of(
+        optimizer,
+        params=params,
+        loss_fn=loss_fn,
+        key=key,
+        num_processes=num_processes,
+        num_local=halves.num_local,
+    )
+    digest = _digest(configuration | describe_feed(feed))
+    with _open_checkpoints(checkpoint, process, save_every, digest) as checkpoints:
+        state, history = checkpoints.restore(state, History(num_processes))
+        member = _Member(process, halves, state, history, digest)
+        peers = Peers(
+            process,
+            num_processes,
+            lighthouse,
+            deadline,
+            member.hand_over,
+            member.take_over,
+        )
+        peers.step = history.num_steps
+        try:
+            _take_steps(member, peers, num_steps, patience, on_step, checkpoints)
+            _see_off(member, peers, num_processes, deadline)
+        finally:
+            peers.close()
+        checkpoints.save(peers.step, member)
+    params, opt_state = member.state
+    record = member.history.record()
+    return ElasticResult(params, opt_state, record, peers.step, halves.num_bytes)
+
+
+class _Member:
+    """State and history of this process, and what it tells of them."""
+
+    def __init__(
+        self,
+        process: int,
+        halves: Halves,
+        state: TrainState,
+        history: History,
+        digest: bytes,
+    ):
+        self.process, self.halves, self.digest = process, halves, digest
+        self.state, self.history = state, history
+
+    def hand_over(self) -> dict[str, Any]:
+        """Returns the state for a peer, as plain arrays."""
+        leaves = jax.tree.leaves(self.state)
+        words = [jax.random.key_data(x) if is_key(x) else x for x in leaves]
+        noted = self.history.as_json()
+        return {"leaves": [np.asarray(x) for x in words], "history": noted}
+
+    def take_over(self, given: dict[str, Any]) -> None:
+        """Takes the state of a peer."""
+        own = jax.tree.leaves(self.state)
+        leaves = [
+            jax.random.wrap_key_data(jnp.asarray(x), impl=jax.random.key_impl(mine))
+            if is_key(mine)
+            else jnp.asarray(x)
+            for mine, x in zip(own, given["leaves"], strict=True)
+        ]
+        self.state = jax.tree.unflatten(jax.tree.structure(self.state), leaves)
+        self.history = History.from_json(given["history"])
+
+    def message(self, step: int, told: np.ndarray | None) -> np.ndarray:
+        """Puts a header before what is told; None tells nothing."""
+        header = np.zeros((), _HEADER)
+        header["process"], header["step"] = self.process, step
+        header["votes"] = told is not None
+        header["history"] = np.frombuffer(self.history.digest, np.uint8)
+        if told is None:
+            told = np.zeros(self.halves.num_bytes, np.uint8)
+        return np.concatenate([np.frombuffer(header.tobytes(), np.uint8), told])
+
+
+def _take_steps(
+    member: _Member,
+    peers: Peers,
+    num_steps: int,
+    patience: float,
+    on_step: OnStep | None,
+    checkpoints: "_Checkpoints",
+) -> None:
+    last = time.monotonic()
+    while peers.step < num_steps:
+        told = member.halves.send(member.state, peers.step)
+        left = patience - (time.monotonic() - last)
+        if left <= 0:
+            raise TimeoutError(
+                f"No majority took step {peers.step} for {patience:g} seconds. Is the "
+                "lighthouse reached, and more than half of the processes alive? The "
+                "same call goes on from the checkpoint, or from a peer."
+            )
+        try:
+            is_taken = _take_step(member, peers, told, left)
+        except NoQuorum as reason:
+            sys.stderr.write(f"Process {member.process} waits for others: {reason}\n")
+            time.sleep(min(0.5, left))
+            continue
+        if not is_taken:
+            continue
+        last = time.monotonic()
+        if on_step is not None:
+            record = member.history
+            on_step(peers.step, record.last_loss, record.last_present)
+        checkpoints.visit(peers.step, member)
+
+
+def _take_step(
+    member: _Member, peers: Peers, told: np.ndarray | None, seconds: float
+) -> bool:
+    """Takes a step with whoever meets; returns whether it was taken here."""
+    meeting = peers.meet(seconds)
+    if meeting.is_new and not _check_configurations(member, peers):
+        peers.end_step(False)
+        return False
+    if meeting.has_new_state:
+        told = None
+    heard = peers.gather(member.message(peers.step, told))
+    if heard is None:
+        peers.end_step(False)
+        return False
+    headers = np.stack([one[: _HEADER.itemsize] for one in heard]).view(_HEADER)[:, 0]
+    leading = _leading(headers)
+    voting = leading & (headers["votes"] == 1)
+    is_own = headers["process"] == member.process
+    if not (leading & is_own).any():
+        peers.end_step(False)
+        peers.step = 0  # so that a peer's state replaces this one
+        return False
+    if not peers.end_step(bool(voting.any())):
+        return False
+    num_processes = member.history.num_processes
+    received = np.zeros((num_processes, member.halves.num_bytes), np.uint8)
+    present = np.zeros(num_processes, np.bool_)
+    for header, one, counts in zip(headers, heard, voting, strict=True):
+        if counts:
+            received[header["process"]] = one[_HEADER.itemsize :]
+            present[header["process"]] = True
+    step = int(headers["step"][leading][0])
+    member.state, loss = member.halves.finish(member.state, step, received)
+    member.history.add(present, received, float(loss))
+    return True
+
+
+def _leading(headers: np.ndarray) -> np.ndarray:
+    """Marks the members of the history that most of them share.
+
+    Of several the one furthest on, then that of the lowest process: everybody decides
+    alike, from the same headers.
+    """
+    histories = [(int(h["step"]), h["history"].tobytes()) for h in headers]
+
+    def rank(history: tuple[int, bytes]) -> tuple[int, int, int]:
+        sharing = [
+            int(h["process"])
+            for h, its in zip(headers, histories, strict=True)
+            if its == history
+        ]
+        return len(sharing), history[0], -min(sharing)
+
+    first = max(set(histories), key=rank)
+    return np.asarray([history == first for history in histories])
+
+
+def _check_configurations(member: _Member, peers: Peers) -> bool:
+    """Has new members compare what they run; returns whether all run the same.
+
+    Raises:
+      ValueError: if this process runs something else than most of them.
+    """
+    own = np.zeros((), _CONFIGURATION)
+    own["process"] = member.process
+    own["digest"] = np.frombuffer(member.digest, np.uint8)
+    heard = peers.gather(np.frombuffer(own.tobytes(), np.uint8))
+    if heard is None:
+        return False
+    rows = np.stack(heard).view(_CONFIGURATION)[:, 0]
+    digests = [row["digest"].tobytes() for row in rows]
+    if len(set(digests)) == 1:
+        numbers = rows["process"].tolist()
+        if len(set(numbers)) < len(numbers):
+            raise ValueError(
+                f"Two processes have one number: {sorted(numbers)}. Give each its own "
+                "`process`, and end a process before it is started anew."
+            )
+        return True
+    most = max(set(digests), key=lambda one: (digests.count(one), one))
+    if member.digest != most:
+        raise ValueError(
+            f"Process {member.process} runs something else than most of "
+            f"{sorted(rows['process'].tolist())}: the arguments of `jm.elastic.run` "
+            "must be the same on all of them, but for `process` and the data of own "
+            "workers, whose shapes must be."
+        )
+    return False
+
+
+def _see_off(
+    member: _Member, peers: Peers, num_processes: int, deadline: float
+) -> None:
+    """Hands the last state to those who are behind, until all have met or it is late.
+
+    Where no majority is left to meet, there is nobody to hand it to.
+    """
+    end = time.monotonic() + 2 * deadline
+    with contextlib.suppress(NoQuorum):
+        while (left := end - time.monotonic()) > 0:
+            meeting = peers.meet(left)
+            if meeting.is_new and not _check_configurations(member, peers):
+                peers.end_step(False)
+                continue
+            heard = peers.gather(member.message(peers.step, None))
+            peers.end_step(False)
+            if heard is not None and len(heard) == num_processes:
+                return
+
+
+# --- checkpoints ----------------------------------------------------------------------
+
+
+class _Checkpoints:
+    """The folder of this process's checkpoints, or none."""
+
+    def __init__(self, store: Store | None, every: int, digest: bytes):
+        self._store, self._every, self._digest = store, every, digest
+        self._saved = 0
+
+    def restore(
+        self, state: TrainState, history: History
+    ) -> tuple[TrainState, History]:
+        """Returns the newest state saved, or what it is given."""
+        step = None if self._store is None else self._store.latest_step()
+        if self._store is None or step is None:
+            return state, history
+        notes = self._store.read_notes(step)
+        noted = notes.get("elastic")
+        if noted is None or noted["configuration"] != self._digest.hex():
+            raise ValueError(
+                f"{self._store.path / str(step)} is a checkpoint of another run: give "
+                "the arguments it was made with, or another folder."
+            )
+        self._saved = step
+        state = read_state(self._store, step, state, notes)
+        return state, History.from_json(noted["history"])
+
+    def visit(self, step: int, member: _Member) -> None:
+        """Saves every so many steps."""
+        if step % self._every == 0:
+            self.save(step, member)
+
+    def save(self, step: int, member: _Member) -> None:
+        """Saves a step that is further on than what is saved."""
+        if self._store is None or step <= self._saved:
+            return
+        noted = {"configuration": self._digest.hex()}
+        notes = {"elastic": noted | {"history": member.history.as_json()}}
+        write_state(self._store, step, member.state, notes)
+        self._saved = step
+
+
+@contextlib.contextmanager
+def _open_checkpoints(
+    checkpoint: Folder | Path | None, process: int, every: int, digest: bytes
+) -> Iterator[_Checkpoints]:
+    if checkpoint is None:
+        yield _Checkpoints(None, every, digest)
+        return
+    folder = as_folder(checkpoint)
+    path = f"{folder.path}/process_{process}"
+    with Store(path, folder.keep) as store:
+        yield _Checkpoints(store, every * folder.every, digest)
+
+
+def _digest(configuration: dict[str, Any]) -> bytes:
+    text = json.dumps(configuration, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=HASH_BYTES).digest()
