@@ -16,7 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -202,14 +202,21 @@ def run(
         )
         peers.step = history.num_steps
         try:
-            _take_steps(member, peers, num_steps, patience, on_step, checkpoints)
-            _see_off(member, peers, num_processes, deadline)
+            limits = _Limits(deadline, patience)
+            _take_steps(member, peers, num_steps, limits, on_step, checkpoints)
         finally:
             peers.close()
         checkpoints.save(peers.step, member)
     params, opt_state = member.state
     record = member.history.record()
     return ElasticResult(params, opt_state, record, peers.step, halves.num_bytes)
+
+
+class _Limits(NamedTuple):
+    """Seconds: for an answer, and without any step."""
+
+    deadline: float
+    patience: float
 
 
 class _Member:
@@ -260,60 +267,74 @@ def _take_steps(
     member: _Member,
     peers: Peers,
     num_steps: int,
-    patience: float,
+    limits: "_Limits",
     on_step: OnStep | None,
     checkpoints: "_Checkpoints",
 ) -> None:
-    last = time.monotonic()
-    while peers.step < num_steps:
-        told = member.halves.send(member.state, peers.step)
-        left = patience - (time.monotonic() - last)
+    """Takes steps to the last, then waits for those who are behind.
+
+    Until all have met there, or it is late: where they are dead nobody knows.
+    """
+    waiting_since = time.monotonic()
+    was_done = False
+    while True:
+        is_done = peers.step >= num_steps
+        if is_done and not was_done:
+            waiting_since, was_done = time.monotonic(), True
+        seconds = 2 * limits.deadline if is_done else limits.patience
+        left = seconds - (time.monotonic() - waiting_since)
+        if left <= 0 and is_done:
+            return
         if left <= 0:
             raise TimeoutError(
-                f"No majority took step {peers.step} for {patience:g} seconds. Is the "
+                f"No majority took step {peers.step} for {seconds:g} seconds. Is the "
                 "lighthouse reached, and more than half of the processes alive? The "
                 "same call goes on from the checkpoint, or from a peer."
             )
+        told = None if is_done else member.halves.send(member.state, peers.step)
         try:
-            is_taken = _take_step(member, peers, told, left)
+            outcome = _take_step(member, peers, told, left)
         except NoQuorum as reason:
-            sys.stderr.write(f"Process {member.process} waits for others: {reason}\n")
-            time.sleep(min(0.5, left))
-            continue
-        if not is_taken:
-            continue
-        last = time.monotonic()
-        if on_step is not None:
-            record = member.history
-            on_step(peers.step, record.last_loss, record.last_present)
-        checkpoints.visit(peers.step, member)
+            if not is_done:
+                sys.stderr.write(f"Process {member.process} waits: {reason}\n")
+            outcome = "failed"
+        if outcome == "over":
+            return
+        if outcome == "taken":
+            waiting_since = time.monotonic()
+            if on_step is not None:
+                history = member.history
+                on_step(peers.step, history.last_loss, history.last_present)
+            checkpoints.visit(peers.step, member)
+        else:
+            time.sleep(min(limits.deadline / 20, left))
 
 
 def _take_step(
     member: _Member, peers: Peers, told: np.ndarray | None, seconds: float
-) -> bool:
-    """Takes a step with whoever meets; returns whether it was taken here."""
+) -> Literal["taken", "failed", "over"]:
+    """Takes a step with those who meet; "over" if all have and nobody votes."""
     meeting = peers.meet(seconds)
     if meeting.is_new and not _check_configurations(member, peers):
         peers.end_step(False)
-        return False
+        return "failed"
     if meeting.has_new_state:
         told = None
     heard = peers.gather(member.message(peers.step, told))
     if heard is None:
         peers.end_step(False)
-        return False
+        return "failed"
     headers = np.stack([one[: _HEADER.itemsize] for one in heard]).view(_HEADER)[:, 0]
+    num_processes = member.history.num_processes
     leading = _leading(headers)
     voting = leading & (headers["votes"] == 1)
-    is_own = headers["process"] == member.process
-    if not (leading & is_own).any():
+    if not leading[headers["process"] == member.process].any():
         peers.end_step(False)
         peers.step = 0  # so that a peer's state replaces this one
-        return False
+        return "failed"
     if not peers.end_step(bool(voting.any())):
-        return False
-    num_processes = member.history.num_processes
+        is_over = leading.sum() == num_processes and not headers["votes"].any()
+        return "over" if is_over else "failed"
     received = np.zeros((num_processes, member.halves.num_bytes), np.uint8)
     present = np.zeros(num_processes, np.bool_)
     for header, one, counts in zip(headers, heard, voting, strict=True):
@@ -323,7 +344,7 @@ def _take_step(
     step = int(headers["step"][leading][0])
     member.state, loss = member.halves.finish(member.state, step, received)
     member.history.add(present, received, float(loss))
-    return True
+    return "taken"
 
 
 def _leading(headers: np.ndarray) -> np.ndarray:
@@ -377,26 +398,6 @@ def _check_configurations(member: _Member, peers: Peers) -> bool:
             "workers, whose shapes must be."
         )
     return False
-
-
-def _see_off(
-    member: _Member, peers: Peers, num_processes: int, deadline: float
-) -> None:
-    """Hands the last state to those who are behind, until all have met or it is late.
-
-    Where no majority is left to meet, there is nobody to hand it to.
-    """
-    end = time.monotonic() + 2 * deadline
-    with contextlib.suppress(NoQuorum):
-        while (left := end - time.monotonic()) > 0:
-            meeting = peers.meet(left)
-            if meeting.is_new and not _check_configurations(member, peers):
-                peers.end_step(False)
-                continue
-            heard = peers.gather(member.message(peers.step, None))
-            peers.end_step(False)
-            if heard is not None and len(heard) == num_processes:
-                return
 
 
 # --- checkpoints ----------------------------------------------------------------------

@@ -8,6 +8,7 @@ who is behind gets the state of one that is not. Nothing here knows what is exch
 import contextlib
 import datetime
 import logging
+import os
 import socket
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -231,6 +232,8 @@ def import_torchft() -> Any:
     Raises:
       ImportError: without torchft.
     """
+    # Eight lines a step otherwise; it is read when torchft is imported.
+    os.environ.setdefault("RUST_LOG", "error")
     try:
         import torch
         import torchft
@@ -240,8 +243,8 @@ def import_torchft() -> Any:
         raise ImportError(
             f"`jm.elastic` needs torchft and PyTorch ({error}): "
             "`pip install 'jaxmedian[elastic]'`. torchft has wheels for Linux on "
-            "x86-64, Python 3.10 to 3.13; elsewhere `jm.run(mesh=)` trains on several "
-            "processes, none of which may die."
+            "x86-64, Python 3.10 to 3.13 (0.2.0); elsewhere `jm.run(mesh=)` trains on "
+            "several processes, none of which may die."
         ) from error
     for name in ("torchft_quorums", "torchft_commits", "torchft_errors", "torchft"):
         logging.getLogger(name).setLevel(logging.ERROR)
