@@ -1,18 +1,23 @@
-"""Start, kill and restart the processes of the experiment `elastic`."""
+"""Start, kill and restart the processes of the experiment `elastic`.
 
-import contextlib
+They are forked from one server that has imported everything already, and has computed
+nothing: a restart takes what JAX takes to start and to compile.
+"""
+
 import dataclasses
 import json
-import subprocess
+import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from experiments.common.harness.own_process import free_port, start_module
+from experiments.common.harness.own_process import free_port
 
-_SURVIVOR = "experiments.systems.elastic.survivor"
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["experiments.systems.elastic.survivor", "torchft"])
 
 
 class Step(NamedTuple):
@@ -35,7 +40,7 @@ class Crowd:
         """Starts nobody yet."""
         self._config, self._folder, self._seconds = config, folder, seconds
         self._port = free_port()
-        self._running: dict[str, subprocess.Popen[str]] = {}
+        self._running: dict[str, Any] = {}
         self._said: dict[str, Path] = {}
         self._starts = 0
 
@@ -55,7 +60,7 @@ class Crowd:
 
     def start_lighthouse(self) -> None:
         """Starts the lighthouse, at the same port each time."""
-        self._start("lighthouse", "lighthouse", {"port": self._port})
+        self.start("lighthouse", "lighthouse", {"port": self._port})
         self.wait("the lighthouse", lambda: self._text("lighthouse") != "")
 
     def start_members(self, numbers: Iterable[int], num_steps: int) -> None:
@@ -67,7 +72,7 @@ class Crowd:
                 "lighthouse": f"http://localhost:{self._port}",
                 "folder": str(self._folder / "checkpoints"),
             }
-            self._start(str(number), "member", options)
+            self.start(str(number), "member", options)
 
     def kill(self, names: Iterable[str | int]) -> None:
         """Kills processes by SIGKILL, all before any is waited for."""
@@ -75,7 +80,7 @@ class Crowd:
         for process in killed:
             process.kill()
         for process in killed:
-            process.wait()
+            process.join()
 
     def last_step(self, number: int) -> Step:
         """Returns the last step that a process has told of, since it was started."""
@@ -90,7 +95,7 @@ class Crowd:
         names = [name for name in self._running if name != "lighthouse"]
 
         def have_ended() -> bool:
-            return all(self._running[name].poll() is not None for name in names)
+            return all(self._running[name].exitcode is not None for name in names)
 
         self.wait("the processes to end", have_ended)
         return [json.loads(self._text(name).splitlines()[-1]) for name in names]
@@ -104,7 +109,7 @@ class Crowd:
         start = time.monotonic()
         while not holds():
             for name, process in self._running.items():
-                if process.poll():
+                if process.exitcode:
                     said = self._said[name].with_suffix(".stderr").read_text()
                     raise RuntimeError(f"Process {name} failed:\n{said[-3000:]}")
             if time.monotonic() - start > self._seconds:
@@ -112,33 +117,38 @@ class Crowd:
             time.sleep(0.02)
         return time.monotonic() - start
 
-    def _start(self, name: str, task: str, options: dict[str, Any]) -> None:
+    def start(self, name: str, task: str, options: dict[str, Any]) -> None:
+        """Starts a task of `survivor` in a process of its own."""
         self._starts += 1
         said = self._folder / f"{self._starts}-{name}.stdout"
         config = dataclasses.asdict(self._config)
-        with contextlib.ExitStack() as stack:
-            streams = {
-                stream: stack.enter_context(said.with_suffix(f".{stream}").open("w"))
-                for stream in ("stdout", "stderr")
-            }
-            arguments = [task, json.dumps({"config": config, **options})]
-            self._running[name] = start_module(_SURVIVOR, arguments, 1, **streams)
+        arguments = (said, task, json.dumps({"config": config, **options}))
+        self._running[name] = _SERVER.Process(target=_survive, args=arguments)
+        self._running[name].start()
         self._said[name] = said
 
     def _text(self, name: str) -> str:
         """Reads whole lines only: the last may still be written."""
-        text = self._said[name].read_text()
+        text = self._said[name].read_text() if self._said[name].exists() else ""
         return text[: text.rfind("\n") + 1]
+
+
+def _survive(said: Path, task: str, options: str) -> None:
+    """Runs a task in a process just forked, on one CPU device."""
+    for stream, number in (("stdout", 1), ("stderr", 2)):
+        with said.with_suffix(f".{stream}").open("w") as file:
+            os.dup2(file.fileno(), number)
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
+    from experiments.systems.elastic import survivor
+
+    survivor.main(task, options)
 
 
 def time_collective(config: Any, folder: Path, seconds: float) -> float:
     """Returns steps a second of the same training over a mesh of processes."""
-    crowd = Crowd(config, folder, seconds)
-    coordinator = f"localhost:{free_port()}"
-    try:
+    with Crowd(config, folder, seconds) as crowd:
+        coordinator = f"localhost:{free_port()}"
         for number in range(config.processes):
             options = {"process": number, "coordinator": coordinator}
-            crowd._start(str(number), "collective", options)
+            crowd.start(str(number), "collective", options)
         return crowd.results()[0]["steps_per_second"]
-    finally:
-        crowd.kill(list(crowd._running))

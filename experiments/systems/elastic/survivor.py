@@ -112,8 +112,10 @@ def take_part_collectively(config: Config, options: dict[str, Any]) -> dict[str,
     return {"steps_per_second": config.quiet_steps / (times[1] - times[0])}
 
 
-def main(task: str, options: dict[str, Any]) -> None:
-    """Runs the command line of the file's docstring."""
+def main(task: str, text: str) -> None:
+    """Runs the command line of the file's docstring, on CPUs."""
+    jax.config.update("jax_platforms", "cpu")
+    options = json.loads(text)
     config = Config(**options["config"])
     if task == "lighthouse":
         port = options["port"]
@@ -126,4 +128,4 @@ def main(task: str, options: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], json.loads(sys.argv[2]))
+    main(*sys.argv[1:])
