@@ -125,31 +125,37 @@ def describe_feed(feed: Feed) -> dict[str, Any]:
 # --- on a mesh ------------------------------------------------------------------------
 
 
+def own_feed(feed: Feed, axis_name: AxisName) -> Feed:
+    """Returns the feed whose functions draw for the workers of one device alone."""
+    draws, args = feed.spread(axis_name)
+    if not isinstance(draws.func, Server):
+        draws = jax.tree_util.Partial(_OwnBatch(axis_name), draws)
+    return Feed(draws, jax.tree_util.Partial(_OwnExtraArgs(axis_name), args))
+
+
 def share_out(feed: Feed, axis_name: str) -> tuple[Feed, Feed]:
     """Builds the feed of one device inside `jax.shard_map`, and how its data are cut.
 
     Returns:
-      The feed whose functions draw for this device's workers, and the same tree with a
-      `PartitionSpec` for each array.
+      The feed of `own_feed`, and the same tree with a `PartitionSpec` for each array.
     """
-    draws, args = feed.spread(axis_name)
+    own = own_feed(feed, axis_name)
+    specs = jax.tree.map(lambda leaf: P(), own)
+    draws = own.next_batch
     if isinstance(draws.func, Server):
         worker_data, sizes, own_key = draws.args
         cut = jax.tree.map(lambda leaf: P(axis_name), (worker_data, sizes))
         whole = jax.tree.map(lambda leaf: P(), own_key)
         draw_specs = jax.tree_util.Partial(draws.func, *cut, whole)
-    else:
-        draws = jax.tree_util.Partial(_OwnBatch(axis_name), draws)
-        draw_specs = jax.tree.map(lambda leaf: P(), draws)
-    args = jax.tree_util.Partial(_OwnExtraArgs(axis_name), args)
-    return Feed(draws, args), Feed(draw_specs, jax.tree.map(lambda leaf: P(), args))
+        specs = Feed(draw_specs, specs.extra_args)
+    return own, specs
 
 
 @dataclasses.dataclass(frozen=True)
 class _OwnBatch:
     """Cuts this device's workers out of a whole draw."""
 
-    axis_name: str
+    axis_name: AxisName
 
     def __call__(self, draws: Any, key: jax.Array, step: jax.Array) -> Any:
         return jax.tree.map(
@@ -161,7 +167,7 @@ class _OwnBatch:
 class _OwnExtraArgs:
     """Cuts this device's workers out of extra arguments that belong to workers."""
 
-    axis_name: str
+    axis_name: AxisName
 
     def __call__(self, args: Any, key: jax.Array, step: jax.Array) -> dict[str, Any]:
         return {

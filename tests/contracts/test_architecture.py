@@ -181,7 +181,8 @@ def test_nothing_imports_experiments_or_test_tools():
             for node in SOURCES[name].body
             if isinstance(node, ast.ImportFrom)
         }
-        only_where_asked_for = {"matplotlib", "tqdm", "orbax", "etils"}
+        only_where_asked_for = {"matplotlib", "tqdm", "orbax", "etils", "torch"}
+        only_where_asked_for |= {"torchft"}
         assert not on_import & only_where_asked_for, name
 
 
@@ -227,11 +228,12 @@ def test_nothing_draws_from_a_global_generator():
                 assert node.attr in ("default_rng", "Generator"), (name, node.lineno)
 
 
-def test_scipy_is_imported_by_those_who_need_it_only():
-    """It takes a second, and only the theory and host values of the laws use it."""
+def test_scipy_and_torch_are_imported_by_those_who_need_them_only():
+    """SciPy takes a second; torch takes several, and no core is to need it."""
     script = "import sys, jaxmedian as jm; before = 'scipy.special' in sys.modules; "
-    script += "jm.theory; print(before, 'scipy.special' in sys.modules)"
+    script += "jm.theory; print(before, 'scipy.special' in sys.modules); "
+    script += "jm.elastic; print('torch' in sys.modules)"
     printed = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    assert printed.stdout.split() == ["False", "True"]
+    assert printed.stdout.split() == ["False", "True", "False"]

@@ -15,6 +15,7 @@ beside those of the packed vote by `jax.distributed` collectives, where a kill e
 """
 
 import dataclasses
+import importlib.util
 import tempfile
 import time
 from pathlib import Path
@@ -28,6 +29,7 @@ from experiments.common.harness.options import Count
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Result
 from experiments.systems.elastic.crowd import Crowd, time_collective
+from jaxmedian.sharding.elastic.quorum import import_torchft
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +98,8 @@ def run(config: Config) -> Result:
             "--processes must be at least 3: of fewer no minority can be killed; got "
             f"{config.processes}."
         )
+    if importlib.util.find_spec("torchft") is None:
+        import_torchft()  # says what to install
     from experiments.systems.elastic.survivor import arguments, digest
 
     with tempfile.TemporaryDirectory() as scratch:

@@ -18,11 +18,11 @@ import numpy as np
 import optax
 
 from jaxmedian.training.chunks import TrainState, build_drawn_proposal
-from jaxmedian.training.feeds import Feed, share_out
+from jaxmedian.training.feeds import Feed, own_feed
 from jaxmedian.training.step import Proposal
 from jaxmedian.workers import collectives
 from jaxmedian.workers.collectives import Exchange
-from jaxmedian.workers.gradients import LossFn
+from jaxmedian.workers.gradients import LossFn, count_in_batch
 from jaxmedian.workers.placing import is_per_worker
 
 
@@ -98,9 +98,8 @@ def build_halves(
     def take(state: TrainState, leaves: Any, step: Any, exchange: _Told) -> Proposal:
         whole = jax.tree.unflatten(jax.tree.structure(feed), leaves)
         with collectives.over_hosts(exchange):
-            own = _masked(share_out(whole, exchange)[0])
-            batch = jax.eval_shape(own.next_batch, key, jnp.asarray(step))
-            counts[:] = [len(jax.tree.leaves(batch)[0])]
+            own = _masked(own_feed(whole, exchange))
+            counts[:] = [_count(own, key, jnp.asarray(step))]
             return propose(state, own, key, step)
 
     def tell(state: TrainState, leaves: Any, step: Any) -> list[jax.Array]:
@@ -158,11 +157,15 @@ def _masked(feed: Feed) -> Feed:
     """
 
     def with_mask(args: Any, key: jax.Array, step: jax.Array) -> dict[str, Any]:
-        batch = jax.eval_shape(feed.next_batch, key, step)
-        present = jnp.ones(len(jax.tree.leaves(batch)[0]), jnp.bool_)
+        present = jnp.ones(_count(feed, key, step), jnp.bool_)
         return {"worker_mask": present} | args(key, step)
 
     return Feed(feed.next_batch, jax.tree_util.Partial(with_mask, feed.extra_args))
+
+
+def _count(feed: Feed, key: jax.Array, step: jax.Array) -> int:
+    """Returns the number of workers in the batches of a feed."""
+    return count_in_batch(jax.eval_shape(feed.next_batch, key, step))
 
 
 def _as_bytes(arrays: Sequence[np.ndarray]) -> np.ndarray:

@@ -11,7 +11,6 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterator
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -185,7 +184,8 @@ class Peers:
         transfer = datetime.timedelta(
             seconds=max(self._deadline, _LEAST_TRANSFER_SECONDS)
         )
-        self._group = _numbered_group(self._torchft)(timeout=wait)
+        group_class = self._torchft.process_group.ProcessGroupGloo
+        self._group = _numbered_group(group_class)(timeout=wait)
         host = socket.gethostname()  # where torchft has peers ask for a state too
         self._store = torch.distributed.TCPStore(
             host, 0, is_master=True, wait_for_workers=False
@@ -213,17 +213,15 @@ class Peers:
         self._has_new_state = True
 
 
-def _numbered_group(torchft: ModuleType) -> Any:
+def _numbered_group(group_class: Any) -> Any:
     """Builds the class of groups that count how often they were formed anew."""
 
-    class NumberedGroup(torchft.process_group.ProcessGroupGloo):  # type: ignore[misc]
-        number = 0
+    def configure(self: Any, *args: Any, **kwargs: Any) -> None:
+        self.number += 1
+        group_class.configure(self, *args, **kwargs)
 
-        def configure(self, *args: Any, **kwargs: Any) -> None:
-            self.number += 1
-            super().configure(*args, **kwargs)
-
-    return NumberedGroup
+    members = {"number": 0, "configure": configure}
+    return type("NumberedGroup", (group_class,), members)
 
 
 def import_torchft() -> Any:
