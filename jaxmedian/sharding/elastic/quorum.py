@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-_LEAST_TRANSFER_SECONDS = 60.0
-
 
 @contextlib.contextmanager
 def serve(num_processes: int, deadline: float, port: int = 0) -> Iterator[str]:
@@ -181,9 +179,6 @@ class Peers:
     def _open(self) -> None:
         torch = self._torchft.torch
         wait = datetime.timedelta(seconds=self._deadline)
-        transfer = datetime.timedelta(
-            seconds=max(self._deadline, _LEAST_TRANSFER_SECONDS)
-        )
         group_class = self._torchft.process_group.ProcessGroupGloo
         self._group = _numbered_group(group_class)(timeout=wait)
         host = socket.gethostname()  # where torchft has peers ask for a state too
@@ -196,8 +191,8 @@ class Peers:
             state_dict=self._hand_over,
             min_replica_size=majority_of(self._num_processes),
             use_async_quorum=False,
-            timeout=transfer,
-            connect_timeout=transfer,
+            timeout=wait,  # longer for states, and who asks in vain would hold up all
+            connect_timeout=wait,
             rank=0,
             world_size=1,
             store_addr=host,
