@@ -1,5 +1,6 @@
 """Elastic runs: halves of a step are the simulator's, and so is a run with deaths."""
 
+import contextlib
 import importlib.util
 import sys
 import threading
@@ -217,7 +218,7 @@ def test_one_that_dies_and_one_that_is_late_are_absent_and_come_back(monkeypatch
                 late.append(step)
                 time.sleep(2 * deadline)
 
-        try:
+        with contextlib.suppress(Death):
             results[process] = jm.elastic.run(
                 loss,
                 chain("workers"),
@@ -232,8 +233,6 @@ def test_one_that_dies_and_one_that_is_late_are_absent_and_come_back(monkeypatch
                 patience=60,
                 on_step=on_step,
             )
-        except Death:
-            pass
 
     def start(*arguments, **events):
         thread = threading.Thread(target=take_part, args=arguments, kwargs=events)
