@@ -10,12 +10,11 @@ step, and takes it with the others. A member whose history is not that of most o
 has taken a step that the rest have taken otherwise; it gets a peer's state in the next.
 """
 
-import contextlib
 import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -23,17 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmedian.checkpoint import (
-    Folder,
-    Path,
-    as_folder,
-    is_key,
-    read_state,
-    write_state,
-)
-from jaxmedian.checkpoint.storage import Store
+from jaxmedian.checkpoint import Folder, Path, is_key
 from jaxmedian.noise import keys
 from jaxmedian.sharding.elastic.halves import Halves, build_halves
+from jaxmedian.sharding.elastic.own_checkpoints import OwnCheckpoints, open_own
 from jaxmedian.sharding.elastic.quorum import NoQuorum, Peers, import_torchft
 from jaxmedian.sharding.elastic.record import HASH_BYTES, History, Record
 from jaxmedian.training.chunks import TrainState, start_state
@@ -53,6 +45,7 @@ _HEADER = np.dtype(
         ("history", np.uint8, HASH_BYTES),
     ]
 )
+_PATIENCE_WITH_LIGHTHOUSE = 5.0  # seconds beyond the deadlines; then it is asked anew
 _CONFIGURATION = np.dtype([("process", "<i8"), ("digest", np.uint8, HASH_BYTES)])
 
 
@@ -189,7 +182,7 @@ def run(
         num_local=halves.num_local,
     )
     digest = _digest(configuration | describe_feed(feed))
-    with _open_checkpoints(checkpoint, process, save_every, digest) as checkpoints:
+    with open_own(checkpoint, process, save_every, digest) as checkpoints:
         state, history = checkpoints.restore(state, History(num_processes))
         member = _Member(process, halves, state, history, digest)
         peers = Peers(
@@ -206,7 +199,7 @@ def run(
             _take_steps(member, peers, num_steps, limits, on_step, checkpoints)
         finally:
             peers.close()
-        checkpoints.save(peers.step, member)
+        checkpoints.save(member.state, member.history)
     params, opt_state = member.state
     record = member.history.record()
     return ElasticResult(params, opt_state, record, peers.step, halves.num_bytes)
@@ -269,7 +262,7 @@ def _take_steps(
     num_steps: int,
     limits: "_Limits",
     on_step: OnStep | None,
-    checkpoints: "_Checkpoints",
+    checkpoints: OwnCheckpoints,
 ) -> None:
     """Takes steps to the last, then waits for those who are behind.
 
@@ -293,7 +286,9 @@ def _take_steps(
             )
         told = None if is_done else member.halves.send(member.state, peers.step)
         try:
-            outcome = _take_step(member, peers, told, left)
+            # A request that a lighthouse took with it when it died is never answered.
+            wait = min(left, 2 * limits.deadline + _PATIENCE_WITH_LIGHTHOUSE)
+            outcome = _take_step(member, peers, told, wait)
         except NoQuorum as reason:
             if not is_done:
                 sys.stderr.write(f"Process {member.process} waits: {reason}\n")
@@ -305,7 +300,7 @@ def _take_steps(
             if on_step is not None:
                 history = member.history
                 on_step(peers.step, history.last_loss, history.last_present)
-            checkpoints.visit(peers.step, member)
+            checkpoints.visit(member.state, member.history)
         else:
             time.sleep(min(limits.deadline / 20, left))
 
@@ -383,12 +378,12 @@ def _check_configurations(member: _Member, peers: Peers) -> bool:
     digests = [row["digest"].tobytes() for row in rows]
     if len(set(digests)) == 1:
         numbers = rows["process"].tolist()
-        if len(set(numbers)) < len(numbers):
+        if numbers.count(member.process) > 1:
             raise ValueError(
-                f"Two processes have one number: {sorted(numbers)}. Give each its own "
+                f"Two processes have the number {member.process}. Give each its own "
                 "`process`, and end a process before it is started anew."
             )
-        return True
+        return len(set(numbers)) == len(numbers)
     most = max(set(digests), key=lambda one: (digests.count(one), one))
     if member.digest != most:
         raise ValueError(
@@ -398,62 +393,6 @@ def _check_configurations(member: _Member, peers: Peers) -> bool:
             "workers, whose shapes must be."
         )
     return False
-
-
-# --- checkpoints ----------------------------------------------------------------------
-
-
-class _Checkpoints:
-    """The folder of this process's checkpoints, or none."""
-
-    def __init__(self, store: Store | None, every: int, digest: bytes):
-        self._store, self._every, self._digest = store, every, digest
-        self._saved = 0
-
-    def restore(
-        self, state: TrainState, history: History
-    ) -> tuple[TrainState, History]:
-        """Returns the newest state saved, or what it is given."""
-        step = None if self._store is None else self._store.latest_step()
-        if self._store is None or step is None:
-            return state, history
-        notes = self._store.read_notes(step)
-        noted = notes.get("elastic")
-        if noted is None or noted["configuration"] != self._digest.hex():
-            raise ValueError(
-                f"{self._store.path / str(step)} is a checkpoint of another run: give "
-                "the arguments it was made with, or another folder."
-            )
-        self._saved = step
-        state = read_state(self._store, step, state, notes)
-        return state, History.from_json(noted["history"])
-
-    def visit(self, step: int, member: _Member) -> None:
-        """Saves every so many steps."""
-        if step % self._every == 0:
-            self.save(step, member)
-
-    def save(self, step: int, member: _Member) -> None:
-        """Saves a step that is further on than what is saved."""
-        if self._store is None or step <= self._saved:
-            return
-        noted = {"configuration": self._digest.hex()}
-        notes = {"elastic": noted | {"history": member.history.as_json()}}
-        write_state(self._store, step, member.state, notes)
-        self._saved = step
-
-
-@contextlib.contextmanager
-def _open_checkpoints(
-    checkpoint: Folder | Path | None, process: int, every: int, digest: bytes
-) -> Iterator[_Checkpoints]:
-    if checkpoint is None:
-        yield _Checkpoints(None, every, digest)
-        return
-    folder = as_folder(checkpoint)
-    path = f"{folder.path}/process_{process}"
-    with Store(path, folder.keep) as store:
-        yield _Checkpoints(store, every * folder.every, digest)
 
 
 def _digest(configuration: dict[str, Any]) -> bytes:
