@@ -37,8 +37,8 @@ def noisy_vote(axis_name=None, coupling="independent", **options):
     return optax.chain(vote, optax.trace(0.9), optax.adam(1e-2))
 
 
-def noisy_median(axis_name=None):
-    return jm.noisy_median_sgd(0.1, jm.noise.gaussian(0.1), 3, axis_name=axis_name)
+def median(axis_name=None):
+    return jm.median_sgd(0.1, axis_name=axis_name)
 
 
 def own_data(process):
@@ -67,7 +67,7 @@ def replayed(chain, record, **options):
     )
 
 
-@pytest.mark.parametrize("build", [noisy_vote, noisy_median])
+@pytest.mark.parametrize("build", [noisy_vote, median])
 def test_halves_of_all_processes_give_the_bits_of_the_simulator(build):
     members = [halves_of(build("workers"), process) for process in range(P)]
     states = [state for _, state in members]

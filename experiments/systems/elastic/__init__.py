@@ -7,7 +7,7 @@ At the end all hold the same bits, and so does the one-device simulator, given t
 record of who took part in which step.
 
     python -m experiments elastic                   50 kills of 1 of 4 processes
-    python -m experiments elastic --kills 10
+    python -m experiments elastic --preset quick    5 kills
 
 Needs the extra `jaxmedian[elastic]`. Everything runs on this machine's CPUs. The
 lighthouse is killed and restarted too. Steps a second are those while nobody is killed,
