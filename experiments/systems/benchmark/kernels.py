@@ -19,6 +19,7 @@ from experiments.common.harness.installed import installed_byzfl, installed_torc
 from jaxmedian.kernels.rows import sum_of_rows
 
 Run = Callable[[], object]
+ONE_B = "one b"  # the candidate that scales for every coordinate are compared with
 SCALE = 0.3  # b, for gradients of standard deviation 1
 
 
@@ -74,8 +75,41 @@ def works(x: np.ndarray, only: tuple[str, ...] = ()) -> list[Work]:
     ]
 
 
-def _work(name: str, transform: Any, peers: dict[str, Run], x: jax.Array) -> Work:
+def scale_works(x: np.ndarray) -> list[Work]:
+    """Lists noise with a scale for every coordinate, beside noise with one b.
+
+    Votes are timed in a step between two at which their running squares are sent.
+    """
+    works = []
+    for kind, build, statistics in (
+        ("median", jm.coordinate_median, ("sd", "range", "mad")),
+        ("vote", jm.majority_vote, ("rms",)),
+    ):
+        ours, seconds = {}, {}
+        for name in (ONE_B, *statistics):
+            scale: Any = SCALE
+            if name != ONE_B:
+                every = 50 if name == "rms" else 1
+                scale = jm.noise.per_coordinate(SCALE, name, every=every)
+            transform = build(jm.noise.uniform(scale, "systematic"), 0)
+            found = _work(name, transform, {}, jnp.asarray(x), steps_before=1)
+            ours[name] = found.ours["jaxmedian"]
+            seconds[name] = found.compile_seconds["jaxmedian"]
+        title = f"noisy {kind}, uniform systematic, a scale for every coordinate"
+        works.append(Work(title, ours, {}, seconds))
+    return works
+
+
+def _work(
+    name: str,
+    transform: Any,
+    peers: dict[str, Run],
+    x: jax.Array,
+    steps_before: int = 0,
+) -> Work:
     state = transform.init(x[0])
+    for _ in range(steps_before):
+        state = jax.jit(transform.update)(x, state)[1]
     run, seconds = compiled(lambda x, state: transform.update(x, state)[0], x, state)
     return Work(name, {"jaxmedian": run}, peers, {"jaxmedian": seconds})
 

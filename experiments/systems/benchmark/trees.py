@@ -86,6 +86,26 @@ def cost_of_step(
     return Cost(seconds, peak / _MIB, bound / _MIB)
 
 
+def cost_of_compiling(
+    shapes: list[tuple[int, ...]],
+    num_workers: int,
+    optimizer: optax.GradientTransformation,
+) -> tuple[float, int]:
+    """Compiles an update alone; returns CPU seconds and lines of the lowered program.
+
+    Tracing and lowering are in the seconds; nothing is cached.
+    """
+    params = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    grads = [jax.ShapeDtypeStruct((num_workers, *s), jnp.float32) for s in shapes]
+    state = jax.eval_shape(optimizer.init, params)
+    jax.clear_caches()
+    start = time.process_time()
+    lowered = jax.jit(optimizer.update).lower(grads, state, params)
+    lowered.compile()
+    seconds = time.process_time() - start
+    return seconds, lowered.as_text().count("\n")
+
+
 def streamed_peak_mib(num_workers: int, size: int, worker_chunk: int) -> float:
     """Runs one streamed noisy vote; returns the peak memory above the idle process."""
     optimizer = jm.noisy_sign_sgd(0.1, jm.noise.gaussian(0.1), 0)
