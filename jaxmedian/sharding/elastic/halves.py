@@ -64,7 +64,15 @@ class _Told(Exchange):
 class _Heard(_Told):
     """Answers with what was received."""
 
-    heard: Sequence[jax.Array] = ()
+    def __init__(
+        self,
+        axis_name: Any,
+        position: int,
+        num_processes: int,
+        heard: Sequence[jax.Array],
+    ):
+        super().__init__(axis_name, position, num_processes)
+        self.heard = heard
 
     def _answer(self, number: int, x: jax.Array) -> jax.Array:
         del x
@@ -92,7 +100,6 @@ def build_halves(
     propose = build_drawn_proposal(
         loss_fn, optimizer, has_aux=False, worker_chunk=1, axis_name=axis_name
     )
-    shapes: list[jax.ShapeDtypeStruct] = []
     counts: list[int] = []
 
     def take(state: TrainState, leaves: Any, step: Any, exchange: _Told) -> Proposal:
@@ -110,17 +117,14 @@ def build_halves(
     def tell_after(
         heard: Sequence[jax.Array], state: TrainState, leaves: Any, step: Any
     ) -> list[jax.Array]:
-        exchange = _Heard(*place)
-        exchange.heard = heard
+        exchange = _Heard(*place, heard)
         take(state, leaves, step, exchange)
         return exchange.told
 
     def finish(
         state: TrainState, leaves: Any, step: Any, heard: Sequence[jax.Array]
     ) -> tuple[TrainState, jax.Array]:
-        exchange = _Heard(*place)
-        exchange.heard = heard
-        proposal = take(state, leaves, step, exchange)
+        proposal = take(state, leaves, step, _Heard(*place, heard))
 
         def moved() -> TrainState:
             params = optax.apply_updates(state[0], proposal.updates)
