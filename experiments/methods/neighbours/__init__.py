@@ -248,14 +248,19 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
         for name, chosen in reached.items()
     }
     settings = {name: chosen.setting for name, chosen in reached.items()}
-    figures = {f"{k}, behind": v for k, v in _points_behind(reached).items()}
-    claims = _claims(config, reached)
+    behind = _points_behind(reached)
+    figures = {f"{name}, behind": points for name, points in behind.items()}
+    claims = _claims(config, reached, behind)
     extra = {"chosen": settings, "figures": figures}
     data = problems[0].description
     return Result(curves, claims, extra, "step", partial, data)
 
 
-def _claims(config: Config, reached: dict[str, Chosen]) -> tuple[Claim, ...]:
+def _claims(
+    config: Config,
+    reached: dict[str, Chosen],
+    behind: dict[str, tuple[float, float]],
+) -> tuple[Claim, ...]:
     claims = [
         Claim(
             f"{name}: last test accuracy, {METHODS[name].bits:g} bits a coordinate",
@@ -263,7 +268,7 @@ def _claims(config: Config, reached: dict[str, Chosen]) -> tuple[Claim, ...]:
         )
         for name, chosen in reached.items()
     ]
-    claims += _behind_the_mean(config, reached)
+    claims += _behind_the_mean(config, behind)
     for name, other, least_steps in (
         ("vote, independent", "vote", 300),
         ("vote, systematic", "vote, independent", 1000),
@@ -281,14 +286,16 @@ def _claims(config: Config, reached: dict[str, Chosen]) -> tuple[Claim, ...]:
     return tuple(claims)
 
 
-def _behind_the_mean(config: Config, reached: dict[str, Chosen]) -> list[Claim]:
+def _behind_the_mean(
+    config: Config, found: dict[str, tuple[float, float]]
+) -> list[Claim]:
     """States how far votes and medians are behind the mean.
 
     Medians with one b are held to nothing: the goals were the votes', and they miss.
     """
     claims = []
     judged = config.data == "mnist5k" and config.num_steps >= 3000
-    for name, (behind, error) in _points_behind(reached).items():
+    for name, (behind, error) in found.items():
         points = GOALS[name]
         close = behind <= points + 2 * error
         is_held = judged and name not in ONE_SCALE_MEDIANS
