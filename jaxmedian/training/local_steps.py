@@ -15,9 +15,10 @@ import optax
 
 from jaxmedian.noise.keys import is_key
 from jaxmedian.workers import collectives, explicit
+from jaxmedian.workers.blocks import map_workers
 from jaxmedian.workers.checks import as_transform, check_count
 from jaxmedian.workers.collectives import AxisName
-from jaxmedian.workers.gradients import LossFn, map_workers
+from jaxmedian.workers.gradients import LossFn
 
 PyTree = Any
 
@@ -85,7 +86,7 @@ def worker_updates(
         if batch_per_step:
             _check_steps(batch, num_steps)
 
-        def of_worker(worker_batch: PyTree) -> PyTree:
+        def of_worker(params: PyTree, worker_batch: PyTree) -> PyTree:
             def step(carry: Any, step_batch: Any) -> tuple[Any, None]:
                 # The sum of the updates is carried, not the parameters: their
                 # difference would lose the digits that a small step has.
@@ -107,7 +108,7 @@ def worker_updates(
             )
             return moved
 
-        return map_workers(of_worker, batch, worker_chunk)
+        return map_workers(of_worker, params, batch, worker_chunk, axis_name)
 
     def updates_fn(params: PyTree, batch: PyTree) -> PyTree:
         return explicit.on_automatic_axes(

@@ -27,6 +27,7 @@ from jaxmedian.transforms.draws import (
     init_state,
 )
 from jaxmedian.workers import collectives, explicit
+from jaxmedian.workers.blocks import blank
 from jaxmedian.workers.checks import check_extra_args
 from jaxmedian.workers.collectives import AxisName
 from jaxmedian.workers.population import (
@@ -262,16 +263,11 @@ def _fold(
         block_draws = [leaf_draws.of_workers(block.first, size) for leaf_draws in draws]
         return _reduce(rule, groups, jax.tree.leaves(block.grads), block_draws, workers)
 
-    def add_block(number: jax.Array, carry: Any) -> Any:
-        total, values = carry
-        block, values = stream.compute(number, values)
-        return jax.tree.map(jnp.add, total, reduce_block(block)), values
+    def add_block(total: list[jax.Array], block: Block) -> list[jax.Array]:
+        return jax.tree.map(jnp.add, total, reduce_block(block))
 
-    shapes = jax.eval_shape(reduce_block, stream.block_shapes)
-    start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    carry = collectives.vary((start, stream.value), stream.axis_name)
-    total, stream.value = jax.lax.fori_loop(0, stream.num_blocks, add_block, carry)
-    return total
+    shapes = jax.eval_shape(lambda: reduce_block(stream.block()))
+    return stream.fold(add_block, blank(shapes))
 
 
 def _finish(

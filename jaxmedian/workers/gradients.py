@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxmedian.workers import collectives, explicit
+from jaxmedian.workers.blocks import map_workers
 from jaxmedian.workers.checks import check_count
 from jaxmedian.workers.collectives import AxisName
 
@@ -90,12 +90,7 @@ def worker_value_and_grads(
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=has_aux)
 
     def of_batch(batch: Any, params: Any) -> Any:
-        params = collectives.vary(params, axis_name)
-
-        def of_worker(worker_batch: Any) -> Any:
-            return value_and_grad(params, worker_batch)
-
-        return map_workers(of_worker, batch, worker_chunk)
+        return map_workers(value_and_grad, params, batch, worker_chunk, axis_name)
 
     def value_and_grads(params: Any, batch: Any) -> Any:
         if collectives.explicit_mesh((batch, params)) is None:
@@ -105,56 +100,3 @@ def worker_value_and_grads(
         )
 
     return value_and_grads
-
-
-def map_workers(
-    of_worker: Callable[[Any], Any], batch: Any, worker_chunk: int | None
-) -> Any:
-    """Maps a function of one worker's batch over the workers, in chunks of them.
-
-    Raises:
-      ValueError: for a batch without a worker axis.
-    """
-    num_local = count_in_batch(batch)
-    if worker_chunk is None or 1 < num_local <= worker_chunk:
-        return jax.vmap(of_worker)(batch)
-    if worker_chunk == 1:
-        return jax.lax.map(of_worker, batch)
-    return jax.lax.map(of_worker, batch, batch_size=worker_chunk)
-
-
-def count_in_batch(batch: Any) -> int:
-    """Returns the number of workers in a batch whose leaves are ``[M, ...]``.
-
-    Raises:
-      ValueError: if the batch is empty or its leaves disagree.
-    """
-    counts = {shape[:1] for shape in _shapes_of(batch).values()}
-    if len(counts) != 1 or () in counts or (0,) in counts:
-        raise ValueError(
-            "The batch must have a leading worker axis, the same M >= 1 in each leaf; "
-            f"got shapes {_shapes_of(batch)}."
-        )
-    return counts.pop()[0]
-
-
-def check_num_workers(batch: Any, num_workers: int, num_devices: int = 1) -> None:
-    """Raises ValueError unless as many workers as told share so many devices.
-
-    Samples of all workers in one axis would pass for so many workers.
-    """
-    found = count_in_batch(batch) * num_devices
-    if found != num_workers:
-        raise ValueError(
-            f"`num_workers` is {num_workers}, but the batch has the leading axis of "
-            f"{found} workers: {_shapes_of(batch)}. Samples of all workers in one "
-            "axis, [M * n, ...], are to become [M, n, ...]: "
-            f"`x.reshape({num_workers}, -1, *x.shape[1:])`."
-        )
-
-
-def _shapes_of(batch: Any) -> dict[str, tuple[int, ...]]:
-    return {
-        jax.tree_util.keystr(path) or "the batch": jnp.shape(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(batch)
-    }

@@ -17,9 +17,19 @@ import jax
 import jax.numpy as jnp
 
 from jaxmedian.workers import collectives
+from jaxmedian.workers.blocks import (
+    blank,
+    count_in_batch,
+    first_of,
+    fold_blocks,
+    map_block,
+    put_rows,
+    result_shapes,
+    take_rows,
+)
 from jaxmedian.workers.checks import check_count
 from jaxmedian.workers.collectives import AxisName
-from jaxmedian.workers.gradients import LossFn, count_in_batch
+from jaxmedian.workers.gradients import LossFn
 
 _MUCH = 2**30  # bytes of stacked gradients that are worth a warning
 
@@ -45,38 +55,45 @@ class WorkerStream:
     Attributes:
       axis_name: mesh axis over which workers are spread, or None.
       shapes: tree of `jax.ShapeDtypeStruct`, the stacked gradients as they would be.
-      block_shapes: a `Block` of shapes.
-      num_blocks: blocks to compute, in order.
       stacked: the stacked gradients, if somebody asked for them, else None.
     """
 
     def __init__(
         self,
-        value_and_grads_from: Callable[[jax.Array], tuple[Any, Any]],
-        num_workers: int,
-        chunk: int,
+        value_and_grads_of: Callable[[Any, Any], tuple[Any, Any]],
+        params: Any,
+        batch: Any,
+        worker_chunk: int,
         axis_name: AxisName | None,
     ) -> None:
         """Describes a stream.
 
         Args:
-          value_and_grads_from: first worker of a block -> values and gradients of its
-            ``chunk`` workers, leaves ``[chunk, ...]``.
-          num_workers: local workers, >= chunk.
-          chunk: workers per block.
+          value_and_grads_of: parameters and the batch of a block, leaves
+            ``[chunk, ...]`` -> values and gradients of its workers, likewise.
+          params: parameters.
+          batch: tree of leaves ``[m, ...]``, the local workers' samples.
+          worker_chunk: workers per block; all of them if there are fewer.
           axis_name: mesh axis over which workers are spread, or None.
         """
-        self._block = value_and_grads_from
-        self._num_workers, self._chunk, self.axis_name = num_workers, chunk, axis_name
-        self.num_blocks = math.ceil(num_workers / chunk)
-        value, grads = jax.eval_shape(value_and_grads_from, jnp.int32(0))
-        self._results = {"value": _blank(jax.tree.map(self._widen, value))}
-        self._describe(grads)
+        self._block = value_and_grads_of
+        self._source = jax.tree.map(jnp.asarray, (params, batch))
+        self._num_workers, self.axis_name = count_in_batch(batch), axis_name
+        self._chunk = min(worker_chunk, self._num_workers)
+        self._describe()
+        self._results = {"value": blank(self._value_shapes)}
 
-    def _describe(self, grads: Any) -> None:
-        self.shapes = jax.tree.map(self._widen, grads)
-        self.block_shapes, _ = jax.eval_shape(self.compute, jnp.int32(0), self.value)
+    def _describe(self) -> None:
+        params, batch = self._source
+        of_block, of_all = result_shapes(self._block, params, batch, self._chunk)
+        self._block_shapes = of_block[1]
+        self._value_shapes, self.shapes = of_all
         self.stacked: Any = None
+
+    def block(self) -> Block:
+        """Returns a blank block, for its shapes."""
+        fresh = jnp.ones(self._chunk, bool)
+        return Block(blank(self._block_shapes), jnp.int32(0), fresh)
 
     @property
     def value(self) -> Any:
@@ -94,25 +111,45 @@ class WorkerStream:
           function: leaves ``[chunk, ...]`` -> leaves ``[chunk, ...]``, each worker's
             from its own alone.
         """
-        value_and_grads_from = self._block
+        value_and_grads_of = self._block
 
-        def mapped_block(first: jax.Array) -> tuple[Any, Any]:
-            value, grads = value_and_grads_from(first)
+        def mapped_block(params: Any, batch: Any) -> tuple[Any, Any]:
+            value, grads = value_and_grads_of(params, batch)
             return value, function(grads)
 
         mapped = copy.copy(self)
         mapped._block = mapped_block
-        _, grads = jax.eval_shape(mapped_block, jnp.int32(0))
-        mapped._describe(grads)
+        mapped._describe()
         return mapped
 
-    def compute(self, number: jax.Array, value: object) -> tuple[Block, Any]:
-        """Computes block ``number``, and puts its values among those of all workers."""
-        start = number * self._chunk
-        first = jnp.minimum(start, self._num_workers - self._chunk)
-        block_value, grads = self._block(first)
-        fresh = first + jnp.arange(self._chunk) >= start
-        return Block(grads, first, fresh), _put(value, block_value, first)
+    def fold(self, add_block: Callable[[Any, Block], Any], start: Any) -> Any:
+        """Computes block after block and carries a total; sets `value`.
+
+        Args:
+          add_block: total and block -> total.
+          start: the total before the first block.
+        """
+
+        def visit(carry: Any, number: jax.Array, source: Any) -> Any:
+            total, value = carry
+            params, batch = source
+            first = first_of(number, self._num_workers, self._chunk)
+            block_value, grads = self._block(
+                params, take_rows(batch, first, self._chunk)
+            )
+            fresh = first + jnp.arange(self._chunk) >= number * self._chunk
+            total = add_block(total, Block(grads, first, fresh))
+            return total, put_rows(value, block_value, first)
+
+        total, self.value = fold_blocks(
+            visit,
+            (start, self.value),
+            self._source,
+            self._num_workers,
+            self._chunk,
+            self.axis_name,
+        )
+        return total
 
     def stack(self, transform: str) -> Any:
         """Computes all gradients, ``[m, ...]``, for a transform that needs them."""
@@ -125,19 +162,11 @@ class WorkerStream:
                 stacklevel=2,
             )
 
-        def put_block(number: jax.Array, carry: Any) -> Any:
-            whole, value = carry
-            block, value = self.compute(number, value)
-            return _put(whole, block.grads, block.first), value
+        def put_block(whole: Any, block: Block) -> Any:
+            return put_rows(whole, block.grads, block.first)
 
-        carry = collectives.vary((_blank(self.shapes), self.value), self.axis_name)
-        self.stacked, self.value = jax.lax.fori_loop(
-            0, self.num_blocks, put_block, carry
-        )
+        self.stacked = self.fold(put_block, blank(self.shapes))
         return self.stacked
-
-    def _widen(self, shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((self._num_workers, *shape.shape[1:]), shape.dtype)
 
     def _num_bytes(self) -> int:
         leaves = jax.tree.leaves(self.shapes)
@@ -169,19 +198,6 @@ class WorkerStream:
     shape = dtype = ndim = size = property(_refuse)
 
 
-def _put(whole: Any, part: Any, first: jax.Array) -> Any:
-    """Writes the rows of some workers into those of all."""
-    return jax.tree.map(
-        lambda rows, some: jax.lax.dynamic_update_slice_in_dim(rows, some, first, 0),
-        whole,
-        part,
-    )
-
-
-def _blank(shapes: Any) -> Any:
-    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-
 def stream_value_and_grads(
     loss_fn: LossFn, *, has_aux: bool, axis_name: AxisName | None, worker_chunk: int
 ) -> Callable[[Any, Any], WorkerStream]:
@@ -189,29 +205,12 @@ def stream_value_and_grads(
     check_count("worker_chunk", worker_chunk)
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=has_aux)
 
+    def of_block(params: Any, batch: Any) -> Any:
+        return map_block(value_and_grad, params, batch)
+
     def value_and_grads(params: Any, batch: Any) -> WorkerStream:
-        num_local = count_in_batch(batch)
-        chunk = min(worker_chunk, num_local)
         params = collectives.vary(params, axis_name)
-
-        def of_block(first: jax.Array) -> Any:
-            # Tied to the block, or XLA moves what depends on the parameters alone
-            # (their conversion to another type, say) out of the loop, into memory.
-            block_params, _ = jax.lax.optimization_barrier((params, first))
-
-            def of_worker(worker_batch: Any) -> Any:
-                return value_and_grad(block_params, worker_batch)
-
-            if chunk == 1:
-                alone = of_worker(jax.tree.map(lambda x: jnp.asarray(x)[first], batch))
-                return jax.tree.map(lambda x: jnp.asarray(x)[None], alone)
-            block = jax.tree.map(
-                lambda x: jax.lax.dynamic_slice_in_dim(jnp.asarray(x), first, chunk),
-                batch,
-            )
-            return jax.vmap(of_worker)(block)
-
-        return WorkerStream(of_block, num_local, chunk, axis_name)
+        return WorkerStream(of_block, params, batch, worker_chunk, axis_name)
 
     return value_and_grads
 

@@ -6,6 +6,8 @@ every rule at once, since compiling is what costs time here.
 
 import functools
 import itertools
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -405,3 +407,35 @@ def test_an_axis_out_of_scope_is_named(build):
     rule = build(axis_name="nowhere")
     with pytest.raises(ValueError, match=r"`axis_name` 'nowhere' is not an axis here"):
         rule.update(np.ones((2, 3), np.float32), rule.init(None), None)
+
+
+WHOLE_RUNS = """
+import os
+
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_cpu_prefer_vector_width=128"
+)
+import jax
+
+from experiments.systems import killable
+
+for features in (40, 2000):
+    killable.FEATURES = features
+    runs = [killable.train_on_mesh(jax.devices()[:n], 3) for n in (1, 2, 8)]
+    for name, on_one in killable.bits(runs[0]).items():
+        for run in runs[1:]:
+            assert killable.bits(run)[name].tobytes() == on_one.tobytes(), name
+print("the same bits")
+"""
+
+
+def test_one_worker_a_device_rounds_as_eight_do():
+    """On other processors too: what XLA emits for a loop depends on its length.
+
+    From jax 0.12 a loop over few workers was one kernel and a loop over one was none;
+    with vectors of 128 bits their sums rounded differently.
+    """
+    output = subprocess.run(
+        [sys.executable, "-c", WHOLE_RUNS], capture_output=True, text=True, check=False
+    )
+    assert output.stdout.strip() == "the same bits", output.stderr
