@@ -10,9 +10,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxmedian.training.model_state import StateOverWorkers, check_rows, hold, release
 from jaxmedian.training.step import jit_step, make_step
-from jaxmedian.workers.blocks import check_num_workers, count_in_batch
 from jaxmedian.workers.checks import check_count
-from jaxmedian.workers.gradients import LossFn
+from jaxmedian.workers.gradients import LossFn, check_num_workers, count_in_batch
 from jaxmedian.workers.mesh import WORKERS, check_divisible, check_mesh
 from jaxmedian.workers.placing import check_shared, is_per_worker, state_specs
 

@@ -19,9 +19,9 @@ import numpy.typing as npt
 from jaxmedian.noise import keys
 from jaxmedian.training import bijections
 from jaxmedian.workers import collectives
-from jaxmedian.workers.blocks import count_in_batch
 from jaxmedian.workers.checks import check_count, check_option
 from jaxmedian.workers.collectives import AxisName
+from jaxmedian.workers.gradients import count_in_batch
 
 
 def full_batch(worker_data: Any) -> jax.tree_util.Partial:

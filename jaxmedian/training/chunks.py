@@ -19,9 +19,8 @@ from jaxmedian.training.feeds import Feed, kind_of
 from jaxmedian.training.model_state import StateOverWorkers, hold, release
 from jaxmedian.training.step import Proposal, build_proposal
 from jaxmedian.workers import collectives
-from jaxmedian.workers.blocks import count_in_batch
 from jaxmedian.workers.collectives import AxisName
-from jaxmedian.workers.gradients import LossFn
+from jaxmedian.workers.gradients import LossFn, count_in_batch
 from jaxmedian.workers.placing import check_shared
 from jaxmedian.workers.population import population_of
 

@@ -15,10 +15,9 @@ import optax
 
 from jaxmedian.noise.keys import is_key
 from jaxmedian.workers import collectives, explicit
-from jaxmedian.workers.blocks import map_workers
 from jaxmedian.workers.checks import as_transform, check_count
 from jaxmedian.workers.collectives import AxisName
-from jaxmedian.workers.gradients import LossFn
+from jaxmedian.workers.gradients import LossFn, map_workers
 
 PyTree = Any
 

@@ -22,7 +22,7 @@ from jaxmedian.training.identity import check_alike, describe
 from jaxmedian.training.interrupts import wait_until_ready
 from jaxmedian.training.spreading import Spread
 from jaxmedian.workers import collectives
-from jaxmedian.workers.blocks import count_in_batch
+from jaxmedian.workers.gradients import count_in_batch
 
 Advance = Callable[..., tuple[Any, dict[str, jax.Array]]]
 

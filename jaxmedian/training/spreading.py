@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxmedian.training.feeds import Feed, share_out
 from jaxmedian.training.model_state import check_rows
-from jaxmedian.workers.blocks import count_in_batch
+from jaxmedian.workers.gradients import count_in_batch
 from jaxmedian.workers.mesh import WORKERS, check_divisible, check_mesh
 from jaxmedian.workers.placing import (
     is_on,

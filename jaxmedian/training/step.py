@@ -30,7 +30,6 @@ from jaxmedian.training.model_state import (
     with_model_state,
 )
 from jaxmedian.workers import collectives, explicit
-from jaxmedian.workers.blocks import check_num_workers, count_in_batch
 from jaxmedian.workers.checks import (
     OUR_EXTRA_ARGS,
     check_count,
@@ -38,7 +37,12 @@ from jaxmedian.workers.checks import (
     check_params,
 )
 from jaxmedian.workers.collectives import AxisName
-from jaxmedian.workers.gradients import LossFn, worker_value_and_grads
+from jaxmedian.workers.gradients import (
+    LossFn,
+    check_num_workers,
+    count_in_batch,
+    worker_value_and_grads,
+)
 from jaxmedian.workers.population import (
     Population,
     check_aggregated,

@@ -27,7 +27,6 @@ from jaxmedian.transforms.draws import (
     init_state,
 )
 from jaxmedian.workers import collectives, explicit
-from jaxmedian.workers.blocks import blank
 from jaxmedian.workers.checks import check_extra_args
 from jaxmedian.workers.collectives import AxisName
 from jaxmedian.workers.population import (
@@ -125,11 +124,31 @@ def transformation(
         if worker_weights is not None and not weighted:
             refuse_weights(name)
         args = (updates, state, params, worker_mask, worker_weights, extra_args)
-        if collectives.explicit_mesh(args) is None:
+        if collectives.explicit_mesh(args) is not None:
+            return explicit.on_automatic_axes(take, explicit.place_step, *args)
+        if axis_name is not None or not _all_known(args):
             return take(*args)
-        return explicit.on_automatic_axes(take, explicit.place_step, *args)
+        if worker_weights is not None:
+            # They are checked, and take their type, by their values.
+            worker_weights = population_of(
+                name, updates, params, None, worker_mask, worker_weights
+            ).weights
+        return compiled_take(
+            updates, state, params, worker_mask, worker_weights, extra_args
+        )
+
+    compiled_take = jax.jit(take)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _all_known(tree: Any) -> bool:
+    """Returns whether all leaves are arrays or numbers that nobody traces."""
+    return all(
+        isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float)
+        and not isinstance(leaf, jax.core.Tracer)
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def _on_device(leaf: Any) -> Any:
@@ -263,11 +282,16 @@ def _fold(
         block_draws = [leaf_draws.of_workers(block.first, size) for leaf_draws in draws]
         return _reduce(rule, groups, jax.tree.leaves(block.grads), block_draws, workers)
 
-    def add_block(total: list[jax.Array], block: Block) -> list[jax.Array]:
-        return jax.tree.map(jnp.add, total, reduce_block(block))
+    def add_block(number: jax.Array, carry: Any) -> Any:
+        total, carry = carry
+        block, carry = stream.compute(number, carry)
+        return (jax.tree.map(jnp.add, total, reduce_block(block)), carry)
 
-    shapes = jax.eval_shape(lambda: reduce_block(stream.block()))
-    return stream.fold(add_block, blank(shapes))
+    shapes = jax.eval_shape(reduce_block, stream.block_shapes)
+    start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    start = collectives.vary((start, stream.carry), stream.axis_name)
+    total, stream.carry = jax.lax.fori_loop(0, stream.num_blocks, add_block, start)
+    return total
 
 
 def _finish(

@@ -5,13 +5,15 @@ with ``worker_chunk``, from a `jax.lax.map` over chunks of them, which needs les
 and makes a worker's bits independent of how many others are computed beside it.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxmedian.workers import collectives, explicit
-from jaxmedian.workers.blocks import map_workers
+from jaxmedian.workers.blocks import map_in_blocks
 from jaxmedian.workers.checks import check_count
 from jaxmedian.workers.collectives import AxisName
 
@@ -100,3 +102,70 @@ def worker_value_and_grads(
         )
 
     return value_and_grads
+
+
+def map_workers(
+    of_worker: Callable[[Any, Any], Any],
+    params: Any,
+    batch: Any,
+    worker_chunk: int | None,
+    axis_name: AxisName | None,
+) -> Any:
+    """Maps a function of parameters and one worker's batch over the local workers.
+
+    Args:
+      of_worker: parameters and the batch of one worker -> tree of arrays.
+      params: parameters.
+      batch: tree of leaves ``[m, ...]``.
+      worker_chunk: workers computed at a time; None for all.
+      axis_name: mesh axis over which workers are spread, or None.
+
+    Returns:
+      A tree of leaves ``[m, ...]``.
+
+    Raises:
+      ValueError: for a batch without a worker axis.
+    """
+    num_workers = count_in_batch(batch)
+    if worker_chunk is None or 1 < num_workers <= worker_chunk:
+        params = collectives.vary(params, axis_name)
+        return jax.vmap(functools.partial(of_worker, params))(batch)
+    chunk = min(worker_chunk, num_workers)
+    return map_in_blocks(of_worker, params, batch, num_workers, chunk, axis_name)
+
+
+def count_in_batch(batch: Any) -> int:
+    """Returns the number of workers in a batch whose leaves are ``[M, ...]``.
+
+    Raises:
+      ValueError: if the batch is empty or its leaves disagree.
+    """
+    counts = {shape[:1] for shape in _shapes_of(batch).values()}
+    if len(counts) != 1 or () in counts or (0,) in counts:
+        raise ValueError(
+            "The batch must have a leading worker axis, the same M >= 1 in each leaf; "
+            f"got shapes {_shapes_of(batch)}."
+        )
+    return counts.pop()[0]
+
+
+def check_num_workers(batch: Any, num_workers: int, num_devices: int = 1) -> None:
+    """Raises ValueError unless as many workers as told share so many devices.
+
+    Samples of all workers in one axis would pass for so many workers.
+    """
+    found = count_in_batch(batch) * num_devices
+    if found != num_workers:
+        raise ValueError(
+            f"`num_workers` is {num_workers}, but the batch has the leading axis of "
+            f"{found} workers: {_shapes_of(batch)}. Samples of all workers in one "
+            "axis, [M * n, ...], are to become [M, n, ...]: "
+            f"`x.reshape({num_workers}, -1, *x.shape[1:])`."
+        )
+
+
+def _shapes_of(batch: Any) -> dict[str, tuple[int, ...]]:
+    return {
+        jax.tree_util.keystr(path) or "the batch": jnp.shape(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(batch)
+    }

@@ -15,8 +15,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxmedian.workers import collectives
-from jaxmedian.workers.blocks import count_in_batch
 from jaxmedian.workers.collectives import AxisName
+from jaxmedian.workers.gradients import count_in_batch
 from jaxmedian.workers.mesh import WORKERS, check_divisible, check_mesh
 
 

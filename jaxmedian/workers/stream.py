@@ -19,17 +19,18 @@ import jax.numpy as jnp
 from jaxmedian.workers import collectives
 from jaxmedian.workers.blocks import (
     blank,
-    count_in_batch,
     first_of,
-    fold_blocks,
     map_block,
+    num_turns,
     put_rows,
-    result_shapes,
+    read_anew,
+    shapes_of_all,
+    shapes_of_block,
     take_rows,
 )
 from jaxmedian.workers.checks import check_count
 from jaxmedian.workers.collectives import AxisName
-from jaxmedian.workers.gradients import LossFn
+from jaxmedian.workers.gradients import LossFn, count_in_batch
 
 _MUCH = 2**30  # bytes of stacked gradients that are worth a warning
 
@@ -55,6 +56,8 @@ class WorkerStream:
     Attributes:
       axis_name: mesh axis over which workers are spread, or None.
       shapes: tree of `jax.ShapeDtypeStruct`, the stacked gradients as they would be.
+      block_shapes: a `Block` of shapes.
+      num_blocks: blocks to compute, in order.
       stacked: the stacked gradients, if somebody asked for them, else None.
     """
 
@@ -80,29 +83,35 @@ class WorkerStream:
         self._source = jax.tree.map(jnp.asarray, (params, batch))
         self._num_workers, self.axis_name = count_in_batch(batch), axis_name
         self._chunk = min(worker_chunk, self._num_workers)
-        self._describe()
-        self._results = {"value": blank(self._value_shapes)}
+        self.num_blocks = num_turns(self._num_workers, self._chunk)
+        value = self._describe()
+        self._results = {"value": blank(value)}
 
-    def _describe(self) -> None:
+    def _describe(self) -> Any:
+        """Sets the shapes of the gradients, and returns those of the values."""
         params, batch = self._source
-        of_block, of_all = result_shapes(self._block, params, batch, self._chunk)
-        self._block_shapes = of_block[1]
-        self._value_shapes, self.shapes = of_all
+        rows = shapes_of_block(batch, self._chunk)
+        value, grads = jax.eval_shape(self._block, params, rows)
+        self.block_shapes = jax.eval_shape(
+            lambda grads: Block(grads, jnp.int32(0), jnp.ones(self._chunk, bool)), grads
+        )
+        self.shapes = shapes_of_all(grads, self._num_workers)
         self.stacked: Any = None
-
-    def block(self) -> Block:
-        """Returns a blank block, for its shapes."""
-        fresh = jnp.ones(self._chunk, bool)
-        return Block(blank(self._block_shapes), jnp.int32(0), fresh)
+        return shapes_of_all(value, self._num_workers)
 
     @property
     def value(self) -> Any:
         """Losses ``[m]``, or losses and aux; zeros until it was consumed."""
         return self._results["value"]
 
-    @value.setter
-    def value(self, value: object) -> None:
-        self._results["value"] = value  # shared by the streams made of this one
+    @property
+    def carry(self) -> Any:
+        """What `compute` hands from block to block: values, and what it reads."""
+        return self.value, self._source
+
+    @carry.setter
+    def carry(self, carry: Any) -> None:
+        self._results["value"], _ = carry  # shared by the streams made of this one
 
     def map(self, function: Callable[[Any], Any]) -> "WorkerStream":
         """Returns the stream of what a function makes of each block of gradients.
@@ -122,34 +131,14 @@ class WorkerStream:
         mapped._describe()
         return mapped
 
-    def fold(self, add_block: Callable[[Any, Block], Any], start: Any) -> Any:
-        """Computes block after block and carries a total; sets `value`.
-
-        Args:
-          add_block: total and block -> total.
-          start: the total before the first block.
-        """
-
-        def visit(carry: Any, number: jax.Array, source: Any) -> Any:
-            total, value = carry
-            params, batch = source
-            first = first_of(number, self._num_workers, self._chunk)
-            block_value, grads = self._block(
-                params, take_rows(batch, first, self._chunk)
-            )
-            fresh = first + jnp.arange(self._chunk) >= number * self._chunk
-            total = add_block(total, Block(grads, first, fresh))
-            return total, put_rows(value, block_value, first)
-
-        total, self.value = fold_blocks(
-            visit,
-            (start, self.value),
-            self._source,
-            self._num_workers,
-            self._chunk,
-            self.axis_name,
-        )
-        return total
+    def compute(self, number: jax.Array, carry: Any) -> tuple[Block, Any]:
+        """Computes block ``number``, and carries its values among those of all."""
+        value, source = carry
+        params, batch = source = read_anew(source)
+        first = first_of(number, self._num_workers, self._chunk)
+        block_value, grads = self._block(params, take_rows(batch, first, self._chunk))
+        fresh = first + jnp.arange(self._chunk) >= number * self._chunk
+        return Block(grads, first, fresh), (put_rows(value, block_value, first), source)
 
     def stack(self, transform: str) -> Any:
         """Computes all gradients, ``[m, ...]``, for a transform that needs them."""
@@ -162,10 +151,15 @@ class WorkerStream:
                 stacklevel=2,
             )
 
-        def put_block(whole: Any, block: Block) -> Any:
-            return put_rows(whole, block.grads, block.first)
+        def put_block(number: jax.Array, carry: Any) -> Any:
+            whole, carry = carry
+            block, carry = self.compute(number, carry)
+            return put_rows(whole, block.grads, block.first), carry
 
-        self.stacked = self.fold(put_block, blank(self.shapes))
+        start = collectives.vary((blank(self.shapes), self.carry), self.axis_name)
+        self.stacked, self.carry = jax.lax.fori_loop(
+            0, self.num_blocks, put_block, start
+        )
         return self.stacked
 
     def _num_bytes(self) -> int:

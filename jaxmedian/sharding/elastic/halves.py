@@ -21,9 +21,8 @@ from jaxmedian.training.chunks import TrainState, build_drawn_proposal
 from jaxmedian.training.feeds import Feed, own_feed
 from jaxmedian.training.step import Proposal
 from jaxmedian.workers import collectives
-from jaxmedian.workers.blocks import count_in_batch
 from jaxmedian.workers.collectives import Exchange
-from jaxmedian.workers.gradients import LossFn
+from jaxmedian.workers.gradients import LossFn, count_in_batch
 from jaxmedian.workers.placing import is_per_worker
 
 
