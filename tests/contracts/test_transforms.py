@@ -107,6 +107,20 @@ def test_it_is_a_plain_optax_transformation(name):
 
 
 @every_transform
+def test_outside_jit_it_compiles_once(name, caplog):
+    """A second update, of other numbers and another step, compiles nothing."""
+    transform = TRANSFORMS[name]
+    grads = gradients()
+    params = params_like(grads)
+    state = transform.update(grads, transform.init(params), params)[1]
+    transform.update(gradients(seed=1), state, params)  # the state is an output now
+    caplog.clear()
+    with jax.log_compiles():
+        transform.update(gradients(seed=2), state, params)
+    assert not [text for text in caplog.messages if "ompil" in text], caplog.messages
+
+
+@every_transform
 def test_it_compiles_once_and_a_scan_is_the_loop(name):
     """Steps after the first reuse the program; the state is a stable scan carry."""
     transform = TRANSFORMS[name]
