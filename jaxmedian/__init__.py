@@ -22,7 +22,7 @@ from jaxmedian.optimizers import (
     signum,
 )
 from jaxmedian.training.batches import epochs, full_batch, mini_batches, participants
-from jaxmedian.training.local_steps import worker_updates
+from jaxmedian.workers.local_steps import worker_updates
 from jaxmedian.training.loop import RunResult
 from jaxmedian.training.run import run, run_pure
 from jaxmedian.training.step import make_step

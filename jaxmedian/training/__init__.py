@@ -7,5 +7,5 @@ resume         its checkpoints, and which run (`identity`) they are of
 interrupts     Ctrl-C, heeded at the edges of chunks
 reporting      what the host shows there: `on_chunk`, a progress bar
 batches        what each worker trains on in a step, and which workers take part
-local_steps    several optimizer steps per worker between two aggregations
+remembering    what was built for an optimizer, so that equal settings compile once
 """

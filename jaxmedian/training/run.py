@@ -6,7 +6,7 @@ the host, so that whole runs can be vmapped over seeds and noise scales.
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,13 @@ from jax.sharding import Mesh
 
 from jaxmedian.checkpoint import Folder, Path
 from jaxmedian.noise import keys
-from jaxmedian.training.chunks import Metric, build_chunk, model_of, start_state
+from jaxmedian.training.chunks import (
+    Metric,
+    TrainState,
+    build_chunk,
+    model_of,
+    start_state,
+)
 from jaxmedian.training.evaluation import (
     Evaluate,
     build_evaluation,
@@ -29,6 +35,7 @@ from jaxmedian.training.identity import check_alike, configuration_of
 from jaxmedian.training.interrupts import deferred_interrupts
 from jaxmedian.training.loop import Plan, RunResult, result_of, take_chunks
 from jaxmedian.training.model_state import StateOverWorkers
+from jaxmedian.training.remembering import remember
 from jaxmedian.training.reporting import OnChunk, build_report
 from jaxmedian.training.resume import Edge, open_run
 from jaxmedian.training.sources import Drawn, Loaded, is_loader
@@ -72,6 +79,10 @@ def run(
     KeyboardInterrupt at once, or when the compiler returns. With ``checkpoint``, the
     same call goes on from there, and so it does after a kill at any moment: it ends
     with the parameters, state and metrics of a run that nobody stopped, to the bit.
+
+    Called again with the same optimizer, loss and settings it compiles nothing: the
+    program lives as long as the optimizer. As under `jax.jit`, what a loss reads beside
+    its arguments is read once. Chains, losses and metrics made anew compile anew.
 
     A SIGINT handler of the program's own is called first: where it raises
     KeyboardInterrupt the run stops as above, where it returns the run goes on. Where
@@ -240,15 +251,17 @@ def run(
     with deferred_interrupts() as stop:  # nothing big is left to free behind it
         _check_lengths(num_steps, chunk, step)
         spread = None if mesh is None else Spread(mesh, optimizer)
-        compute = build_chunk(
-            loss_fn,
+        options = {
+            "has_aux": has_aux,
+            "worker_chunk": worker_chunk,
+            "num_workers": num_workers,
+            "has_model_state": model_state is not None,
+        }
+        measured = tuple(metrics) if isinstance(metrics, Sequence) else metrics
+        compute = remember(
             optimizer,
-            metrics,
-            has_aux=has_aux,
-            worker_chunk=worker_chunk,
-            axis_name=None if spread is None else spread.axis_name,
-            num_workers=num_workers,
-            has_model_state=model_state is not None,
+            ("run", loss_fn, measured, mesh, *options.values()),
+            lambda: _build_compute(loss_fn, optimizer, metrics, spread, **options),
         )
         state = start_state(
             optimizer, params, opt_state, model_state, state_over_workers
@@ -275,7 +288,7 @@ def run(
                     keep_best=keep_best,
                 )
                 check_alike(configuration | source.described(), "start the same run")
-            key, compute = spread.replicate(key), spread.chunk(compute)
+            key = spread.replicate(key)
             state = spread.place_state(state)
             source.spread_over(spread)
         plan = Plan(
@@ -296,6 +309,19 @@ def run(
             functools.partial(open_run, checkpoint, optimizer),
             stop,
         )
+
+
+def _build_compute(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    metrics: Sequence[Metric],
+    spread: Spread | None,
+    **options: Any,
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """Builds the chunk of all devices."""
+    axis_name = None if spread is None else spread.axis_name
+    compute = build_chunk(loss_fn, optimizer, metrics, axis_name=axis_name, **options)
+    return compute if spread is None else spread.chunk(compute)
 
 
 def _open_source(

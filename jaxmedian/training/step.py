@@ -29,6 +29,7 @@ from jaxmedian.training.model_state import (
     rows_of,
     with_model_state,
 )
+from jaxmedian.training.remembering import remember
 from jaxmedian.workers import collectives, explicit
 from jaxmedian.workers.checks import (
     OUR_EXTRA_ARGS,
@@ -69,6 +70,10 @@ def make_step(
     donate: bool = False,
 ) -> Callable[..., tuple[Any, ...]]:
     """Builds one jitted training step of all workers.
+
+    Asked again with the same optimizer, loss and settings it returns the same step,
+    compiled once. As under `jax.jit`, what a loss reads beside its arguments is read
+    once.
 
     Args:
       loss_fn: ``loss_fn(params, batch)`` of the batch of *one* worker -> scalar, or
@@ -120,6 +125,24 @@ def make_step(
     >>> float(params), float(metrics["loss"])
     (1.0, 17.5)
     """
+    settings = (has_aux, axis_name, worker_chunk, num_workers, state_over_workers)
+    return remember(
+        optimizer,
+        ("make_step", loss_fn, *settings, donate),
+        lambda: _build_step(loss_fn, optimizer, *settings, donate),
+    )
+
+
+def _build_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    has_aux: bool,
+    axis_name: AxisName | None,
+    worker_chunk: int | None,
+    num_workers: int | None,
+    state_over_workers: StateOverWorkers | None,
+    donate: bool,
+) -> Callable[..., tuple[Any, ...]]:
     has_model_state = state_over_workers is not None
     propose = build_proposal(
         loss_fn,
