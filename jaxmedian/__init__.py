@@ -22,7 +22,6 @@ from jaxmedian.optimizers import (
     signum,
 )
 from jaxmedian.training.batches import epochs, full_batch, mini_batches, participants
-from jaxmedian.workers.local_steps import worker_updates
 from jaxmedian.training.loop import RunResult
 from jaxmedian.training.run import run, run_pure
 from jaxmedian.training.step import make_step
@@ -48,6 +47,7 @@ from jaxmedian.transforms.perturbation import add_worker_noise
 from jaxmedian.transforms.subsets import bulyan, minimum_diameter_mean
 from jaxmedian.transforms.vote import majority_vote
 from jaxmedian.workers.gradients import worker_grads, worker_value_and_grads
+from jaxmedian.workers.local_steps import worker_updates
 
 if TYPE_CHECKING:
     from jaxmedian import theory
