@@ -11,6 +11,8 @@ installed.
     python -m experiments benchmark --preset quick   M = 11 and 51, d = 100,000
     python -m experiments benchmark --preset scales  a scale for every coordinate
     python -m experiments benchmark --preset trees   whole models, compiled
+    python -m experiments benchmark --preset runs    whole runs, their draws and parts
+    python -m experiments benchmark --preset device  what to run on a GPU, within 6 min
 
 Times are noisy; the ratios are what to quote. summary.json names the device.
 """
@@ -27,7 +29,7 @@ import jaxmedian as jm
 from experiments.common.harness.options import Count
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Result
-from experiments.systems.benchmark import kernels, trees, whole_steps
+from experiments.systems.benchmark import kernels, trees, whole_runs, whole_steps
 from experiments.systems.benchmark.timing import Timing, take_turns
 
 
@@ -44,6 +46,11 @@ class Config:
       only: names of the works to time; all by default.
       step_workers: M of the whole training steps.
       step_batches: batch sizes of the whole training steps.
+      run_workers: M of whole runs.
+      run_samples: n of each worker there.
+      run_steps: steps of one run.
+      models: whether to time the draw from ever more samples, and steps of a small GPT
+        and of ResNet-20.
       scales: whether to time noise with a scale for every coordinate.
       trees: whether to compile whole models too.
       seed: of the data.
@@ -57,6 +64,10 @@ class Config:
     only: tuple[str, ...] = ()
     step_workers: tuple[Count, ...] = (10, 51)
     step_batches: tuple[Count, ...] = (32, 400)
+    run_workers: tuple[Count, ...] = ()
+    run_samples: tuple[Count, ...] = (500, 6_000, 60_000)
+    run_steps: Count = 100
+    models: bool = False
     scales: bool = True
     trees: bool = True
     seed: int = 0
@@ -85,12 +96,31 @@ PRESETS = {
         trees=False,
     ),
     "trees": Config(workers=(), step_workers=()),
+    "runs": Config(
+        workers=(), step_workers=(), run_workers=(10, 50), models=True, trees=False
+    ),
+    "device": Config(
+        workers=(11, 101),
+        sizes=(1_000_000, 10_000_000),
+        most_entries=1_010_000_000,
+        budget=0.5,
+        only=("vote", "median", "noisy vote, uniform systematic"),
+        step_batches=(32,),
+        run_workers=(10,),
+        run_samples=(60_000,),
+        models=True,
+        scales=False,
+        trees=False,
+    ),
     "tiny": Config(
         workers=(3,),
         sizes=(1000,),
         turns=1,
         step_workers=(2,),
         step_batches=(4,),
+        run_workers=(2,),
+        run_samples=(8,),
+        run_steps=2,
         trees=False,
     ),
 }
@@ -109,7 +139,22 @@ def run(config: Config) -> Result:
     for num_workers in config.step_workers:
         for batch_size in config.step_batches:
             rows += _time_steps(config, num_workers, batch_size)
-    claims = [*_speed_claims(rows), *_scale_claims(rows), *_tree_claims(config)]
+    for num_workers in config.run_workers:
+        for num_samples in config.run_samples:
+            batch_size = min(32, num_samples)
+            run_size = whole_runs.Size(
+                num_workers, num_samples, batch_size, config.run_steps
+            )
+            rows += whole_runs.rows(run_size, config.turns, config.budget)
+    if config.models:
+        rows += whole_runs.draw_rows(config.turns, config.budget)
+        rows += whole_runs.model_rows(config.turns, config.budget)
+    claims = [
+        *whole_runs.claims(rows),
+        *_speed_claims(rows),
+        *_scale_claims(rows),
+        *_tree_claims(config),
+    ]
     return Result({}, tuple(claims), {"rows": rows})
 
 
