@@ -1,15 +1,34 @@
-"""Eight virtual CPU devices, and a strict mode for jaxmedian's own arithmetic."""
+"""Eight virtual CPU devices, and a strict mode for jaxmedian's own arithmetic.
+
+Three quarters of the time goes into compiling: programs are kept in `.pytest_cache`, so
+that the second run in a checkout takes a third of the first.
+"""
 
 import os
+import shutil
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache/jax")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+
+
+def pytest_sessionstart(session):
+    """Drops the kept programs before they fill a disk; one process does."""
+    folder = Path(__file__).parents[1] / ".pytest_cache/jax"
+    size = sum(path.stat().st_size for path in folder.glob("*"))
+    if size > 2**30 and not hasattr(session.config, "workerinput"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
