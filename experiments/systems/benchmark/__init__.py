@@ -343,7 +343,9 @@ def _tree_claims(config: Config) -> list[Claim]:
 
 
 def plot(result: Result) -> Figure:
-    """Draws time a number against M, ours and the fastest peer's, for the largest d."""
+    """Draws time a number against M for the largest d, or else time a step."""
+    if not any("d" in row for row in result.extra["rows"]):
+        return _plot_steps(result.extra["rows"])
     titles = (
         "median",
         "noisy vote, gaussian independent",
@@ -362,4 +364,18 @@ def plot(result: Result) -> Figure:
         axis.set(xscale="log", yscale="log", xlabel="workers", title=title)
         axis.legend(fontsize=6)
     axes[0].set_ylabel("ns a number")
+    return figure
+
+
+def _plot_steps(rows: list[dict[str, Any]]) -> Figure:
+    """Draws milliseconds a step of each work's candidates."""
+    works = dict.fromkeys((row["work"], row["M"]) for row in rows)
+    figure, axes = panels(max(len(works), 1))
+    for axis, (work, num_workers) in zip(axes, works, strict=False):
+        here = [row for row in rows if (row["work"], row["M"]) == (work, num_workers)]
+        names = [row["candidate"] for row in here]
+        axis.barh(names, [row["ms"] for row in here])
+        axis.invert_yaxis()
+        axis.tick_params(labelsize=5)
+        axis.set(xscale="log", xlabel="ms", title=f"M = {num_workers}, {work}")
     return figure

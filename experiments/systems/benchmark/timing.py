@@ -60,7 +60,7 @@ def peak_mib(run: Callable[[], object]) -> float:
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before = _status("VmRSS")
         run()
-        return (_status("VmHWM") - before) / _MIB
+        return max(_status("VmHWM") - before, 0.0) / _MIB
     except OSError:
         run()
         return float("nan")

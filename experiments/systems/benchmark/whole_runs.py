@@ -269,7 +269,7 @@ def model_rows(turns: int, budget: float) -> list[dict[str, Any]]:
     gpt = language(65, context=64, layers=4, heads=4, width=128, seed=0)
     text = jnp.asarray(rng.integers(0, 65, (8, 12, 65)))
     images = {
-        "images": jnp.asarray(rng.integers(0, 256, (5, 16, 3072), dtype=np.uint8)),
+        "images": jnp.asarray(rng.integers(0, 256, (5, 16, 32, 32, 3), dtype=np.uint8)),
         "labels": jnp.asarray(rng.integers(0, 10, (5, 16))),
     }
     network: Classifier = resnet20(seed=0)
