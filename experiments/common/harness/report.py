@@ -12,6 +12,7 @@ and ``{{RECORD/FIGURE :.2f}}`` says how a number is written (.3f unless it does)
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -104,7 +105,8 @@ def look_up(record: Mapping[str, Any], figure: str) -> Any:
     metric = metric or "test_accuracy"
     if metric in last:
         error = last.get(f"{metric}_error")
-        return last[metric] if error is None else [last[metric], error]
+        one_seed = error is None or math.isnan(error)
+        return last[metric] if one_seed else [last[metric], error]
     for claim in record.get("claims", []):
         if claim["statement"].startswith(figure):
             return claim["here"]
