@@ -37,7 +37,7 @@ def worker_grads(
         JAX sums the gradients of replicated parameters over devices; this stops it.
       worker_chunk: workers computed at a time; None for all. With 1, whole training
         runs give the same bits on any number of devices, which vmapped matrix products
-        of different sizes do not.
+        of different sizes do not; that loop has forward-mode derivatives only.
 
     Returns:
       ``(params, batch) -> grads``, or ``-> (grads, aux)``: the batch's leaves are

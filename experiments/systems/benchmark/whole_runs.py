@@ -26,6 +26,7 @@ from experiments.common.training.models_convolutional import resnet20
 from experiments.methods.shakespeare.transformer import language
 from experiments.systems.benchmark.kernels import SCALE, Run, compiled
 from experiments.systems.benchmark.timing import Timing, take_turns
+from experiments.systems.benchmark.whole_steps import torch_vote
 
 RATE = 1e-3
 
@@ -201,22 +202,9 @@ def _torch(data: dict[str, np.ndarray], size: Size) -> dict[str, Run]:
     torch = installed_torch()
     if torch is None:
         return {}
-    network = torch.nn.Sequential(
-        torch.nn.Linear(784, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10)
-    )
+    params, loss, update = torch_vote(torch)
     images = torch.from_numpy(data["images"])
     labels = torch.from_numpy(data["labels"]).long()
-    params = dict(network.named_parameters())
-
-    def loss(params: dict[str, Any], x: Any, y: Any) -> Any:
-        logits = torch.func.functional_call(network, params, (x,))
-        return torch.nn.functional.cross_entropy(logits, y)
-
-    def update(grads: list[Any]) -> None:
-        with torch.no_grad():
-            for param, grad in zip(params.values(), grads, strict=True):
-                noisy = grad + SCALE * torch.randn_like(grad)
-                param -= RATE * torch.sign(torch.sign(noisy).sum(dim=0))
 
     def loop() -> None:
         for _ in range(size.num_steps):

@@ -55,22 +55,9 @@ def _torch_steps(images: np.ndarray, labels: np.ndarray) -> dict[str, Run]:
     torch = installed_torch()
     if torch is None:
         return {}
-    network = torch.nn.Sequential(
-        torch.nn.Linear(784, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10)
-    )
+    params, loss, update = torch_vote(torch)
     x = torch.from_numpy(images).float() / 255
     y = torch.from_numpy(labels).long()
-    params = dict(network.named_parameters())
-
-    def loss(params: dict[str, Any], x: Any, y: Any) -> Any:
-        logits = torch.func.functional_call(network, params, (x,))
-        return torch.nn.functional.cross_entropy(logits, y)
-
-    def update(grads: list[Any]) -> None:
-        with torch.no_grad():
-            for param, grad in zip(params.values(), grads, strict=True):
-                noisy = grad + SCALE * torch.randn_like(grad)
-                param -= 1e-3 * torch.sign(torch.sign(noisy).sum(dim=0))
 
     def loop() -> None:
         workers = [
@@ -86,3 +73,23 @@ def _torch_steps(images: np.ndarray, labels: np.ndarray) -> dict[str, Run]:
         update(list(per_worker(detached, x, y).values()))
 
     return {"torch loop over workers": loop, "torch.func.vmap": vectorised}
+
+
+def torch_vote(torch: Any) -> tuple[dict[str, Any], Any, Any]:
+    """Returns the network's parameters, one worker's loss, and a noisy vote's step."""
+    network = torch.nn.Sequential(
+        torch.nn.Linear(784, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10)
+    )
+    params = dict(network.named_parameters())
+
+    def loss(params: dict[str, Any], x: Any, y: Any) -> Any:
+        logits = torch.func.functional_call(network, params, (x,))
+        return torch.nn.functional.cross_entropy(logits, y)
+
+    def update(grads: list[Any]) -> None:
+        with torch.no_grad():
+            for param, grad in zip(params.values(), grads, strict=True):
+                noisy = grad + SCALE * torch.randn_like(grad)
+                param -= 1e-3 * torch.sign(torch.sign(noisy).sum(dim=0))
+
+    return params, loss, update
