@@ -110,6 +110,8 @@ def transformation(
         )
         return apply(Step(updates, shapes, state, params, population, extra_args))
 
+    compiled_take = jax.jit(take)
+
     def update_fn(
         updates: Any,
         state: optax.OptState,
@@ -136,8 +138,6 @@ def transformation(
         return compiled_take(
             updates, state, params, worker_mask, worker_weights, extra_args
         )
-
-    compiled_take = jax.jit(take)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -285,7 +285,7 @@ def _fold(
     def add_block(number: jax.Array, carry: Any) -> Any:
         total, carry = carry
         block, carry = stream.compute(number, carry)
-        return (jax.tree.map(jnp.add, total, reduce_block(block)), carry)
+        return jax.tree.map(jnp.add, total, reduce_block(block)), carry
 
     shapes = jax.eval_shape(reduce_block, stream.block_shapes)
     start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)

@@ -1,8 +1,8 @@
 """One gradient a worker: from a loss of one worker's batch to gradients ``[M, ...]``.
 
 Workers are a batch axis: the gradients of all of them come from one `jax.vmap`, or,
-with ``worker_chunk``, from a `jax.lax.map` over chunks of them, which needs less memory
-and makes a worker's bits independent of how many others are computed beside it.
+with ``worker_chunk``, from a loop over chunks of them (`blocks`), which needs less
+memory and makes a worker's bits independent of how many others are computed beside it.
 """
 
 import functools
