@@ -289,8 +289,11 @@ def gaussian(
         state = keys.KeyState(scene.state.count, own_key)
         draws, _ = draw(law, False, state, leaves, scene.population)
         return [
-            add_noise(jnp.full(rows.shape, mean, working_dtype(rows.dtype)), d.noise)
-            for rows, d in zip(leaves, draws, strict=True)
+            add_noise(
+                jnp.full(rows.shape, mean, working_dtype(rows.dtype)),
+                draws.of_leaf(i).noise,
+            )
+            for i, rows in enumerate(leaves)
         ]
 
     return attack("gaussian", workers, key, craft, axis_name, draws=True)

@@ -21,7 +21,7 @@ from jaxmedian.kernels import ballots
 from jaxmedian.kernels.ballots import TieRule
 from jaxmedian.kernels.rows import add_up
 from jaxmedian.noise import Noise, keys
-from jaxmedian.transforms.draws import LeafDraws, check_noise, draw
+from jaxmedian.transforms.draws import Draws, LeafDraws, check_noise, draw
 from jaxmedian.workers import collectives
 from jaxmedian.workers.collectives import AxisName
 
@@ -132,14 +132,14 @@ def pivotal_votes(
     check_key("pivotal_votes", choice_key, needed=chosen.numbers is None)
 
     def craft(leaves: list[jax.Array], scene: Scene) -> list[jax.Array]:
-        draws = [LeafDraws()] * len(leaves)
+        draws = Draws()
         if vote_key is not None:
             assert scene.state is not None
             state = keys.KeyState(scene.state.count, vote_key)
             draws, _ = draw(noise, ties == "random", state, leaves, scene.population)
         return [
-            _pivotal_rows(rows, leaf_draws, scene, ties)
-            for rows, leaf_draws in zip(leaves, draws, strict=True)
+            _pivotal_rows(rows, draws.of_leaf(i), scene, ties)
+            for i, rows in enumerate(leaves)
         ]
 
     # The state counts steps for the vote's key too, whoever draws the workers.
@@ -162,9 +162,10 @@ def _pivotal_rows(
     honest = _tally(votes, scene.honest, scene)
     truth = honest + _tally(votes, scene.hostile, scene)
     lie = _lie(rows, scene)
+    tie_bits = draws.tie_bits(rows.shape[1])
 
     def outcome(tally: jax.Array) -> jax.Array:
-        return ballots.decide(tally, ties=ties, tie_bits=draws.tie_bits, anybody=None)
+        return ballots.decide(tally, ties=ties, tie_bits=tie_bits, anybody=None)
 
     all_lie = honest + scene.num_hostile * lie
     wanted = outcome(jnp.where(lie == 0, truth, all_lie))

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxmedian.kernels import ballots
 from jaxmedian.kernels.rows import add_up
-from jaxmedian.noise import threefry
+from jaxmedian.noise import lanes, threefry
 from jaxmedian.noise.leaf_noise import LeafNoise
 
 TieRule = Literal["zero", "random", "positive"]
@@ -27,6 +27,7 @@ def cast(
     noise: LeafNoise | None,
     ties: TieRule,
     zero_keys: jax.Array | None,
+    starts: jax.Array | None = None,
 ) -> jax.Array:
     """Casts the vote of each worker on each coordinate.
 
@@ -34,13 +35,15 @@ def cast(
       rows: ``[m, d]``, gradients, or votes that were cast before.
       noise: b xi, or None for the plain vote.
       ties: "zero", "random" or "positive": here, what a worker without a sign counts.
-      zero_keys: uint32 ``[m, 2]``, key of each worker's random bits; for "random",
-        None if no entry can be without a sign any more.
+      zero_keys: uint32 ``[m, 2]``, key of each worker's random bits, of joined leaves
+        ``[m, lanes, 2]``; for "random", None if no entry can be without a sign any
+        more.
+      starts: uint32 ``[lanes]`` of joined leaves, see `noise.lanes`; None of one leaf.
 
     Returns:
       int8 ``[m, d]`` of -1, 0, +1.
     """
-    positions = threefry.positions(rows.shape[1])
+    positions = lanes.positions(rows.shape[1], starts)
     values = rows
     if noise is not None:
         workers = jnp.arange(rows.shape[0])
@@ -48,7 +51,7 @@ def cast(
         values = signed(workers, rows, positions)
     unsigned: jax.Array | np.int8 = np.int8(ties == "positive")
     if ties == "random" and zero_keys is not None:
-        words = jax.vmap(threefry.words, in_axes=(0, None))(zero_keys, positions)
+        words = jax.vmap(lanes.words, in_axes=(0, None))(zero_keys, positions)
         unsigned = threefry.fair_bit(words).astype(jnp.int8)
     return sign_or(values, unsigned)
 
@@ -102,6 +105,7 @@ def count_votes(
     zero_keys: jax.Array | None,
     present: jax.Array | None,
     weights: jax.Array | None = None,
+    starts: jax.Array | None = None,
 ) -> jax.Array:
     """Adds up the votes of the workers for each coordinate.
 
@@ -109,18 +113,18 @@ def count_votes(
       rows: floating point ``[M, d]``, M >= 1.
       noise: b xi, or None for the plain vote.
       ties: "zero", "random" or "positive": here, what a worker without a sign counts.
-      zero_keys: uint32 ``[M, 2]``, key of each worker's random bits; for "random",
-        None if no entry can be without a sign any more.
+      zero_keys: see `cast`.
       present: bool ``[M]``, or None if everybody is.
       weights: ``[k, M]``, how many votes each has, as `kernels.limbs.addends`; None for
         one.
+      starts: see `cast`.
 
     Returns:
       Votes for + minus votes for -: int32 ``[d]``, or with weights ``[k, d]`` of their
       type.
     """
     num_workers, size = rows.shape
-    positions = threefry.positions(size)
+    positions = lanes.positions(size, starts)
     # Drawn before the loop over workers: in it they would be drawn for every block.
     shared_words = None if noise is None else noise.shared_words(positions)
 
@@ -141,7 +145,7 @@ def count_votes(
         return add_up(lambda i: vote(i, unsigned), num_workers)
 
     def vote_or_draw(worker: int | jax.Array) -> jax.Array:
-        words = threefry.words(zero_keys[worker], positions)
+        words = lanes.words(zero_keys[worker], positions)
         return vote(worker, threefry.fair_bit(words))
 
     def count_with_bits() -> jax.Array:

@@ -47,6 +47,24 @@ def add_up(row: Row, num_workers: int, block_size: int = BLOCK) -> Any:
     return jax.lax.fori_loop(0, num_blocks, add_block, total) if num_blocks else total
 
 
+def computed_once(x: jax.Array) -> jax.Array:
+    """Returns x, which many will read, from memory.
+
+    XLA on CPU copies what makes x into every reader: to cut a kernel's result into the
+    leaves of a tree, it would compile the kernel once a leaf. What a branch reads is
+    stored, if XLA cannot tell which branch is taken.
+
+    >>> computed_once(jnp.arange(3)).tolist()
+    [0, 1, 2]
+    """
+    is_true = jax.lax.optimization_barrier(jnp.bool_(True))
+
+    def store(x: jax.Array) -> jax.Array:
+        return jax.lax.cond(is_true, lambda x: x, jnp.negative, x)
+
+    return jax.lax.platform_dependent(x, cpu=store, default=lambda x: x)
+
+
 def zeros_varying_like(x: jax.Array) -> jax.Array:
     """Returns integer zeros that vary over a mesh as x does: loops may start from them.
 

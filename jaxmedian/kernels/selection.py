@@ -106,7 +106,8 @@ def median_of_rows(
     return _median(law, even, rows, draws, present)
 
 
-_Draws = tuple[jax.Array, jax.Array, jax.Array | None]  # a `LeafNoise` without its law
+# A `LeafNoise` without its law.
+_Draws = tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -160,7 +161,8 @@ def _fused_median(
     rows: jax.Array, noise: LeafNoise | None, even: EvenRule, present: jax.Array | None
 ) -> jax.Array:
     """Leaves it to XLA to melt noise and network into one pass over the rows."""
-    positions = threefry.positions(rows.shape[1])
+    size = rows.shape[1]
+    positions = threefry.positions(size) if noise is None else noise.positions(size)
     values = [
         row if noise is None else noise.noisy_row(i, row, positions)
         for i, row in enumerate(rows)
@@ -182,7 +184,7 @@ def _tiled_median(
 ) -> jax.Array:
     """Goes through tiles of coordinates, so that ``[M, d]`` noise never exists."""
     num_workers, size = rows.shape
-    positions = threefry.positions(size)
+    positions = threefry.positions(size) if noise is None else noise.positions(size)
     # Drawn before the loop, since in it XLA would draw them again for each worker.
     shared_words = None if noise is None else noise.shared_words(positions)
 
@@ -192,10 +194,10 @@ def _tiled_median(
 
         values = tile(rows)
         if noise is not None:
-            workers = jnp.arange(num_workers)[:, None]
-            shared = None if shared_words is None else tile(shared_words)[None]
-            values = noise.of_tile(start, tile_size).noisy_row(
-                workers, values, tile(positions)[None], shared
+            shared = None if shared_words is None else tile(shared_words)
+            noisy_row = noise.of_tile(start, tile_size).noisy_row
+            values = jax.vmap(noisy_row, (0, 0, None, None))(
+                jnp.arange(num_workers), values, tile(positions), shared
             )
         keys = to_order_keys(values)
         if present is not None:

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmedian.noise.lanes import LANE
+
 # Keys a tile. On CPU a tile of 4 MB stays in the second-level caches through all passes
 # over it, and is large enough for XLA to share each between the cores (of 2^17 to 2^21
 # none differed by more than a tenth). A GPU or TPU wants few, large kernels.
@@ -54,7 +56,8 @@ def map_tiles(
 
     def width(keys_per_tile: int) -> int:
         num_tiles = max(1, -(-size * num_rows // keys_per_tile))
-        return min(size, -(-size // (64 * num_tiles)) * 64)
+        # Whole lanes, so that joined leaves are cut between two of them.
+        return min(size, -(-size // (LANE * num_tiles)) * LANE)
 
     return by_platform(
         lambda tile_size: _map_tiles(of_tile, size, dtype, origins, tile_size),

@@ -6,6 +6,9 @@ worker i reads V + slot_i: slots are multiples of 2^32 / M in an order drawn onc
 step, and the wrap-around of unsigned addition is the frac() of
 xi_i = H^{-1}(frac(V + pi(i) / M)).
 
+Leaves that are joined end to end are one leaf here, whose lanes have keys and slots of
+their own (`noise.lanes`).
+
 Scale and words are known here; kernels choose between adding samples to gradients
 (`noisy_row`) and comparing with the law's tail (`signed_row`), which needs no sample.
 """
@@ -16,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmedian.noise import threefry
+from jaxmedian.noise import lanes, threefry
 from jaxmedian.noise.laws import UNIFORM, Law
 
 _LEAST_NORMAL = np.int32(1 << 23)  # bits of the least float32 that is not subnormal
@@ -29,21 +32,44 @@ class LeafNoise(NamedTuple):
       law: law of xi.
       scale: b in the dtype in which noise is computed, of shape () or, with a scale for
         every coordinate, ``[d]``.
-      key_words: uint32; ``[M, 2]`` worker keys if independent, ``[2]`` if shared.
-      slots: uint32 ``[M]`` if systematic, else None.
+      key_words: uint32; ``[M, 2]`` worker keys if independent, ``[2]`` if shared; of
+        joined leaves ``[M, lanes, 2]`` and ``[lanes, 2]``.
+      slots: uint32 ``[M]``, of joined leaves ``[M, lanes]``, if systematic; else None.
+      starts: uint32 ``[lanes]`` of joined leaves, see `lanes.starts_of_lanes`; None of
+        one leaf.
     """
 
     law: Law
     scale: jax.Array
     key_words: jax.Array
     slots: jax.Array | None
+    starts: jax.Array | None = None
 
     def of_tile(self, start: jax.Array, size: int) -> "LeafNoise":
-        """Returns the noise of rows ``[M, size]`` from coordinate ``start`` on."""
-        if self.scale.ndim == 0:
-            return self
-        scale = jax.lax.dynamic_slice_in_dim(self.scale, start, size)
-        return self._replace(scale=scale[None])
+        """Returns the noise of rows ``[M, size]`` from coordinate ``start`` on.
+
+        Of joined leaves both are whole lanes.
+        """
+        tile = self
+        if self.scale.ndim == 1:
+            scale = jax.lax.dynamic_slice_in_dim(self.scale, start, size)
+            tile = tile._replace(scale=scale)
+        if self.starts is None:
+            return tile
+        first, count = start // np.uint32(lanes.LANE), size // lanes.LANE
+
+        def cut(x: jax.Array, axis: int) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(x, first, count, axis)
+
+        return tile._replace(
+            key_words=cut(self.key_words, -2),
+            slots=None if self.slots is None else cut(self.slots, -1),
+            starts=cut(self.starts, 0),
+        )
+
+    def positions(self, size: int) -> jax.Array:
+        """Returns the positions of ``size`` coordinates in the leaf, or its leaves."""
+        return lanes.positions(size, self.starts)
 
     def words(
         self,
@@ -57,16 +83,17 @@ class LeafNoise(NamedTuple):
         drawn them before it began.
         """
         if self.slots is None:
-            return threefry.words(self.key_words[worker], positions)
+            return lanes.words(self.key_words[worker], positions)
         if shared is None:
-            shared = threefry.words(self.key_words, positions)
-        return shared + self.slots[worker]
+            shared = lanes.words(self.key_words, positions)
+        slot = self.slots[worker]
+        return shared + (slot if self.starts is None else lanes.spread(slot))
 
     def shared_words(self, positions: jax.Array) -> jax.Array | None:
         """Draws V, which all workers share; None if they share none."""
         if self.slots is None:
             return None
-        return threefry.words(self.key_words, positions)
+        return lanes.words(self.key_words, positions)
 
     def noisy_row(
         self,
@@ -82,7 +109,7 @@ class LeafNoise(NamedTuple):
 
     def noisy_rows(self, rows: jax.Array) -> jax.Array:
         """Returns g + b xi for all rows ``[M, d]``, in the noise's dtype."""
-        positions = threefry.positions(rows.shape[1])
+        positions = self.positions(rows.shape[1])
         each = jax.vmap(self.noisy_row, in_axes=(0, 0, None))
         return each(jnp.arange(len(rows)), rows, positions)
 

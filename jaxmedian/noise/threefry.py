@@ -16,6 +16,7 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _KEY_PARITY = np.uint32(0x1BD11BDA)
 
 
+@jax.jit
 def words(key_words: jax.Array, positions: jax.Array) -> jax.Array:
     """Draws one word a coordinate: `jax.random.bits`, elementwise.
 

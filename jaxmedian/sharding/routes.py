@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmedian.kernels.packing import bytes_sent, cheaper
+from jaxmedian.noise.lanes import LANE, lanes_of
 from jaxmedian.transforms.build import joined_leaves
 
 
@@ -24,7 +25,8 @@ class Route(NamedTuple):
 
     Attributes:
       leaves: names of the leaves; small ones of one dtype travel together.
-      num_coordinates: d, of all of them.
+      num_coordinates: d, of all of them; leaves that travel together are filled up to
+        multiples of 128.
       chosen: "bits" or "tallies", whichever sends fewer bytes.
       bytes_as_bits: bytes each device sends in one vote by bits, decisions included.
       bytes_as_tallies: the same by tallies.
@@ -76,6 +78,8 @@ def packed_routes(params: Any, num_workers: int, num_devices: int) -> tuple[Rout
     routes = []
     for group in joined_leaves(rows):
         size = sum(rows[i].size for i in group)
+        if len(group) > 1:  # then each fills whole lanes
+            size = sum(LANE * lanes_of(rows[i].size) for i in group)
         bits, tallies = bytes_sent(size, num_workers // num_devices, num_devices)
         names = tuple(jax.tree_util.keystr(named[i][0]) for i in group)
         routes.append(Route(names, size, cheaper(bits, tallies), bits, tallies))

@@ -5,9 +5,7 @@ worker axis, mask, weights and extra arguments, and hands one `Step` on. `aggreg
 carries a rule on rows ``[m, d] -> [d]`` to trees.
 
 A tree of many small leaves would compile, and launch, one kernel per leaf. So small
-leaves draw their noise first, each in one elementwise pass, and are then joined end to
-end and combined as one. A large leaf is combined alone, its noise drawn where it is
-used.
+leaves are joined end to end and combined as one. A large leaf is combined alone.
 """
 
 import math
@@ -19,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmedian.noise import Noise
+from jaxmedian.kernels.rows import computed_once
+from jaxmedian.noise import Noise, lanes
 from jaxmedian.transforms.draws import (
+    Draws,
     LeafDraws,
     draw,
     follows_gradients,
@@ -156,11 +156,6 @@ def _on_device(leaf: Any) -> Any:
     return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
 
 
-def _same_rows(rows: jax.Array, draws: LeafDraws) -> jax.Array:
-    del draws
-    return rows
-
-
 def _same_result(x: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
     del draws, population
     return x
@@ -171,19 +166,15 @@ class Rule(NamedTuple):
 
     Attributes:
       reduce: (rows ``[m, d]``, draws, population) -> ``[n]``, from the local workers;
-        it draws the noise and the bits that ``draws`` still holds.
+        it draws the noise and the bits that ``draws`` holds.
       finish: (what ``reduce`` returned, draws, population) -> ``[d]`` in any dtype; by
         default what it is given.
-      perturb: (rows, draws) -> rows with noise and worker bits drawn, elementwise; by
-        default the rows, for a rule that draws nothing. The same coordinates reduce to
-        the same result before and after.
       additive: whether ``reduce`` of several blocks of workers may be added up, so that
         a stream of them can be folded.
     """
 
     reduce: Callable[[jax.Array, LeafDraws, Population], jax.Array]
     finish: Callable[[jax.Array, LeafDraws, Population], jax.Array] = _same_result
-    perturb: Callable[[jax.Array, LeafDraws], jax.Array] = _same_rows
     additive: bool = False
 
 
@@ -196,6 +187,7 @@ def aggregator(
     random_ties: bool = False,
     axis_name: AxisName | None = None,
     weighted: bool = True,
+    in_lanes: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Builds the optax transformation ``[M, ...] -> [...]`` of a rule.
 
@@ -207,6 +199,7 @@ def aggregator(
       random_ties: whether it needs the fair bits of a vote.
       axis_name: mesh axis over which workers are spread inside `jax.shard_map`.
       weighted: whether it heeds the weights of the population.
+      in_lanes: whether joined leaves fill whole lanes even if nothing is drawn.
     """
 
     def init(params: optax.Params) -> optax.OptState:
@@ -216,16 +209,24 @@ def aggregator(
 
     def apply(step: Step) -> tuple[optax.Updates, optax.OptState]:
         leaves, treedef = jax.tree.flatten(step.shapes)
-        draws, state = [LeafDraws()] * len(leaves), step.state
+        draws, state = Draws(), step.state
         if rng_key is not None:
             draws, state = draw(noise, random_ties, state, step.shapes, step.population)
-        groups = joined_leaves(leaves)
+        groups = [
+            _Group.of(members, leaves, in_lanes=rng_key is not None or in_lanes)
+            for members in joined_leaves(leaves)
+        ]
         if isinstance(step.updates, WorkerStream):
             reduced = _fold(rule, step.updates, groups, draws, step.population)
         else:
             reduced = _reduce(rule, groups, leaves, draws, step.population)
-        combined = _finish(rule, groups, leaves, reduced, draws, step.population)
-        return jax.tree.unflatten(treedef, combined), state
+        combined: dict[int, jax.Array] = {}
+        for group, group_reduced in zip(groups, reduced, strict=True):
+            group_draws = group.draws_of(draws)
+            whole = rule.finish(group_reduced, group_draws, step.population)
+            combined |= group.cut(whole, leaves)
+        in_order = [combined[i] for i in range(len(leaves))]
+        return jax.tree.unflatten(treedef, in_order), state
 
     return transformation(
         name,
@@ -237,31 +238,71 @@ def aggregator(
     )
 
 
+class _Group(NamedTuple):
+    """Leaves that are combined as one.
+
+    Attributes:
+      members: their positions among all leaves.
+      sizes: their numbers of coordinates.
+      in_lanes: whether they are joined in whole lanes, so that they can draw words.
+    """
+
+    members: list[int]
+    sizes: list[int]
+    in_lanes: bool
+
+    @classmethod
+    def of(cls, members: list[int], leaves: list[Any], *, in_lanes: bool) -> "_Group":
+        sizes = [math.prod(leaves[i].shape[1:]) for i in members]
+        return cls(members, sizes, in_lanes and len(members) > 1)
+
+    def rows_of(self, leaves: list[jax.Array], num_local: int) -> jax.Array:
+        """Joins the rows ``[m, d]``."""
+        rows = [leaves[i].reshape(num_local, -1) for i in self.members]
+        if self.in_lanes:
+            return lanes.join(rows, 1.0)  # a row with a sign needs no bit in its place
+        return rows[0] if len(rows) == 1 else jnp.concatenate(rows, axis=1)
+
+    def draws_of(self, draws: Draws) -> LeafDraws:
+        if self.in_lanes:
+            return draws.of_joined(self.members, self.sizes)
+        return draws.of_leaf(self.members[0])  # or nothing is drawn
+
+    def cut(self, whole: jax.Array, leaves: list[Any]) -> dict[int, jax.Array]:
+        """Cuts what the rule made ``[d]`` into the leaves, by their positions."""
+        parts, start = {}, 0
+        if len(self.members) > 1:
+            whole = computed_once(whole)
+        for i, size in zip(self.members, self.sizes, strict=True):
+            part = whole[start : start + size].astype(leaves[i].dtype)
+            parts[i] = part.reshape(leaves[i].shape[1:])
+            start += lanes.lanes_of(size) * lanes.LANE if self.in_lanes else size
+        return parts
+
+
 def _reduce(
     rule: Rule,
-    groups: list[list[int]],
+    groups: list[_Group],
     leaves: list[jax.Array],
-    draws: list[LeafDraws],
+    draws: Draws,
     population: Population,
 ) -> list[jax.Array]:
     """Reduces the rows of each group of leaves."""
-    reduced = []
-    for group in groups:
-        rows = [leaves[i].reshape(population.num_local, -1) for i in group]
-        if len(group) == 1:
-            reduced.append(rule.reduce(rows[0], draws[group[0]], population))
-            continue
-        drawn = [rule.perturb(r, draws[i]) for r, i in zip(rows, group, strict=True)]
-        joined = jnp.concatenate(drawn, axis=1)
-        reduced.append(rule.reduce(joined, _tie_bits_of(group, draws), population))
-    return reduced
+    return [
+        rule.reduce(
+            group.rows_of(leaves, population.num_local),
+            group.draws_of(draws),
+            population,
+        )
+        for group in groups
+    ]
 
 
 def _fold(
     rule: Rule,
     stream: WorkerStream,
-    groups: list[list[int]],
-    draws: list[LeafDraws],
+    groups: list[_Group],
+    draws: Draws,
     population: Population,
 ) -> list[jax.Array]:
     """Reduces the groups of leaves block by block of workers, adding up."""
@@ -279,7 +320,7 @@ def _fold(
             weights = jax.lax.dynamic_slice_in_dim(weights, block.first, size)
             weights = jnp.where(present, weights, 0)
         workers = population._replace(num_local=size, present=present, weights=weights)
-        block_draws = [leaf_draws.of_workers(block.first, size) for leaf_draws in draws]
+        block_draws = draws.of_workers(block.first, size)
         return _reduce(rule, groups, jax.tree.leaves(block.grads), block_draws, workers)
 
     def add_block(number: jax.Array, carry: Any) -> Any:
@@ -292,29 +333,6 @@ def _fold(
     start = collectives.vary((start, stream.carry), stream.axis_name)
     total, stream.carry = jax.lax.fori_loop(0, stream.num_blocks, add_block, start)
     return total
-
-
-def _finish(
-    rule: Rule,
-    groups: list[list[int]],
-    leaves: list[Any],
-    reduced: list[jax.Array],
-    draws: list[LeafDraws],
-    population: Population,
-) -> list[jax.Array]:
-    """Ends each group and cuts it into its leaves."""
-    finished: dict[int, jax.Array] = {}
-    for group, group_reduced in zip(groups, reduced, strict=True):
-        alone = len(group) == 1
-        group_draws = draws[group[0]] if alone else _tie_bits_of(group, draws)
-        whole = rule.finish(group_reduced, group_draws, population)
-        start = 0
-        for i in group:
-            shape = leaves[i].shape[1:]
-            part = whole[start : start + math.prod(shape)]
-            finished[i] = part.astype(leaves[i].dtype).reshape(shape)
-            start += math.prod(shape)
-    return [finished[i] for i in range(len(leaves))]
 
 
 def joined_leaves(leaves: Sequence[Any]) -> list[list[int]]:
@@ -337,10 +355,3 @@ def joined_leaves(leaves: Sequence[Any]) -> list[list[int]]:
             small[leaf.dtype] = [i]
             groups.append(small[leaf.dtype])
     return groups
-
-
-def _tie_bits_of(group: list[int], draws: list[LeafDraws]) -> LeafDraws:
-    """Joins what joined leaves still have to draw: the bits of tied tallies."""
-    tie_bits = [draws[i].tie_bits for i in group]
-    joined = [bits for bits in tie_bits if bits is not None]
-    return LeafDraws(tie_bits=jnp.concatenate(joined) if joined else None)

@@ -1,12 +1,13 @@
 """Draw all that is random about one step, leaf by leaf: noise, and the bits of ties.
 
-`draw` turns a `Noise`, a key and the gradients of one step into the `LeafDraws` of each
-leaf: it evaluates the scale and derives the keys, nothing more. Aggregators draw the
-words while they count; `add_worker_noise` adds the noise to the gradients themselves,
-for chains in which something stands between noise and aggregator.
+`draw` turns a `Noise`, a key and the gradients of one step into `Draws`: it evaluates
+the scale and derives the keys, nothing more. Aggregators take from it the `LeafDraws`
+of a leaf, or of small leaves joined end to end, and draw the words while they count;
+`add_worker_noise` adds the noise to the gradients themselves, for chains in which
+something stands between noise and aggregator.
 """
 
-import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +16,8 @@ import numpy as np
 import optax
 
 from jaxmedian.kernels.rows import working_dtype
-from jaxmedian.noise import Noise, PerCoordinate, Relative, keys, threefry
-from jaxmedian.noise.laws import LAWS
+from jaxmedian.noise import Noise, PerCoordinate, Relative, keys, lanes, threefry
+from jaxmedian.noise.laws import LAWS, Law
 from jaxmedian.noise.leaf_noise import LeafNoise, systematic_slots
 from jaxmedian.transforms.noise_scales import (
     coordinate_scales,
@@ -66,34 +67,114 @@ def init_state(
 
 
 class LeafDraws(NamedTuple):
-    """All that is random about one leaf in one step.
+    """All that is random about one leaf, or leaves joined end to end, in one step.
 
     Attributes:
       noise: what workers add to their rows, or None.
-      zero_keys: uint32 ``[m, 2]``, keys of the bits of workers without a sign, or None.
-      tie_bits: int32 ``[d]`` of +-1, how ties end, or None.
+      zero_keys: uint32 ``[m, 2]``, keys of the bits of workers without a sign, or None;
+        of joined leaves ``[m, lanes, 2]``.
+      tie_key: uint32 ``[2]``, key of the bits that end ties, or None; of joined leaves
+        ``[lanes, 2]``.
+      starts: uint32 ``[lanes]`` of joined leaves, see `noise.lanes`; None of one leaf.
     """
 
     noise: LeafNoise | None = None
     zero_keys: jax.Array | None = None
-    tie_bits: jax.Array | None = None
+    tie_key: jax.Array | None = None
+    starts: jax.Array | None = None
 
-    def of_workers(self, first: jax.Array, count: int) -> "LeafDraws":
+    def tie_bits(self, size: int) -> jax.Array | None:
+        """Draws how ties end, int32 ``[size]`` of +-1; None if not at random."""
+        if self.tie_key is None:
+            return None
+        positions = lanes.positions(size, self.starts)
+        return threefry.fair_bit(lanes.words(self.tie_key, positions))
+
+
+class Draws(NamedTuple):
+    """All that is random about a step, of all L leaves.
+
+    Attributes:
+      law: of the noise, None without noise.
+      scales: b of each leaf, of shape () or ``[d]``.
+      one_scale: whether b is one number for all leaves.
+      key_words: uint32 ``[L, m, 2]``, or ``[L, 2]`` if workers share their words.
+      slots: uint32 ``[L, m]`` if they do.
+      zero_keys: uint32 ``[L, m, 2]``, keys of the bits of workers without a sign.
+      tie_keys: uint32 ``[L, 2]``, keys of the bits that end ties.
+    """
+
+    law: Law | None = None
+    scales: tuple[jax.Array, ...] = ()
+    one_scale: bool = True
+    key_words: jax.Array | None = None
+    slots: jax.Array | None = None
+    zero_keys: jax.Array | None = None
+    tie_keys: jax.Array | None = None
+
+    def of_leaf(self, leaf: int) -> LeafDraws:
+        """Returns the draws of one leaf."""
+        noise = None
+        if self.law is not None:
+            assert self.key_words is not None
+            slots = None if self.slots is None else self.slots[leaf]
+            scale, key_words = self.scales[leaf], self.key_words[leaf]
+            noise = LeafNoise(self.law, scale, key_words, slots)
+        zero_keys = None if self.zero_keys is None else self.zero_keys[leaf]
+        tie_key = None if self.tie_keys is None else self.tie_keys[leaf]
+        return LeafDraws(noise, zero_keys, tie_key)
+
+    def of_joined(self, leaves: Sequence[int], sizes: Sequence[int]) -> LeafDraws:
+        """Returns the draws of leaves that `lanes.join` has joined.
+
+        Args:
+          leaves: their positions among all.
+          sizes: their numbers of coordinates.
+        """
+        starts = jnp.asarray(lanes.starts_of_lanes(sizes))
+        leaf_of_lane = np.asarray(leaves)[lanes.leaf_of_lane(sizes)]
+
+        def of_lanes(x: jax.Array | None, axis: int) -> jax.Array | None:
+            """Looks up a leaf for every lane, and moves the lanes to an axis."""
+            return None if x is None else jnp.moveaxis(x[leaf_of_lane], 0, axis)
+
+        noise = None
+        if self.law is not None:
+            key_words, slots = of_lanes(self.key_words, -2), of_lanes(self.slots, -1)
+            assert key_words is not None
+            scale = self._joined_scale(leaves, sizes)
+            noise = LeafNoise(self.law, scale, key_words, slots, starts)
+        zero_keys, tie_key = of_lanes(self.zero_keys, -2), of_lanes(self.tie_keys, -2)
+        return LeafDraws(noise, zero_keys, tie_key, starts)
+
+    def _joined_scale(self, leaves: Sequence[int], sizes: Sequence[int]) -> jax.Array:
+        scales = [self.scales[leaf] for leaf in leaves]
+        if self.one_scale:
+            return scales[0]
+        if scales[0].ndim:
+            return lanes.join(scales, 0.0)
+        return lanes.spread(jnp.stack(scales)[lanes.leaf_of_lane(sizes)])
+
+    def of_workers(self, first: jax.Array, count: int) -> "Draws":
         """Returns the draws of local workers ``first`` to ``first + count - 1``."""
 
-        def block(per_worker: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_slice_in_dim(per_worker, first, count)
+        def block(per_worker: jax.Array | None) -> jax.Array | None:
+            if per_worker is None:
+                return None
+            return jax.lax.dynamic_slice_in_dim(per_worker, first, count, axis=1)
 
-        noise, zero_keys = self.noise, self.zero_keys
-        if noise is not None and noise.slots is not None:
+        key_words = self.key_words
+        if self.slots is None:
+            key_words = block(key_words)
+        else:
             # Tied to the block, or XLA draws the shared words once, before the loop
             # over blocks, and keeps a word per coordinate in memory.
-            key_words, _ = jax.lax.optimization_barrier((noise.key_words, first))
-            noise = noise._replace(key_words=key_words, slots=block(noise.slots))
-        elif noise is not None:
-            noise = noise._replace(key_words=block(noise.key_words))
-        zero_keys = None if zero_keys is None else block(zero_keys)
-        return LeafDraws(noise, zero_keys, self.tie_bits)
+            key_words, _ = jax.lax.optimization_barrier((key_words, first))
+        return self._replace(
+            key_words=key_words,
+            slots=block(self.slots),
+            zero_keys=block(self.zero_keys),
+        )
 
 
 def draw(
@@ -102,8 +183,8 @@ def draw(
     state: DrawState,
     tree: Any,
     population: Population,
-) -> tuple[list[LeafDraws], DrawState]:
-    """Draws the step at ``state`` for each leaf ``[m, ...]`` of a tree.
+) -> tuple[Draws, DrawState]:
+    """Draws the step at ``state`` for the leaves ``[m, ...]`` of a tree.
 
     Args:
       noise: what workers add, or None.
@@ -113,27 +194,24 @@ def draw(
       population: the workers, m of them on this device.
 
     Returns:
-      The draws of each leaf, and the state of the next step.
+      The draws of all leaves, and the state of the next step.
     """
     leaves = jax.tree.leaves(tree)
     leaf_keys = keys.leaf_keys(state, keys.leaf_positions(tree))
-    draws = [LeafDraws()] * len(leaves)
+    draws = Draws()
     after: DrawState = keys.next_state(state)
     if noise is not None:
         scales, after = _scales(noise, state, leaves, population)
-        noises = _leaf_noises(noise, scales, leaf_keys, population)
-        draws = [LeafDraws(leaf_noise) for leaf_noise in noises]
-    if not random_ties:
-        return draws, after
-    zero_numbers = population.numbers() + keys.ZERO_BITS
-    with_bits = []
-    for leaf, leaf_draws, leaf_key in zip(leaves, draws, leaf_keys, strict=True):
-        zero_keys = jax.random.key_data(keys.fold_in_each(leaf_key, zero_numbers))
-        tie_key = jax.random.key_data(jax.random.fold_in(leaf_key, keys.TALLY_TIES))
-        positions = threefry.positions(math.prod(leaf.shape[1:]))
-        tie_bits = threefry.fair_bit(threefry.words(tie_key, positions))
-        with_bits.append(LeafDraws(leaf_draws.noise, zero_keys, tie_bits))
-    return with_bits, after
+        draws = _draws_of_noise(noise, scales, leaf_keys, population)
+    if random_ties:
+        zero_numbers = population.numbers() + keys.ZERO_BITS
+        zero_keys = jax.vmap(keys.fold_in_each, (0, None))(leaf_keys, zero_numbers)
+        tie_keys = jax.vmap(jax.random.fold_in, (0, None))(leaf_keys, keys.TALLY_TIES)
+        draws = draws._replace(
+            zero_keys=jax.random.key_data(zero_keys),
+            tie_keys=jax.random.key_data(tie_keys),
+        )
+    return draws, after
 
 
 def follows_gradients(noise: Noise | None) -> bool:
@@ -145,34 +223,31 @@ def add_noise(rows: jax.Array, noise: LeafNoise | None) -> jax.Array:
     """Returns g_i + b xi_i for rows ``[m, d]``, in the dtype of the noise."""
     if noise is None:
         return rows
-    workers = jnp.arange(rows.shape[0])
-    positions = threefry.positions(rows.shape[1])
-    return jax.vmap(noise.noisy_row, in_axes=(0, 0, None))(workers, rows, positions)
+    return noise.noisy_rows(rows)
 
 
-def _leaf_noises(
+def _draws_of_noise(
     noise: Noise,
     scales: list[jax.Array],
     leaf_keys: jax.Array,
     population: Population,
-) -> list[LeafNoise]:
+) -> Draws:
     """Resolves the words of the noise of every leaf, for the local workers."""
-    law = LAWS[noise.law]
+    slots = None
     if noise.coupling == "systematic":
         slots = _slots(leaf_keys, population)
-        words = jax.random.key_data(
-            jax.vmap(jax.random.fold_in, (0, None))(leaf_keys, keys.SHARED_UNIFORM)
-        )
-        return [
-            LeafNoise(law, scale, words[leaf], slots[leaf])
-            for leaf, scale in enumerate(scales)
-        ]
-    words = jax.random.key_data(
-        jax.vmap(keys.fold_in_each, (0, None))(leaf_keys, population.numbers())
+        shared = jax.vmap(jax.random.fold_in, (0, None))
+        folded = shared(leaf_keys, keys.SHARED_UNIFORM)
+    else:
+        each = jax.vmap(keys.fold_in_each, (0, None))
+        folded = each(leaf_keys, population.numbers())
+    return Draws(
+        LAWS[noise.law],
+        tuple(scales),
+        one_scale=not isinstance(noise.scale, Relative | PerCoordinate),
+        key_words=jax.random.key_data(folded),
+        slots=slots,
     )
-    return [
-        LeafNoise(law, scale, words[leaf], None) for leaf, scale in enumerate(scales)
-    ]
 
 
 def _scales(

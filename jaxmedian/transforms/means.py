@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmedian.kernels import ballots, limbs, trimming, weighting
+from jaxmedian.kernels import limbs, trimming, weighting
 from jaxmedian.kernels.rows import sum_of_rows
 from jaxmedian.noise import Noise, keys
 from jaxmedian.transforms.build import Rule, aggregator
@@ -135,12 +135,9 @@ def mean_of_signs(
             tally = limbs.as_float(tally, population.num_workers, dtype)
         return tally.astype(dtype) / population.total_weight(dtype)
 
-    def cast(rows: jax.Array, draws: LeafDraws) -> jax.Array:
-        return ballots.cast(rows, noise=draws.noise, ties="zero", zero_keys=None)
-
     return aggregator(
         "mean_of_signs",
-        Rule(reduce, finish, cast, additive=True),
+        Rule(reduce, finish, additive=True),
         noise=noise,
         rng_key=rng_key,
         axis_name=axis_name,

@@ -76,7 +76,7 @@ def coordinate_median(
         noise, weights = draws.noise, population.weights_of_all()
         if axis_name is not None or weights is not None:
             # Noise belongs to workers: add it before their coordinates part.
-            rows, noise = perturb(rows, draws), None
+            rows, noise = add_noise(rows, noise), None
         slices = collectives.to_coordinate_slices(rows, axis_name)
         if weights is not None:
             middle = weighting.median_of_rows(slices, weights, even)
@@ -86,12 +86,9 @@ def coordinate_median(
             )
         return collectives.from_coordinate_slices(middle, rows.shape[1], axis_name)
 
-    def perturb(rows: jax.Array, draws: LeafDraws) -> jax.Array:
-        return add_noise(rows, draws.noise)
-
     return aggregator(
         "coordinate_median",
-        Rule(reduce, perturb=perturb),
+        Rule(reduce),
         noise=noise,
         rng_key=rng_key,
         axis_name=axis_name,

@@ -61,10 +61,10 @@ def add_worker_noise(
         leaves, treedef = jax.tree.flatten(step.updates)
         draws, state = draw(noise, False, step.state, step.updates, step.population)
         noisy = [
-            add_noise(leaf.reshape(leaf.shape[0], -1), leaf_draws.noise)
+            add_noise(leaf.reshape(leaf.shape[0], -1), draws.of_leaf(i).noise)
             .astype(leaf.dtype)
             .reshape(leaf.shape)
-            for leaf, leaf_draws in zip(leaves, draws, strict=True)
+            for i, leaf in enumerate(leaves)
         ]
         return jax.tree.unflatten(treedef, noisy), state
 

@@ -125,7 +125,7 @@ def majority_vote(
         return ballots.decide(
             tally.astype(jnp.int32),
             ties=ties,
-            tie_bits=draws.tie_bits,
+            tie_bits=draws.tie_bits(tally.shape[-1]),
             anybody=population.is_anybody_present(),
         )
 
@@ -134,15 +134,7 @@ def majority_vote(
     ) -> jax.Array:
         return _vote_in_slices(rows, draws, population, ties)
 
-    def cast(rows: jax.Array, draws: LeafDraws) -> jax.Array:
-        return ballots.cast(
-            rows, noise=draws.noise, ties=ties, zero_keys=draws.zero_keys
-        )
-
-    if packed:
-        rule = Rule(vote_packed, perturb=cast)
-    else:
-        rule = Rule(count, decide, cast, additive=True)
+    rule = Rule(vote_packed) if packed else Rule(count, decide, additive=True)
     return aggregator(
         "majority_vote",
         rule,
@@ -150,6 +142,7 @@ def majority_vote(
         rng_key=rng_key,
         random_ties=ties == "random",
         axis_name=axis_name,
+        in_lanes=packed,  # so that what travels does not depend on what is drawn
     )
 
 
@@ -170,6 +163,7 @@ def count_locally(
         zero_keys=draws.zero_keys,
         present=population.present,
         weights=weights,
+        starts=draws.starts,
     )
     if weights is not None:
         return counted
@@ -198,7 +192,7 @@ def _vote_in_slices(
         counted = collectives.total_of_slices(
             tallies.reshape(packing.BITS, -1), axis_name
         ).astype(jnp.int32)
-    tie_bits = draws.tie_bits
+    tie_bits = draws.tie_bits(num_coordinates)
     if tie_bits is not None:
         tie_bits = jnp.pad(tie_bits, (0, padding)).reshape(packing.BITS, -1)
         start = own_slice * np.uint32(counted.shape[1])
@@ -220,7 +214,13 @@ def _slice_by_bits(
     padding: int,
 ) -> jax.Array:
     """Sends a bit a worker; counts this device's slice, int32 ``[8, n]``."""
-    votes = ballots.cast(rows, noise=draws.noise, ties=ties, zero_keys=draws.zero_keys)
+    votes = ballots.cast(
+        rows,
+        noise=draws.noise,
+        ties=ties,
+        zero_keys=draws.zero_keys,
+        starts=draws.starts,
+    )
     packed_votes = packing.pack(jnp.pad(votes > 0, ((0, 0), (0, padding))))
     received = collectives.to_coordinate_slices(packed_votes, population.axis_name)
     return count_bits(received, population.present_mask(), population.weights_of_all())
