@@ -38,7 +38,7 @@ def cast(
       zero_keys: uint32 ``[m, 2]``, key of each worker's random bits, of joined leaves
         ``[m, lanes, 2]``; for "random", None if no entry can be without a sign any
         more.
-      starts: uint32 ``[lanes]`` of joined leaves, see `noise.lanes`; None of one leaf.
+      starts: where the rows begin in their leaves, see `noise.lanes.positions`.
 
     Returns:
       int8 ``[m, d]`` of -1, 0, +1.

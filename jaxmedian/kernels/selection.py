@@ -184,9 +184,10 @@ def _tiled_median(
 ) -> jax.Array:
     """Goes through tiles of coordinates, so that ``[M, d]`` noise never exists."""
     num_workers, size = rows.shape
-    positions = threefry.positions(size) if noise is None else noise.positions(size)
     # Drawn before the loop, since in it XLA would draw them again for each worker.
-    shared_words = None if noise is None else noise.shared_words(positions)
+    shared_words = None
+    if noise is not None:
+        shared_words = noise.shared_words(noise.positions(size))
 
     def median_of_tile(start: jax.Array, tile_size: int) -> jax.Array:
         def tile(x: jax.Array) -> jax.Array:
@@ -195,9 +196,10 @@ def _tiled_median(
         values = tile(rows)
         if noise is not None:
             shared = None if shared_words is None else tile(shared_words)
-            noisy_row = noise.of_tile(start, tile_size).noisy_row
-            values = jax.vmap(noisy_row, (0, 0, None, None))(
-                jnp.arange(num_workers), values, tile(positions), shared
+            of_tile = noise.of_tile(start, tile_size)
+            positions = of_tile.positions(tile_size)
+            values = jax.vmap(of_tile.noisy_row, (0, 0, None, None))(
+                jnp.arange(num_workers), values, positions, shared
             )
         keys = to_order_keys(values)
         if present is not None:

@@ -66,6 +66,17 @@ def map_tiles(
     )
 
 
+def filled_like(
+    shape: Sequence[int], dtype: jnp.dtype, origins: Sequence[jax.Array | None]
+) -> jax.Array:
+    """Returns an array of anything for a loop over tiles to start from.
+
+    It varies over a mesh as the results will that are computed from the origins.
+    """
+    first = [x.reshape(-1)[0].astype(dtype) for x in origins if x is not None]
+    return jnp.full(shape, reduce(jnp.add, first))
+
+
 def _map_tiles(
     of_tile: Callable[[jax.Array, int], jax.Array],
     size: int,
@@ -75,9 +86,7 @@ def _map_tiles(
 ) -> jax.Array:
     if tile_size == size:
         return of_tile(jnp.uint32(0), size)
-    # The loop starts from any value that varies over a mesh as the results will.
-    first = [x.reshape(-1)[0].astype(dtype) for x in origins if x is not None]
-    anything = jnp.full([tile_size], reduce(jnp.add, first))
+    anything = filled_like([tile_size], dtype, origins)
     num_tiles = -(-size // tile_size)
     starts = np.minimum(np.arange(num_tiles) * tile_size, size - tile_size)
 
@@ -87,3 +96,64 @@ def _map_tiles(
     last, results = jax.lax.scan(step, anything, jnp.asarray(starts, jnp.uint32))
     overlap = num_tiles * tile_size - size
     return jnp.concatenate([results[1:].reshape(-1), last[overlap:]])
+
+
+def cpu_width(num_rows: int, most: int) -> int:
+    """Returns the coordinates of a tile on CPU: whole lanes, at most ``most``."""
+    return min(most, max(1, CPU_TILE // num_rows // LANE) * LANE)
+
+
+Tile = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+_Stored = tuple[jax.Array, jax.Array, jax.Array]  # results, one more tile, its place
+
+
+def map_tiles_of_leaves(
+    of_tile: Tile, leaves: Sequence[jax.Array], tile_size: int, dtype: jnp.dtype
+) -> list[jax.Array]:
+    """Goes through the tiles of several leaves in one loop: one kernel serves them all.
+
+    A kernel that takes long to compile is compiled once, not once a leaf. Each tile is
+    copied to one place first, where it stays in cache.
+
+    Args:
+      of_tile: (rows ``[M, tile_size]``, number of the leaf, first coordinate, uint32)
+        -> their results ``[tile_size]``.
+      leaves: rows ``[M, d_i]`` of one dtype, each d_i at least ``tile_size``.
+      tile_size: coordinates a tile; the last of a leaf begins early.
+      dtype: of the results.
+
+    Returns:
+      The results ``[d_i]`` of each leaf.
+    """
+    sizes = [leaf.shape[1] for leaf in leaves]
+    counts = [-(-size // tile_size) for size in sizes]
+    leaf_of_tile = np.repeat(np.arange(len(leaves), dtype=np.int32), counts)
+    starts = np.concatenate(
+        [
+            np.minimum(np.arange(count) * tile_size, size - tile_size)
+            for count, size in zip(counts, sizes, strict=True)
+        ]
+    ).astype(np.uint32)
+    begins = np.cumsum([0, *sizes])  # of the leaves among all results
+    places = begins[leaf_of_tile].astype(np.uint32) + starts
+
+    def cut(leaf: jax.Array) -> Callable[[jax.Array], jax.Array]:
+        return lambda start: jax.lax.dynamic_slice_in_dim(leaf, start, tile_size, 1)
+
+    branches = [cut(leaf) for leaf in leaves]
+
+    def step(carry: _Stored, tile: tuple[jax.Array, ...]) -> tuple[_Stored, None]:
+        # Stored a step later, as in `map_tiles`.
+        results, previous, place = carry
+        results = jax.lax.dynamic_update_slice_in_dim(results, previous, place, 0)
+        leaf, start, next_place = tile
+        rows = jax.lax.switch(leaf, branches, start)
+        return (results, of_tile(rows, leaf, start), next_place), None
+
+    results = filled_like([sum(sizes)], dtype, leaves)
+    start = results, results[:tile_size], jnp.uint32(0)
+    (results, last, place), _ = jax.lax.scan(
+        step, start, tuple(jnp.asarray(x) for x in (leaf_of_tile, starts, places))
+    )
+    results = jax.lax.dynamic_update_slice_in_dim(results, last, place, 0)
+    return jnp.split(results, begins[1:-1])

@@ -66,10 +66,15 @@ def positions(size: int, starts: jax.Array | None) -> jax.Array:
 
     Args:
       size: coordinates in all.
-      starts: uint32 ``[lanes]``, see `starts_of_lanes`; None for one leaf.
+      starts: uint32, where they begin: ``[lanes]`` of joined leaves, see
+        `starts_of_lanes`, or ``[]`` of one leaf; None for the beginning of a leaf.
     """
     along = threefry.positions(size)
-    return along if starts is None else spread(starts) + (along & np.uint32(LANE - 1))
+    if starts is None:
+        return along
+    if starts.ndim == 0:
+        return starts + along
+    return spread(starts) + (along & np.uint32(LANE - 1))
 
 
 def words(key_words: jax.Array, positions: jax.Array) -> jax.Array:

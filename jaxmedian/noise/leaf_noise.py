@@ -13,6 +13,7 @@ Scale and words are known here; kernels choose between adding samples to gradien
 (`noisy_row`) and comparing with the law's tail (`signed_row`), which needs no sample.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -35,8 +36,8 @@ class LeafNoise(NamedTuple):
       key_words: uint32; ``[M, 2]`` worker keys if independent, ``[2]`` if shared; of
         joined leaves ``[M, lanes, 2]`` and ``[lanes, 2]``.
       slots: uint32 ``[M]``, of joined leaves ``[M, lanes]``, if systematic; else None.
-      starts: uint32 ``[lanes]`` of joined leaves, see `lanes.starts_of_lanes`; None of
-        one leaf.
+      starts: uint32, the positions in their leaves where the rows begin, see
+        `lanes.positions`; None if at the beginning of one leaf.
     """
 
     law: Law
@@ -54,8 +55,9 @@ class LeafNoise(NamedTuple):
         if self.scale.ndim == 1:
             scale = jax.lax.dynamic_slice_in_dim(self.scale, start, size)
             tile = tile._replace(scale=scale)
-        if self.starts is None:
-            return tile
+        if self.starts is None or self.starts.ndim == 0:
+            begin = start if self.starts is None else self.starts + start
+            return tile._replace(starts=begin)
         first, count = start // np.uint32(lanes.LANE), size // lanes.LANE
 
         def cut(x: jax.Array, axis: int) -> jax.Array:
@@ -87,7 +89,7 @@ class LeafNoise(NamedTuple):
         if shared is None:
             shared = lanes.words(self.key_words, positions)
         slot = self.slots[worker]
-        return shared + (slot if self.starts is None else lanes.spread(slot))
+        return shared + (slot if slot.ndim == 0 else lanes.spread(slot))
 
     def shared_words(self, positions: jax.Array) -> jax.Array | None:
         """Draws V, which all workers share; None if they share none."""
@@ -103,9 +105,7 @@ class LeafNoise(NamedTuple):
         shared: jax.Array | None = None,
     ) -> jax.Array:
         """Returns g + b xi for one worker's row g ``[d]``, in the noise's dtype."""
-        words = self.words(worker, positions, shared)
-        t = threefry.centred_uniform(words, self.scale.dtype)
-        return row.astype(self.scale.dtype) + self._hidden_scale() * self._sample(t)
+        return _noisy(self.law, row, self.words(worker, positions, shared), self.scale)
 
     def noisy_rows(self, rows: jax.Array) -> jax.Array:
         """Returns g + b xi for all rows ``[M, d]``, in the noise's dtype."""
@@ -128,45 +128,59 @@ class LeafNoise(NamedTuple):
         the tail, where a CDF near 1 would not. NaN and 0 stand for "no sign": where g
         is NaN, and where g and b are both 0.
         """
-        dtype = self.scale.dtype
-        if self.law is UNIFORM or dtype == jnp.float64:  # the sample itself is as cheap
-            return self.noisy_row(worker, row, positions, shared)
-        g = row.astype(dtype)
-        # On bits, in place of comparisons and choices: a tenth of the time of a vote.
-        bits = jax.lax.bitcast_convert_type(g, jnp.int32)
-        all_if_negative = jax.lax.bitcast_convert_type(bits >> np.int32(31), jnp.uint32)
-        turned = self.words(worker, positions, shared) ^ all_if_negative
-        is_silent = self.scale == 0  # then g itself has the sign: 0 times inf is NaN
-        scale = jnp.where(is_silent, 1, self._hidden_scale())
-        tail = self.law.tail(jnp.abs(g) * (1 / scale))
-        surplus = threefry.rising_uniform(turned, dtype) - tail
-        sign_bit = bits & np.int32(-(2**31))
-        signed = jax.lax.bitcast_convert_type(surplus, jnp.int32) ^ sign_bit
-        signed |= _LEAST_NORMAL  # a surplus rounded to 0 has a sign too; NaN stays NaN
-        return jnp.where(is_silent, g, jax.lax.bitcast_convert_type(signed, dtype))
+        words = self.words(worker, positions, shared)
+        if self.law is UNIFORM or self.scale.dtype == jnp.float64:
+            return _noisy(self.law, row, words, self.scale)  # as cheap
+        return _signed(self.law, row, words, self.scale)
 
-    def _sample(self, t: jax.Array) -> jax.Array:
-        """Returns xi, with a scale for every coordinate hidden from XLA.
 
-        In arrays ``[M, d]``, but not in rows ``[d]``, it would multiply the scales with
-        the constant of a law first: other last bits. A zero that it does not know is
-        not simplified away, and costs one operation on bits.
-        """
-        xi = self.law.sample(t)
-        if self.scale.ndim == 0:
-            return xi
-        integer = jnp.int64 if xi.dtype == jnp.float64 else jnp.int32
-        zero = jax.lax.optimization_barrier(jnp.zeros((), integer))
-        bits = jax.lax.bitcast_convert_type(xi, integer) ^ zero
-        return jax.lax.bitcast_convert_type(bits, xi.dtype)
+# Functions of their own, so that JAX traces and lowers each once a shape, not once a
+# worker and leaf.
+@partial(jax.jit, static_argnums=0)
+def _noisy(law: Law, row: jax.Array, words: jax.Array, scale: jax.Array) -> jax.Array:
+    t = threefry.centred_uniform(words, scale.dtype)
+    xi = law.sample(t)
+    if scale.ndim:
+        xi = _hidden_from_scales(xi)
+    return row.astype(scale.dtype) + _hidden(scale) * xi
 
-    def _hidden_scale(self) -> jax.Array:
-        """Keeps XLA from seeing a constant scale.
 
-        It would multiply it with the constants of some laws, in some programs and not
-        in others, and the last bits would differ between one device and a mesh.
-        """
-        return jax.lax.optimization_barrier(self.scale)
+@partial(jax.jit, static_argnums=0)
+def _signed(law: Law, row: jax.Array, words: jax.Array, scale: jax.Array) -> jax.Array:
+    g = row.astype(scale.dtype)
+    # On bits, in place of comparisons and choices: a tenth of the time of a vote.
+    bits = jax.lax.bitcast_convert_type(g, jnp.int32)
+    all_if_negative = jax.lax.bitcast_convert_type(bits >> np.int32(31), jnp.uint32)
+    is_silent = scale == 0  # then g itself has the sign: 0 times inf is NaN
+    b = jnp.where(is_silent, 1, _hidden(scale))
+    tail = law.tail(jnp.abs(g) * (1 / b))
+    surplus = threefry.rising_uniform(words ^ all_if_negative, scale.dtype) - tail
+    sign_bit = bits & np.int32(-(2**31))
+    signed = jax.lax.bitcast_convert_type(surplus, jnp.int32) ^ sign_bit
+    signed |= _LEAST_NORMAL  # a surplus rounded to 0 has a sign too; NaN stays NaN
+    return jnp.where(is_silent, g, jax.lax.bitcast_convert_type(signed, scale.dtype))
+
+
+def _hidden_from_scales(xi: jax.Array) -> jax.Array:
+    """Keeps XLA from seeing how xi is made, where every coordinate has a scale.
+
+    In arrays ``[M, d]``, but not in rows ``[d]``, it would multiply the scales with the
+    constant of a law first: other last bits. A zero that it does not know is not
+    simplified away, and costs one operation on bits.
+    """
+    integer = jnp.int64 if xi.dtype == jnp.float64 else jnp.int32
+    zero = jax.lax.optimization_barrier(jnp.zeros((), integer))
+    bits = jax.lax.bitcast_convert_type(xi, integer) ^ zero
+    return jax.lax.bitcast_convert_type(bits, xi.dtype)
+
+
+def _hidden(scale: jax.Array) -> jax.Array:
+    """Keeps XLA from seeing a constant scale.
+
+    It would multiply it with the constants of some laws, in some programs and not in
+    others, and the last bits would differ between one device and a mesh.
+    """
+    return jax.lax.optimization_barrier(scale)
 
 
 def systematic_slots(ranks: jax.Array, num_slots: jax.Array) -> jax.Array:

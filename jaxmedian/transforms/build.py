@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxmedian.kernels import tiles
 from jaxmedian.kernels.rows import computed_once
 from jaxmedian.noise import Noise, lanes
 from jaxmedian.transforms.draws import (
@@ -41,6 +42,7 @@ from jaxmedian.workers.stream import Block, WorkerStream
 # this size the copy stays in cache, and nine tenths of a large model's parameters are
 # in leaves above it.
 _SMALL = 65_536
+_MANY = 4  # large leaves to go through in one loop, where that is faster to compile
 
 
 class Step(NamedTuple):
@@ -171,11 +173,14 @@ class Rule(NamedTuple):
         default what it is given.
       additive: whether ``reduce`` of several blocks of workers may be added up, so that
         a stream of them can be folded.
+      tiled: whether ``reduce`` returns ``[d]`` integers, coordinate by coordinate and
+        without collectives, so that it may go through the tiles of large leaves.
     """
 
     reduce: Callable[[jax.Array, LeafDraws, Population], jax.Array]
     finish: Callable[[jax.Array, LeafDraws, Population], jax.Array] = _same_result
     additive: bool = False
+    tiled: bool = False
 
 
 def aggregator(
@@ -219,7 +224,7 @@ def aggregator(
         if isinstance(step.updates, WorkerStream):
             reduced = _fold(rule, step.updates, groups, draws, step.population)
         else:
-            reduced = _reduce(rule, groups, leaves, draws, step.population)
+            reduced = _reduce_all(rule, groups, leaves, draws, step.population)
         combined: dict[int, jax.Array] = {}
         for group, group_reduced in zip(groups, reduced, strict=True):
             group_draws = group.draws_of(draws)
@@ -278,6 +283,52 @@ class _Group(NamedTuple):
             parts[i] = part.reshape(leaves[i].shape[1:])
             start += lanes.lanes_of(size) * lanes.LANE if self.in_lanes else size
         return parts
+
+
+def _reduce_all(
+    rule: Rule,
+    groups: list[_Group],
+    leaves: list[jax.Array],
+    draws: Draws,
+    population: Population,
+) -> list[jax.Array]:
+    """Reduces the rows of each group of leaves; on CPU many large ones in one loop."""
+    alone: dict[Any, list[int]] = {}
+    for number, group in enumerate(groups):
+        if len(group.members) == 1:
+            alone.setdefault(leaves[group.members[0]].dtype, []).append(number)
+    looped = [n for n in alone.values() if len(n) >= _MANY]
+    is_plain = population.weights is None and all(b.ndim == 0 for b in draws.scales)
+    if not (looped and rule.tiled and draws.key_words is not None and is_plain):
+        return _reduce(rule, groups, leaves, draws, population)
+
+    def one_by_one() -> list[jax.Array]:
+        return _reduce(rule, groups, leaves, draws, population)
+
+    def by_tiles() -> list[jax.Array]:
+        in_loops = {
+            number: part
+            for numbers in looped
+            for number, part in zip(numbers, loop_over(numbers), strict=True)
+        }
+        others = [i for i in range(len(groups)) if i not in in_loops]
+        rest = _reduce(rule, [groups[i] for i in others], leaves, draws, population)
+        found = in_loops | dict(zip(others, rest, strict=True))
+        return [found[i] for i in range(len(groups))]
+
+    def loop_over(numbers: list[int]) -> list[jax.Array]:
+        members = [groups[n].members[0] for n in numbers]
+        rows = [leaves[i].reshape(population.num_local, -1) for i in members]
+        own = draws.of_leaves(members)
+
+        def of_tile(tile: jax.Array, leaf: jax.Array, start: jax.Array) -> jax.Array:
+            return rule.reduce(tile, own.of_leaf(leaf, start), population)
+
+        size = tiles.cpu_width(population.num_local, most=_SMALL)
+        shape = jax.eval_shape(of_tile, rows[0][:, :size], jnp.int32(0), jnp.uint32(0))
+        return tiles.map_tiles_of_leaves(of_tile, rows, size, shape.dtype)
+
+    return jax.lax.platform_dependent(cpu=by_tiles, default=one_by_one)
 
 
 def _reduce(

@@ -75,7 +75,7 @@ class LeafDraws(NamedTuple):
         of joined leaves ``[m, lanes, 2]``.
       tie_key: uint32 ``[2]``, key of the bits that end ties, or None; of joined leaves
         ``[lanes, 2]``.
-      starts: uint32 ``[lanes]`` of joined leaves, see `noise.lanes`; None of one leaf.
+      starts: where the rows begin in their leaves, see `noise.lanes.positions`.
     """
 
     noise: LeafNoise | None = None
@@ -112,17 +112,42 @@ class Draws(NamedTuple):
     zero_keys: jax.Array | None = None
     tie_keys: jax.Array | None = None
 
-    def of_leaf(self, leaf: int) -> LeafDraws:
-        """Returns the draws of one leaf."""
+    def of_leaf(
+        self, leaf: int | jax.Array, start: jax.Array | None = None
+    ) -> LeafDraws:
+        """Returns the draws of one leaf.
+
+        Args:
+          leaf: its position among all; traced if scales are single numbers.
+          start: position of the first coordinate, uint32; None for 0.
+        """
         noise = None
         if self.law is not None:
             assert self.key_words is not None
             slots = None if self.slots is None else self.slots[leaf]
-            scale, key_words = self.scales[leaf], self.key_words[leaf]
-            noise = LeafNoise(self.law, scale, key_words, slots)
+            scale = self.scales[leaf] if isinstance(leaf, int) else self._scale_of(leaf)
+            noise = LeafNoise(self.law, scale, self.key_words[leaf], slots, start)
         zero_keys = None if self.zero_keys is None else self.zero_keys[leaf]
         tie_key = None if self.tie_keys is None else self.tie_keys[leaf]
-        return LeafDraws(noise, zero_keys, tie_key)
+        return LeafDraws(noise, zero_keys, tie_key, start)
+
+    def _scale_of(self, leaf: jax.Array) -> jax.Array:
+        return self.scales[0] if self.one_scale else jnp.stack(self.scales)[leaf]
+
+    def of_leaves(self, leaves: Sequence[int]) -> "Draws":
+        """Returns the draws of some of the leaves, by their positions among all."""
+        chosen = np.asarray(leaves)
+
+        def some(x: jax.Array | None) -> jax.Array | None:
+            return None if x is None else x[chosen]
+
+        return self._replace(
+            scales=tuple(self.scales[leaf] for leaf in leaves) if self.scales else (),
+            key_words=some(self.key_words),
+            slots=some(self.slots),
+            zero_keys=some(self.zero_keys),
+            tie_keys=some(self.tie_keys),
+        )
 
     def of_joined(self, leaves: Sequence[int], sizes: Sequence[int]) -> LeafDraws:
         """Returns the draws of leaves that `lanes.join` has joined.

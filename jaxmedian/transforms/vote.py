@@ -134,7 +134,11 @@ def majority_vote(
     ) -> jax.Array:
         return _vote_in_slices(rows, draws, population, ties)
 
-    rule = Rule(vote_packed) if packed else Rule(count, decide, additive=True)
+    rule = (
+        Rule(vote_packed)
+        if packed
+        else Rule(count, decide, additive=True, tiled=axis_name is None)
+    )
     return aggregator(
         "majority_vote",
         rule,

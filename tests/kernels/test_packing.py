@@ -131,9 +131,10 @@ def test_small_leaves_travel_together_and_padding_is_counted():
         ("['dot']", "['small']"),
         ("['large']",),
     ]
-    assert [route.num_coordinates for route in routes] == [14, 70_000]
-    # 14 coordinates fill up 8 slices of one byte, 70,000 slices of 1094 bytes.
-    assert [route.bytes_as_bits for route in routes] == [7 * 2, 7 * 1094 * 2]
+    assert [route.num_coordinates for route in routes] == [256, 70_000]
+    # Joined leaves of 1 and 13 coordinates fill a lane of 128 each, together 8 slices
+    # of 4 bytes; 70,000 coordinates fill up slices of 1094 bytes.
+    assert [route.bytes_as_bits for route in routes] == [7 * 4 * 2, 7 * 1094 * 2]
 
 
 def test_workers_that_no_mesh_shares_equally_have_no_route():
