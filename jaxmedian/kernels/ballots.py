@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxmedian.kernels import ballots
 from jaxmedian.kernels.rows import add_up
-from jaxmedian.noise import lanes, threefry
+from jaxmedian.noise import threefry
 from jaxmedian.noise.leaf_noise import LeafNoise
 
 TieRule = Literal["zero", "random", "positive"]
@@ -38,12 +38,12 @@ def cast(
       zero_keys: uint32 ``[m, 2]``, key of each worker's random bits, of joined leaves
         ``[m, lanes, 2]``; for "random", None if no entry can be without a sign any
         more.
-      starts: where the rows begin in their leaves, see `noise.lanes.positions`.
+      starts: where the rows begin in their leaves, see `threefry.positions`.
 
     Returns:
       int8 ``[m, d]`` of -1, 0, +1.
     """
-    positions = lanes.positions(rows.shape[1], starts)
+    positions = threefry.positions(rows.shape[1], starts)
     values = rows
     if noise is not None:
         workers = jnp.arange(rows.shape[0])
@@ -51,7 +51,7 @@ def cast(
         values = signed(workers, rows, positions)
     unsigned: jax.Array | np.int8 = np.int8(ties == "positive")
     if ties == "random" and zero_keys is not None:
-        words = jax.vmap(lanes.words, in_axes=(0, None))(zero_keys, positions)
+        words = jax.vmap(threefry.words_of_row, in_axes=(0, None))(zero_keys, positions)
         unsigned = threefry.fair_bit(words).astype(jnp.int8)
     return sign_or(values, unsigned)
 
@@ -124,7 +124,7 @@ def count_votes(
       type.
     """
     num_workers, size = rows.shape
-    positions = lanes.positions(size, starts)
+    positions = threefry.positions(size, starts)
     # Drawn before the loop over workers: in it they would be drawn for every block.
     shared_words = None if noise is None else noise.shared_words(positions)
 
@@ -145,7 +145,7 @@ def count_votes(
         return add_up(lambda i: vote(i, unsigned), num_workers)
 
     def vote_or_draw(worker: int | jax.Array) -> jax.Array:
-        words = lanes.words(zero_keys[worker], positions)
+        words = threefry.words_of_row(zero_keys[worker], positions)
         return vote(worker, threefry.fair_bit(words))
 
     def count_with_bits() -> jax.Array:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmedian.noise.lanes import LANE
+from jaxmedian.noise.threefry import LANE
 
 # Keys a tile. On CPU a tile of 4 MB stays in the second-level caches through all passes
 # over it, and is large enough for XLA to share each between the cores (of 2^17 to 2^21

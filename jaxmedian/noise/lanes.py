@@ -12,14 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmedian.noise import threefry
-
-LANE = 128
+from jaxmedian.noise.threefry import LANE
 
 
-def lanes_of(size: int) -> int:
-    """Returns how many lanes a leaf of ``size`` coordinates takes, the last in part."""
-    return -(-size // LANE)
+def padded_size(size: int) -> int:
+    """Returns the coordinates of the lanes that a leaf of ``size`` coordinates takes.
+
+    >>> padded_size(100), padded_size(128)
+    (128, 128)
+    """
+    return -(-size // LANE) * LANE
 
 
 def leaf_of_lane(sizes: Sequence[int]) -> np.ndarray:
@@ -28,7 +30,9 @@ def leaf_of_lane(sizes: Sequence[int]) -> np.ndarray:
     >>> leaf_of_lane([100, 300]).tolist()
     [0, 1, 1, 1]
     """
-    return np.repeat(np.arange(len(sizes)), [lanes_of(size) for size in sizes])
+    return np.repeat(
+        np.arange(len(sizes)), [padded_size(size) // LANE for size in sizes]
+    )
 
 
 def starts_of_lanes(sizes: Sequence[int]) -> np.ndarray:
@@ -37,8 +41,8 @@ def starts_of_lanes(sizes: Sequence[int]) -> np.ndarray:
     >>> starts_of_lanes([100, 300]).tolist()
     [0, 0, 128, 256]
     """
-    starts = [np.arange(lanes_of(size), dtype=np.uint32) for size in sizes]
-    return np.concatenate(starts) * np.uint32(LANE)
+    starts = [np.arange(0, size, LANE, dtype=np.uint32) for size in sizes]
+    return np.concatenate(starts)
 
 
 def join(leaves: Sequence[jax.Array], fill: float) -> jax.Array:
@@ -50,41 +54,6 @@ def join(leaves: Sequence[jax.Array], fill: float) -> jax.Array:
     parts = []
     for leaf in leaves:
         parts.append(leaf)
-        if rest := -leaf.shape[-1] % LANE:
+        if rest := padded_size(leaf.shape[-1]) - leaf.shape[-1]:
             parts.append(jnp.full_like(leaf, fill, shape=(*leaf.shape[:-1], rest)))
     return jnp.concatenate(parts, axis=-1)
-
-
-def spread(x: jax.Array) -> jax.Array:
-    """Repeats what belongs to a lane along it: ``[..., n] -> [..., 128 n]``."""
-    repeated = jnp.broadcast_to(x[..., None], (*x.shape, LANE))
-    return repeated.reshape(*x.shape[:-1], x.shape[-1] * LANE)
-
-
-def positions(size: int, starts: jax.Array | None) -> jax.Array:
-    """Returns the positions of ``size`` coordinates in their leaf, or their leaves.
-
-    Args:
-      size: coordinates in all.
-      starts: uint32, where they begin: ``[lanes]`` of joined leaves, see
-        `starts_of_lanes`, or ``[]`` of one leaf; None for the beginning of a leaf.
-    """
-    along = threefry.positions(size)
-    if starts is None:
-        return along
-    if starts.ndim == 0:
-        return starts + along
-    return spread(starts) + (along & np.uint32(LANE - 1))
-
-
-def words(key_words: jax.Array, positions: jax.Array) -> jax.Array:
-    """Draws the words of one worker: `threefry.words` of one leaf or of joined ones.
-
-    Args:
-      key_words: uint32 ``[2]``, or ``[lanes, 2]`` of joined leaves.
-      positions: uint32 ``[d]``.
-    """
-    if key_words.ndim == 2:
-        halves = [spread(key_words[:, half]) for half in range(2)]
-        key_words = jnp.stack(halves, axis=-1)
-    return threefry.words(key_words, positions)

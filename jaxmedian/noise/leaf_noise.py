@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmedian.noise import lanes, threefry
+from jaxmedian.noise import threefry
 from jaxmedian.noise.laws import UNIFORM, Law
 
 _LEAST_NORMAL = np.int32(1 << 23)  # bits of the least float32 that is not subnormal
@@ -37,7 +37,7 @@ class LeafNoise(NamedTuple):
         joined leaves ``[M, lanes, 2]`` and ``[lanes, 2]``.
       slots: uint32 ``[M]``, of joined leaves ``[M, lanes]``, if systematic; else None.
       starts: uint32, the positions in their leaves where the rows begin, see
-        `lanes.positions`; None if at the beginning of one leaf.
+        `threefry.positions`; None if at the beginning of one leaf.
     """
 
     law: Law
@@ -58,7 +58,7 @@ class LeafNoise(NamedTuple):
         if self.starts is None or self.starts.ndim == 0:
             begin = start if self.starts is None else self.starts + start
             return tile._replace(starts=begin)
-        first, count = start // np.uint32(lanes.LANE), size // lanes.LANE
+        first, count = start // np.uint32(threefry.LANE), size // threefry.LANE
 
         def cut(x: jax.Array, axis: int) -> jax.Array:
             return jax.lax.dynamic_slice_in_dim(x, first, count, axis)
@@ -71,7 +71,7 @@ class LeafNoise(NamedTuple):
 
     def positions(self, size: int) -> jax.Array:
         """Returns the positions of ``size`` coordinates in the leaf, or its leaves."""
-        return lanes.positions(size, self.starts)
+        return threefry.positions(size, self.starts)
 
     def words(
         self,
@@ -85,17 +85,17 @@ class LeafNoise(NamedTuple):
         drawn them before it began.
         """
         if self.slots is None:
-            return lanes.words(self.key_words[worker], positions)
+            return threefry.words_of_row(self.key_words[worker], positions)
         if shared is None:
-            shared = lanes.words(self.key_words, positions)
+            shared = threefry.words_of_row(self.key_words, positions)
         slot = self.slots[worker]
-        return shared + (slot if slot.ndim == 0 else lanes.spread(slot))
+        return shared + (slot if slot.ndim == 0 else threefry.spread(slot))
 
     def shared_words(self, positions: jax.Array) -> jax.Array | None:
         """Draws V, which all workers share; None if they share none."""
         if self.slots is None:
             return None
-        return lanes.words(self.key_words, positions)
+        return threefry.words_of_row(self.key_words, positions)
 
     def noisy_row(
         self,

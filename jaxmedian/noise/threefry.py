@@ -15,6 +15,8 @@ import numpy as np
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _KEY_PARITY = np.uint32(0x1BD11BDA)
 
+LANE = 128  # coordinates of joined leaves that share a key; see `noise.lanes`
+
 
 @jax.jit
 def words(key_words: jax.Array, positions: jax.Array) -> jax.Array:
@@ -49,8 +51,32 @@ def words(key_words: jax.Array, positions: jax.Array) -> jax.Array:
     return x0 ^ x1
 
 
-def positions(size: int) -> jax.Array:
-    """Returns the flat positions of a leaf of ``size`` entries, uint32 ``[size]``.
+def words_of_row(key_words: jax.Array, positions: jax.Array) -> jax.Array:
+    """Draws the words ``[d]`` of one worker, of one leaf or of joined leaves.
+
+    Args:
+      key_words: uint32 ``[2]``; of joined leaves ``[lanes, 2]``, see `noise.lanes`.
+      positions: uint32 ``[d]``.
+    """
+    if key_words.ndim == 2:
+        halves = [spread(key_words[:, half]) for half in range(2)]
+        key_words = jnp.stack(halves, axis=-1)
+    return words(key_words, positions)
+
+
+def spread(x: jax.Array) -> jax.Array:
+    """Repeats what belongs to a lane along it: ``[..., n] -> [..., 128 n]``."""
+    repeated = jnp.broadcast_to(x[..., None], (*x.shape, LANE))
+    return repeated.reshape(*x.shape[:-1], x.shape[-1] * LANE)
+
+
+def positions(size: int, starts: jax.Array | None = None) -> jax.Array:
+    """Returns the flat positions of ``size`` coordinates in a leaf, uint32 ``[size]``.
+
+    Args:
+      size: coordinates in all.
+      starts: uint32, where they begin: ``[lanes]`` of joined leaves, see `noise.lanes`,
+        or ``[]`` of one leaf; None for the beginning of a leaf.
 
     Raises:
       ValueError: from 2^32 entries on, where one counter word is not enough.
@@ -60,7 +86,12 @@ def positions(size: int) -> jax.Array:
             f"A leaf of {size} entries is beyond the 2^32 coordinates that one noise "
             "key serves. Split the parameter into several leaves."
         )
-    return jax.lax.iota(jnp.uint32, size)
+    along = jax.lax.iota(jnp.uint32, size)
+    if starts is None:
+        return along
+    if starts.ndim == 0:
+        return starts + along
+    return spread(starts) + (along & np.uint32(LANE - 1))
 
 
 def centred_uniform(word: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmedian.kernels.packing import bytes_sent, cheaper
-from jaxmedian.noise.lanes import LANE, lanes_of
+from jaxmedian.noise.lanes import padded_size
 from jaxmedian.transforms.build import joined_leaves
 
 
@@ -79,7 +79,7 @@ def packed_routes(params: Any, num_workers: int, num_devices: int) -> tuple[Rout
     for group in joined_leaves(rows):
         size = sum(rows[i].size for i in group)
         if len(group) > 1:  # then each fills whole lanes
-            size = sum(LANE * lanes_of(rows[i].size) for i in group)
+            size = sum(padded_size(rows[i].size) for i in group)
         bits, tallies = bytes_sent(size, num_workers // num_devices, num_devices)
         names = tuple(jax.tree_util.keystr(named[i][0]) for i in group)
         routes.append(Route(names, size, cheaper(bits, tallies), bits, tallies))

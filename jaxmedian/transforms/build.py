@@ -214,7 +214,7 @@ def aggregator(
 
     def apply(step: Step) -> tuple[optax.Updates, optax.OptState]:
         leaves, treedef = jax.tree.flatten(step.shapes)
-        draws, state = Draws(), step.state
+        draws, state = None, step.state
         if rng_key is not None:
             draws, state = draw(noise, random_ties, state, step.shapes, step.population)
         groups = [
@@ -268,10 +268,12 @@ class _Group(NamedTuple):
             return lanes.join(rows, 1.0)  # a row with a sign needs no bit in its place
         return rows[0] if len(rows) == 1 else jnp.concatenate(rows, axis=1)
 
-    def draws_of(self, draws: Draws) -> LeafDraws:
+    def draws_of(self, draws: Draws | None) -> LeafDraws:
+        if draws is None:
+            return LeafDraws()
         if self.in_lanes:
             return draws.of_joined(self.members, self.sizes)
-        return draws.of_leaf(self.members[0])  # or nothing is drawn
+        return draws.of_leaf(self.members[0])
 
     def cut(self, whole: jax.Array, leaves: list[Any]) -> dict[int, jax.Array]:
         """Cuts what the rule made ``[d]`` into the leaves, by their positions."""
@@ -281,7 +283,7 @@ class _Group(NamedTuple):
         for i, size in zip(self.members, self.sizes, strict=True):
             part = whole[start : start + size].astype(leaves[i].dtype)
             parts[i] = part.reshape(leaves[i].shape[1:])
-            start += lanes.lanes_of(size) * lanes.LANE if self.in_lanes else size
+            start += lanes.padded_size(size) if self.in_lanes else size
         return parts
 
 
@@ -289,35 +291,30 @@ def _reduce_all(
     rule: Rule,
     groups: list[_Group],
     leaves: list[jax.Array],
-    draws: Draws,
+    draws: Draws | None,
     population: Population,
 ) -> list[jax.Array]:
     """Reduces the rows of each group of leaves; on CPU many large ones in one loop."""
-    alone: dict[Any, list[int]] = {}
-    for number, group in enumerate(groups):
-        if len(group.members) == 1:
-            alone.setdefault(leaves[group.members[0]].dtype, []).append(number)
-    looped = [n for n in alone.values() if len(n) >= _MANY]
-    is_plain = population.weights is None and all(b.ndim == 0 for b in draws.scales)
-    if not (looped and rule.tiled and draws.key_words is not None and is_plain):
-        return _reduce(rule, groups, leaves, draws, population)
 
     def one_by_one() -> list[jax.Array]:
         return _reduce(rule, groups, leaves, draws, population)
 
-    def by_tiles() -> list[jax.Array]:
-        in_loops = {
-            number: part
-            for numbers in looped
-            for number, part in zip(numbers, loop_over(numbers), strict=True)
-        }
-        others = [i for i in range(len(groups)) if i not in in_loops]
+    looped = _many_large(groups, leaves)
+    if not (rule.tiled and looped and population.weights is None):
+        return one_by_one()
+    if draws is None or draws.key_words is None or any(b.ndim for b in draws.scales):
+        return one_by_one()
+
+    def in_loops() -> list[jax.Array]:
+        others = sorted(set(range(len(groups))).difference(*looped))
         rest = _reduce(rule, [groups[i] for i in others], leaves, draws, population)
-        found = in_loops | dict(zip(others, rest, strict=True))
+        found = dict(zip(others, rest, strict=True))
+        for numbers in looped:
+            found |= zip(numbers, in_one_loop(numbers), strict=True)
         return [found[i] for i in range(len(groups))]
 
-    def loop_over(numbers: list[int]) -> list[jax.Array]:
-        members = [groups[n].members[0] for n in numbers]
+    def in_one_loop(numbers: list[int]) -> list[jax.Array]:
+        members = [groups[number].members[0] for number in numbers]
         rows = [leaves[i].reshape(population.num_local, -1) for i in members]
         own = draws.of_leaves(members)
 
@@ -328,14 +325,23 @@ def _reduce_all(
         shape = jax.eval_shape(of_tile, rows[0][:, :size], jnp.int32(0), jnp.uint32(0))
         return tiles.map_tiles_of_leaves(of_tile, rows, size, shape.dtype)
 
-    return jax.lax.platform_dependent(cpu=by_tiles, default=one_by_one)
+    return jax.lax.platform_dependent(cpu=in_loops, default=one_by_one)
+
+
+def _many_large(groups: list[_Group], leaves: list[jax.Array]) -> list[list[int]]:
+    """Returns the numbers of large leaves' groups, by dtype, where they are many."""
+    by_dtype: dict[Any, list[int]] = {}
+    for number, group in enumerate(groups):
+        if group.sizes[0] >= _SMALL:
+            by_dtype.setdefault(leaves[group.members[0]].dtype, []).append(number)
+    return [numbers for numbers in by_dtype.values() if len(numbers) >= _MANY]
 
 
 def _reduce(
     rule: Rule,
     groups: list[_Group],
     leaves: list[jax.Array],
-    draws: Draws,
+    draws: Draws | None,
     population: Population,
 ) -> list[jax.Array]:
     """Reduces the rows of each group of leaves."""
@@ -353,7 +359,7 @@ def _fold(
     rule: Rule,
     stream: WorkerStream,
     groups: list[_Group],
-    draws: Draws,
+    draws: Draws | None,
     population: Population,
 ) -> list[jax.Array]:
     """Reduces the groups of leaves block by block of workers, adding up."""
@@ -371,8 +377,8 @@ def _fold(
             weights = jax.lax.dynamic_slice_in_dim(weights, block.first, size)
             weights = jnp.where(present, weights, 0)
         workers = population._replace(num_local=size, present=present, weights=weights)
-        block_draws = draws.of_workers(block.first, size)
-        return _reduce(rule, groups, jax.tree.leaves(block.grads), block_draws, workers)
+        own = draws and draws.of_workers(block.first, size)
+        return _reduce(rule, groups, jax.tree.leaves(block.grads), own, workers)
 
     def add_block(number: jax.Array, carry: Any) -> Any:
         total, carry = carry

@@ -75,7 +75,7 @@ class LeafDraws(NamedTuple):
         of joined leaves ``[m, lanes, 2]``.
       tie_key: uint32 ``[2]``, key of the bits that end ties, or None; of joined leaves
         ``[lanes, 2]``.
-      starts: where the rows begin in their leaves, see `noise.lanes.positions`.
+      starts: where the rows begin in their leaves, see `threefry.positions`.
     """
 
     noise: LeafNoise | None = None
@@ -87,8 +87,8 @@ class LeafDraws(NamedTuple):
         """Draws how ties end, int32 ``[size]`` of +-1; None if not at random."""
         if self.tie_key is None:
             return None
-        positions = lanes.positions(size, self.starts)
-        return threefry.fair_bit(lanes.words(self.tie_key, positions))
+        positions = threefry.positions(size, self.starts)
+        return threefry.fair_bit(threefry.words_of_row(self.tie_key, positions))
 
 
 class Draws(NamedTuple):
@@ -178,7 +178,7 @@ class Draws(NamedTuple):
             return scales[0]
         if scales[0].ndim:
             return lanes.join(scales, 0.0)
-        return lanes.spread(jnp.stack(scales)[lanes.leaf_of_lane(sizes)])
+        return threefry.spread(jnp.stack(scales)[lanes.leaf_of_lane(sizes)])
 
     def of_workers(self, first: jax.Array, count: int) -> "Draws":
         """Returns the draws of local workers ``first`` to ``first + count - 1``."""

@@ -125,7 +125,7 @@ def majority_vote(
         return ballots.decide(
             tally.astype(jnp.int32),
             ties=ties,
-            tie_bits=draws.tie_bits(tally.shape[-1]),
+            tie_bits=draws.tie_bits(tally.shape[-1]) if ties == "random" else None,
             anybody=population.is_anybody_present(),
         )
 

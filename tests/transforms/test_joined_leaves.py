@@ -10,7 +10,7 @@ import reference
 from harness import COUPLINGS
 
 import jaxmedian as jm
-from jaxmedian.noise import lanes
+from jaxmedian.noise import lanes, threefry
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -166,7 +166,7 @@ def test_one_kernel_draws_for_all_leaves(size):
 def test_lanes_say_where_every_coordinate_stands():
     sizes = [1, 128, 0, 300]
     starts = jnp.asarray(lanes.starts_of_lanes(sizes))
-    positions = np.asarray(lanes.positions(5 * 128, starts))
+    positions = np.asarray(threefry.positions(5 * 128, starts))
     leaves = np.repeat(lanes.leaf_of_lane(sizes), 128)
     for leaf, size in enumerate(sizes):
         own = positions[leaves == leaf]
