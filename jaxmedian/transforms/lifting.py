@@ -15,6 +15,7 @@ import optax
 
 from jaxmedian.noise.keys import is_key
 from jaxmedian.transforms.build import Step, transformation
+from jaxmedian.workers.blocks import map_in_blocks
 from jaxmedian.workers.checks import as_transform, check_count
 from jaxmedian.workers.placing import PerWorkerState
 from jaxmedian.workers.stream import WorkerStream
@@ -91,22 +92,35 @@ def lift(
                     "as `num_workers`; on a mesh, shard its state like the gradients."
                 )
 
-        def update_one(updates: optax.Updates, state: optax.OptState) -> Any:
-            return inner.update(updates, state, step.params, **step.extra_args)
+        def update_one(params: optax.Params | None, own: Any) -> Any:
+            updates, state = own
+            return inner.update(updates, state, params, **step.extra_args)
 
-        inner_state, updates = step.state.inner, step.updates
+        updates, state = step.updates, step.state.inner
         with _explaining_refusals(name):
-            if isinstance(updates, WorkerStream):
-                if not jax.tree.leaves(inner_state):  # nothing to remember of a block
+            if isinstance(updates, WorkerStream) and not jax.tree.leaves(state):
+                # Nothing to remember of a block.
+                def update_block(block: optax.Updates) -> optax.Updates:
+                    each = jax.vmap(lambda own: update_one(step.params, own)[0])
+                    return each((block, state))
 
-                    def update_block(block: optax.Updates) -> optax.Updates:
-                        return jax.vmap(lambda own: update_one(own, inner_state)[0])(
-                            block
-                        )
-
-                    return updates.map(update_block), step.state
-                updates = updates.stack(name)
-            updates, state = jax.vmap(update_one)(updates, inner_state)
+                return updates.map(update_block), step.state
+            if isinstance(updates, WorkerStream) and not _has_keys(state):
+                # Stored, and taken in blocks again: alone, with ``worker_chunk=1``,
+                # what computes a worker's state is the same on any number of devices.
+                updates, state = map_in_blocks(
+                    update_one,
+                    step.params,
+                    (updates.stack(name), state),
+                    num_local,
+                    updates.worker_chunk,
+                    updates.axis_name,
+                )
+            else:
+                if isinstance(updates, WorkerStream):
+                    updates = updates.stack(name)
+                each = jax.vmap(lambda own: update_one(step.params, own))
+                updates, state = each((updates, state))
         return updates, step.state.kept_where_absent(state, step.population.present)
 
     return transformation(
@@ -126,6 +140,14 @@ def _explaining_refusals(name: str) -> Iterator[None]:
             "default: `optax.contrib.scale_by_muon`, for one, needs "
             "`weight_dimension_numbers` for parameters in a tree."
         ) from error
+
+
+def _has_keys(state: Any) -> bool:
+    """Returns whether a state holds typed keys, which loops cannot fill in."""
+    return any(
+        jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        for leaf in jax.tree.leaves(state)
+    )
 
 
 def _own_keys(state: Any, number: jax.Array) -> Any:

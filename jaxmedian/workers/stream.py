@@ -57,6 +57,7 @@ class WorkerStream:
       axis_name: mesh axis over which workers are spread, or None.
       shapes: tree of `jax.ShapeDtypeStruct`, the stacked gradients as they would be.
       block_shapes: a `Block` of shapes.
+      worker_chunk: workers of a block.
       num_blocks: blocks to compute, in order.
       stacked: the stacked gradients, if somebody asked for them, else None.
     """
@@ -82,18 +83,20 @@ class WorkerStream:
         self._block = value_and_grads_of
         self._source = jax.tree.map(jnp.asarray, (params, batch))
         self._num_workers, self.axis_name = count_in_batch(batch), axis_name
-        self._chunk = min(worker_chunk, self._num_workers)
-        self.num_blocks = num_turns(self._num_workers, self._chunk)
+        self.worker_chunk = min(worker_chunk, self._num_workers)
+        self.num_blocks = num_turns(self._num_workers, self.worker_chunk)
         value = self._describe()
         self._results = {"value": blank(value)}
 
     def _describe(self) -> Any:
         """Sets the shapes of the gradients, and returns those of the values."""
         params, batch = self._source
-        rows = shapes_of_block(batch, self._chunk)
+        chunk = self.worker_chunk
+        rows = shapes_of_block(batch, chunk)
         value, grads = jax.eval_shape(self._block, params, rows)
         self.block_shapes = jax.eval_shape(
-            lambda grads: Block(grads, jnp.int32(0), jnp.ones(self._chunk, bool)), grads
+            lambda grads: Block(grads, jnp.int32(0), jnp.ones(self.worker_chunk, bool)),
+            grads,
         )
         self.shapes = shapes_of_all(grads, self._num_workers)
         self.stacked: Any = None
@@ -135,9 +138,11 @@ class WorkerStream:
         """Computes block ``number``, and carries its values among those of all."""
         value, source = carry
         params, batch = source = read_anew(source)
-        first = first_of(number, self._num_workers, self._chunk)
-        block_value, grads = self._block(params, take_rows(batch, first, self._chunk))
-        fresh = first + jnp.arange(self._chunk) >= number * self._chunk
+        first = first_of(number, self._num_workers, self.worker_chunk)
+        block_value, grads = self._block(
+            params, take_rows(batch, first, self.worker_chunk)
+        )
+        fresh = first + jnp.arange(self.worker_chunk) >= number * self.worker_chunk
         return Block(grads, first, fresh), (put_rows(value, block_value, first), source)
 
     def stack(self, transform: str) -> Any:

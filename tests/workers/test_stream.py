@@ -136,6 +136,25 @@ def test_a_streamed_vote_with_relative_noise_is_stacked(batch):
     jax.tree.map(np.testing.assert_array_equal, streamed[0], stacked[0])
 
 
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_a_state_with_typed_keys_is_streamed_too(batch, chunk):
+    drawing = optax.add_noise(0.5, 0.1, key=jax.random.key(3))
+    optimizer = optax.chain(jm.per_worker(drawing, M), jm.worker_mean(), optax.sgd(0.1))
+    state = optimizer.init(PARAMS)
+    stacked = jm.make_step(linear_loss, optimizer)(PARAMS, state, batch)
+    step = jm.make_step(linear_loss, optimizer, worker_chunk=chunk)
+    streamed = step(PARAMS, state, batch)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
+        streamed[0],
+        stacked[0],
+    )
+    words = [
+        jax.random.key_data(found[1][0].inner.rng_key) for found in (streamed, stacked)
+    ]
+    np.testing.assert_array_equal(*words)
+
+
 def test_a_run_leaves_out_what_it_cannot_measure(batch):
     result = jm.run(
         linear_loss,
