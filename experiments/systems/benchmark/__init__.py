@@ -22,10 +22,8 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 from matplotlib.figure import Figure
 
-import jaxmedian as jm
 from experiments.common.harness.options import Count
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Result
@@ -153,9 +151,13 @@ def run(config: Config) -> Result:
         *whole_runs.claims(rows),
         *_speed_claims(rows),
         *_scale_claims(rows),
-        *_tree_claims(config),
     ]
-    return Result({}, tuple(claims), {"rows": rows, "figures": _figures(rows)})
+    figures = _figures(rows)
+    if config.trees:
+        compiled_claims, compiled_figures = trees.compile_all()
+        claims += compiled_claims
+        figures |= compiled_figures
+    return Result({}, tuple(claims), {"rows": rows, "figures": figures})
 
 
 def _figures(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -286,79 +288,6 @@ def _scale_claims(rows: list[dict[str, Any]]) -> list[Claim]:
         for row in rows
         if (ratio := row.get("ratio_to_one_b")) and row["candidate"] != kernels.ONE_B
     ]
-
-
-def _compiling_claims() -> list[Claim]:
-    """Compares what noisy votes and the mean take to compile on many leaves."""
-    noisy = {
-        "Gaussian independent": jm.noise.gaussian(0.1),
-        "uniform systematic": jm.noise.uniform(0.1, "systematic"),
-    }
-    shapes = trees.resnet20_shapes()
-    mean = optax.chain(jm.worker_mean(), optax.sgd(0.1))
-    least, _ = trees.cost_of_compiling(shapes, 11, mean)
-    claims = []
-    for name, noise in noisy.items():
-        vote = jm.noisy_sign_sgd(0.1, noise, 0)
-        seconds, lines = trees.cost_of_compiling(shapes, 11, vote)
-        claims.append(
-            Claim(
-                f"ResNet-20's {len(shapes)} leaves, M = 11, {name} vote: compiled in "
-                "at most 3 times the mean's CPU seconds, from at most 3,000 lines",
-                f"{seconds:.2f} s, the mean {least:.2f}: {seconds / least:.1f} times; "
-                f"{lines:,} lines",
-                bool(seconds <= 3 * least and lines <= 3000),
-            )
-        )
-        shapes_of_gpt = trees.gpt2_shapes()
-        seconds, lines = trees.cost_of_compiling(shapes_of_gpt, 8, vote)
-        claims.append(
-            Claim(
-                f"GPT-2's {len(shapes_of_gpt)} leaves, M = 8, {name} vote: compiled in "
-                "at most 5 s of CPU",
-                f"{seconds:.2f} s, {lines:,} lines",
-                bool(seconds <= 5),
-            )
-        )
-    return claims
-
-
-def _tree_claims(config: Config) -> list[Claim]:
-    """Compiles whole models; what must hold is stated in each claim."""
-    if not config.trees:
-        return []
-    noise = jm.noise.gaussian(0.1)
-    vote, median = jm.noisy_sign_sgd(0.1, noise, 0), jm.noisy_median_sgd(0.1, noise, 0)
-    claims = _compiling_claims()
-    for name, optimizer in (("vote", vote), ("median", median)):
-        shapes = trees.resnet20_shapes()
-        cost = trees.cost_of_step(shapes, jnp.float32, 31, optimizer, None)
-        claims.append(
-            Claim(
-                f"ResNet-20, M = 31, noisy {name}: step compiled within 40 s",
-                f"{cost.compile_seconds:.1f} s",
-                cost.compile_seconds <= 40,
-            )
-        )
-    cost = trees.cost_of_step(trees.gpt2_shapes(), jnp.bfloat16, 8, vote, 1)
-    claims.append(
-        Claim(
-            "GPT-2 small in bfloat16, M = 8, worker_chunk = 1, noisy vote: compiled "
-            "within 60 s, to run in parameters + one gradient + tally + 10 %",
-            f"{cost.compile_seconds:.1f} s, {cost.peak_mib:.0f} of "
-            f"{cost.bound_mib:.0f} MiB",
-            cost.compile_seconds <= 60 and cost.peak_mib <= cost.bound_mib,
-        )
-    )
-    peak = trees.streamed_peak_mib(1001, 1_000_000, worker_chunk=16)
-    claims.append(
-        Claim(
-            "M = 1001, d = 1,000,000, worker_chunk = 16, noisy vote: below 600 MiB",
-            f"{peak:.0f} MiB",
-            peak < 600,
-        )
-    )
-    return claims
 
 
 def plot(result: Result) -> Figure:

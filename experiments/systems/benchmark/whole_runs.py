@@ -24,6 +24,7 @@ from experiments.common.harness.results import Claim
 from experiments.common.training.models import Classifier, mnist_network
 from experiments.common.training.models_convolutional import resnet20
 from experiments.methods.shakespeare.transformer import language
+from experiments.systems.benchmark import torch_models
 from experiments.systems.benchmark.kernels import SCALE, Run, compiled
 from experiments.systems.benchmark.timing import Timing, take_turns
 from experiments.systems.benchmark.whole_steps import torch_vote
@@ -251,8 +252,14 @@ def draw_rows(turns: int, budget: float) -> list[dict[str, Any]]:
     return _per_step({"work": "draw", "M": 10}, timings, size.num_steps)
 
 
+GPT, RESNET = "step of a small GPT, batch 12", "step of ResNet-20, batch 16"
+
+
 def model_rows(turns: int, budget: float) -> list[dict[str, Any]]:
-    """Times a step of a small GPT and of ResNet-20, all workers at once and by ones."""
+    """Times a step of a small GPT and of ResNet-20, all workers at once and by ones.
+
+    Beside them torch's step on the same model, from the same parameters.
+    """
     rng = np.random.default_rng(0)
     gpt = language(65, context=64, layers=4, heads=4, width=128, seed=0)
     text = jnp.asarray(rng.integers(0, 65, (8, 12, 65)))
@@ -262,12 +269,16 @@ def model_rows(turns: int, budget: float) -> list[dict[str, Any]]:
     }
     network: Classifier = resnet20(seed=0)
     works: dict[str, tuple[Any, Any, Any]] = {
-        "step of a small GPT, batch 12": (
+        GPT: (
             lambda params, windows: jnp.mean(gpt.losses(params, windows)),
             gpt.params,
             text,
         ),
-        "step of ResNet-20, batch 16": (network.loss, network.params, images),
+        RESNET: (network.loss, network.params, images),
+    }
+    torch_batches = {
+        GPT: (text[:, :, :-1], text[:, :, 1:]),
+        RESNET: (images["images"], images["labels"]),
     }
     noise = jm.noise.uniform(SCALE, "systematic")
     found = []
@@ -283,6 +294,8 @@ def model_rows(turns: int, budget: float) -> list[dict[str, Any]]:
                 step = jm.make_step(loss, optimizer, worker_chunk=chunk)
                 state = optimizer.init(params)
                 runs[f"{name}, {how}"] = compiled(step, params, state, batch)[0]
+        model = "gpt" if work == GPT else "resnet"
+        runs |= torch_models.candidates(model, params, *torch_batches[work])
         timings = take_turns(runs, turns, budget)
         num_workers = jax.tree.leaves(batch)[0].shape[0]
         found += _per_step({"work": work, "M": num_workers}, timings, 1)
