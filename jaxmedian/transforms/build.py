@@ -339,7 +339,11 @@ def _many_large(groups: list[_Group], leaves: list[jax.Array]) -> list[list[int]
     for number, group in enumerate(groups):
         if group.sizes[0] >= _SMALL:
             by_dtype.setdefault(leaves[group.members[0]].dtype, []).append(number)
-    return [numbers for numbers in by_dtype.values() if len(numbers) >= _MANY]
+    return [
+        numbers
+        for numbers in by_dtype.values()
+        if len(numbers) >= _MANY and sum(groups[n].sizes[0] for n in numbers) < 2**31
+    ]
 
 
 def _reduce(
