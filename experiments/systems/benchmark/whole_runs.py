@@ -89,7 +89,7 @@ def _per_step(
 
 RUN, EPOCHS = "jm.run, mini_batches", "jm.run, epochs"
 ALONE, LOOP, DRAW = "gradients alone", "its steps in one compiled loop", "draw alone"
-OFTEN, SAVED = "jm.run, measured every 10 steps", "jm.run, with a checkpoint"
+OFTEN, SAVED = "jm.run, in ten chunks", "jm.run, with a checkpoint"
 RULE, UPDATE = "rule alone", "update alone"
 JAX_LOOP = "JAX loop by the mean"
 TORCH_LOOP, TORCH_VMAP = "torch loop over workers", "torch.func.vmap"
@@ -330,6 +330,9 @@ def claims(rows: list[dict[str, Any]]) -> list[Claim]:
             "at most 1.25 times the gradients alone": (ms[RUN] / ms[ALONE], 1.25),
             "at most 1.03 times its steps in one loop": (ms[RUN] / ms[LOOP], 1.03),
         }
+        if all(row["steps"] >= 1000 for row in rows if row["work"] == work):
+            what = "in ten chunks at most 1.03 times its steps in one loop"
+            most[what] = ms[OFTEN] / ms[LOOP], 1.03
         found += [
             Claim(
                 f"{place}: {what}", f"{ratio:.3f}", ratio <= at_most if judged else None
