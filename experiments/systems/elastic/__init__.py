@@ -126,6 +126,7 @@ def run(config: Config) -> Result:
         "message_bytes": first["message_bytes"],
         "num_steps": len(record.present),
     }
+    extra["figures"] = _figures(extra)
     steps = np.arange(1, len(record.present) + 1)
     curves = {"present": {"step": steps, "processes": record.present.sum(axis=1)}}
     return Result(curves, _claims(config, extra), extra)
@@ -182,6 +183,20 @@ def _with_kills(config: Config, folder: Path) -> dict[str, Any]:
         "seconds_to_go_on": gone_on,
         "seconds_to_rejoin": rejoined,
         "seconds_after_lighthouse": lighthouse,
+    }
+
+
+def _figures(found: dict[str, Any]) -> dict[str, float | int]:
+    """Names what pages quote."""
+    return {
+        "kills": len(found["seconds_to_rejoin"]),
+        "longest, s": max(found["seconds_to_go_on"], default=0.0),
+        "rejoin, s": float(np.median(found["seconds_to_rejoin"] or [0.0])),
+        "lighthouse, s": max(found["seconds_after_lighthouse"], default=0.0),
+        "speed": found["steps_per_second"],
+        "collective": found["collective_steps_per_second"] or 0.0,
+        "bytes": found["message_bytes"],
+        "steps": found["num_steps"],
     }
 
 
