@@ -6,7 +6,8 @@
 prints "edge <step>" at each edge of a chunk and "bits <hash>" at the end: a hash of the
 parameters, of the optimizer's state and of all metrics. Everything that could go wrong
 on resuming is in it: mini-batches, noise, momentum for each worker, Adam behind.
-With ``--devices`` it is a loop over a mesh, one worker's gradient at a time.
+With ``--devices`` the same call runs over a mesh, one gradient at a time; metrics are
+sums over devices there, and are left out of the hash.
 """
 
 import argparse
@@ -31,19 +32,29 @@ def train(
     chunk: int = 4,
     checkpoint: Any = None,
     on_chunk: Callable[[int, dict[str, float]], bool | None] | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> jm.RunResult:
-    """Trains by `jaxmedian.run`, metrics included."""
-    return jm.run(
+    """Trains by `jaxmedian.run`, metrics included; on a mesh of processes each its own.
+
+    The state that a mesh has spread is gathered at the end.
+    """
+    result = jm.run(
         loss,
-        optimizer(),
+        optimizer("workers" if mesh else None),
         start(),
-        jm.mini_batches(worker_data(), SAMPLES // 2),
+        jm.mini_batches(own_data(), SAMPLES // 2),
         num_steps,
         key=2,
         chunk=chunk,
         checkpoint=checkpoint,
         on_chunk=on_chunk,
+        mesh=mesh,
+        worker_chunk=1 if mesh else None,
     )
+    if mesh is None:
+        return result
+    params, opt_state = gathered((result.params, result.opt_state), mesh)
+    return result._replace(params=params, opt_state=opt_state, metrics={})
 
 
 def train_on_mesh(
@@ -62,10 +73,7 @@ def train_on_mesh(
     )
     transform = optimizer(axis_name="workers")
     advance = jm.sharding.shard_step(loss, transform, mesh, worker_chunk=1)
-    share = NUM_WORKERS // jax.process_count()
-    mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
-    own_data = jax.tree.map(lambda leaf: leaf[mine], worker_data())
-    batch = jm.sharding.shard_workers(own_data, mesh)
+    batch = jm.sharding.shard_workers(own_data(), mesh)
     params = jm.sharding.replicate(start(), mesh)
     state = params, jm.sharding.init_state(transform, params, mesh, NUM_WORKERS)
     done = 0
@@ -79,10 +87,14 @@ def train_on_mesh(
             if checkpoint is not None:
                 jm.checkpoint.save(checkpoint, done, state)
             on_chunk(done)
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    gather = jax.jit(lambda *state: state, out_shardings=everywhere)
-    params, opt_state = gather(*state)
+    params, opt_state = gathered(state, mesh)
     return jm.RunResult(params, opt_state, {}, done)
+
+
+def gathered(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+    """Returns a tree whole on every device."""
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.jit(lambda tree: tree, out_shardings=everywhere)(tree)
 
 
 def loss(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
@@ -110,6 +122,13 @@ def worker_data() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(NUM_WORKERS, SAMPLES, FEATURES)).astype(np.float32)
     return {"x": x, "y": rng.normal(size=(NUM_WORKERS, SAMPLES)).astype(np.float32)}
+
+
+def own_data() -> dict[str, np.ndarray]:
+    """Returns the samples of this process's workers."""
+    share = NUM_WORKERS // jax.process_count()
+    mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+    return {name: leaf[mine] for name, leaf in worker_data().items()}
 
 
 def bits(result: jm.RunResult) -> dict[str, np.ndarray]:
@@ -160,12 +179,8 @@ def main() -> None:
         time.sleep(options.pause)
 
     report(0)
-    lengths = (options.num_steps, options.chunk)
-    if options.devices:
-        devices = jax.devices()[: options.devices]
-        result = train_on_mesh(devices, *lengths, options.folder, report)
-    else:
-        result = train(*lengths, options.folder, report)
+    mesh = jm.sharding.workers_mesh(options.devices) if options.devices else None
+    result = train(options.num_steps, options.chunk, options.folder, report, mesh)
     print("bits", hash_of(result), flush=True)
 
 

@@ -2,16 +2,16 @@
 
 Claim: with `jm.run(..., checkpoint=folder)` a process may be killed at any moment,
 before its first checkpoint or in the middle of writing one; the same command then ends
-with the same parameters, optimizer state, keys and metrics, to the bit. A loop of one's
-own over a mesh, which saves by `jm.checkpoint`, may go on with another number of
-devices (one worker's gradient at a time), or after one of two processes was killed.
+with the same parameters, optimizer state, keys and metrics, to the bit. Over a mesh
+(one worker's gradient at a time) it may go on with another number of devices, or after
+one of two processes was killed.
 
-    python -m experiments resume                 20 kills, and 4 + 2 on a mesh
+    python -m experiments resume                 20 kills, and 4 + 20 on a mesh
     python -m experiments resume --preset quick  5 kills, and 1 + 1
 
-All runs are on
-CPUs, as processes of their own. The last row says what a checkpoint costs: it is
-written while the next chunk computes, so it costs most where chunks are short.
+All runs are on CPUs, as processes of their own. The last row says what a checkpoint
+costs: it is written while the next chunk computes, so it costs most where chunks are
+short.
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ class Config:
 
     num_kills: int = 20
     device_changes: int = 4
-    process_kills: int = 2
+    process_kills: int = 20
     num_steps: Count = 200
     chunk: Count = 5
     pause: float = 0.02
@@ -115,7 +115,13 @@ def run(config: Config) -> Result:
             print(f"one of two processes killed, both resume: {kill}")
         costs = {size: _cost(size, next(folders)) for size in config.sizes}
     claims = _claims(kills, on_mesh, of_processes, costs)
-    return Result({"kills": _as_curve(kills)} if kills else {}, claims)
+    curves = {"kills": _as_curve(kills)} if kills else {}
+    found = {"killed": kills, "other devices": on_mesh, "two processes": of_processes}
+    figures = {
+        name: f"{sum(kill.exact for kill in some)} of {len(some)}"
+        for name, some in found.items()
+    }
+    return Result(curves, claims, {"figures": figures})
 
 
 # --- processes ------------------------------------------------------------------------
@@ -271,6 +277,8 @@ def _as_curve(kills: Sequence[Kill]) -> dict[str, np.ndarray]:
 def plot(result: Result) -> Figure:
     """Draws what each kill left on disk."""
     figure, (axes,) = panels(1)
+    if "kills" not in result.curves:
+        return figure
     kills = result.curves["kills"]
     order = np.argsort(kills["step"], kind="stable")
     for half_written, label in ((0, "whole checkpoints only"), (1, "one half written")):
