@@ -23,7 +23,6 @@ from jaxmedian.kernels import bisection, networks, shares
 from jaxmedian.kernels.networks import from_order_keys, to_order_keys
 from jaxmedian.kernels.rows import working_dtype, zeros_varying_like
 from jaxmedian.kernels.tiles import map_tiles
-from jaxmedian.noise import threefry
 from jaxmedian.noise.laws import Law
 from jaxmedian.noise.leaf_noise import LeafNoise
 
@@ -161,12 +160,10 @@ def _fused_median(
     rows: jax.Array, noise: LeafNoise | None, even: EvenRule, present: jax.Array | None
 ) -> jax.Array:
     """Leaves it to XLA to melt noise and network into one pass over the rows."""
-    size = rows.shape[1]
-    positions = threefry.positions(size) if noise is None else noise.positions(size)
-    values = [
-        row if noise is None else noise.noisy_row(i, row, positions)
-        for i, row in enumerate(rows)
-    ]
+    values = list(rows)
+    if noise is not None:
+        positions = noise.positions(rows.shape[1])
+        values = [noise.noisy_row(i, row, positions) for i, row in enumerate(rows)]
     keys = [to_order_keys(value) for value in values]
     if present is not None:
         fill = absent_keys(present, keys[0].dtype)

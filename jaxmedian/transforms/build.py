@@ -43,7 +43,7 @@ from jaxmedian.workers.stream import Block, WorkerStream
 # in leaves above it.
 _SMALL = 65_536
 # Large leaves to go through in one loop. Votes with independent noise take .45 s a leaf
-# to compile on CPU; the loop copies their rows once, a tenth of the time of the vote.
+# to compile on CPU; the loop copies their rows once, a tenth to a third of their time.
 # With systematic noise it is .1 s, and the copy takes as long as the vote.
 _MANY = 4
 

@@ -11,18 +11,18 @@ import jax
 import numpy as np
 
 from experiments.common.harness.installed import installed_torch
-from experiments.systems.benchmark.kernels import SCALE, Run
+from experiments.systems.benchmark.kernels import Run
+from experiments.systems.benchmark.whole_steps import torch_steps, torch_update
 
-RATE = 1e-3
 Tensors = dict[str, Any]
 Loss = Callable[[Tensors, Any, Any], Any]
 
 
-def candidates(model: str, params: Any, x: Any, y: Any) -> dict[str, Run]:
+def candidates(loss: Loss, params: Any, x: Any, y: Any) -> dict[str, Run]:
     """Lists torch's steps of a noisy vote, with Gaussian noise as torch has it.
 
     Args:
-      model: "gpt" or "resnet".
+      loss: `gpt_loss` or `resnet_loss`.
       params: our parameters, from which torch starts.
       x: what goes into the model, ``[M, n, ...]``.
       y: what is to come out, ``[M, n, ...]``.
@@ -33,33 +33,12 @@ def candidates(model: str, params: Any, x: Any, y: Any) -> dict[str, Run]:
     torch = installed_torch()
     if torch is None:
         return {}
-    loss = loss_of(model)
     tensors = tensors_of(params)
     for tensor in tensors.values():
         tensor.requires_grad_()
     x, y = (torch.from_numpy(np.array(part)) for part in (x, y))
     x, y = (part.long() if part.dtype == torch.int32 else part for part in (x, y))
-
-    def vote(grads: list[Any]) -> None:
-        with torch.no_grad():
-            for tensor, grad in zip(tensors.values(), grads, strict=True):
-                noisy = grad + SCALE * torch.randn_like(grad)
-                tensor -= RATE * torch.sign(torch.sign(noisy).sum(dim=0))
-
-    def loop() -> None:
-        rows = [
-            torch.autograd.grad(loss(tensors, *own), [*tensors.values()])
-            for own in zip(x, y, strict=True)
-        ]
-        vote([torch.stack(grads) for grads in zip(*rows, strict=True)])
-
-    each = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))
-
-    def vectorised() -> None:
-        detached = {name: tensor.detach() for name, tensor in tensors.items()}
-        vote(list(each(detached, x, y).values()))
-
-    return {"torch loop over workers": loop, "torch.func.vmap": vectorised}
+    return torch_steps(torch, tensors, loss, torch_update(torch, tensors), x, y)
 
 
 def tensors_of(params: Any) -> Tensors:
@@ -74,12 +53,7 @@ def tensors_of(params: Any) -> Tensors:
     return {name(path): torch.from_numpy(np.array(leaf)) for path, leaf in named}
 
 
-def loss_of(model: str) -> Loss:
-    """Returns the loss ``(tensors, x, y)`` of one worker's batch."""
-    return {"gpt": _gpt_loss, "resnet": _resnet_loss}[model]
-
-
-def _gpt_loss(params: Tensors, text: Any, following: Any) -> Any:
+def gpt_loss(params: Tensors, text: Any, following: Any) -> Any:
     """Takes characters ``[n, t]`` and those that follow; `shakespeare.transformer`."""
     torch = installed_torch()
     functional = torch.nn.functional
@@ -87,10 +61,8 @@ def _gpt_loss(params: Tensors, text: Any, following: Any) -> Any:
     def norm(x: Any, scale: Any) -> Any:
         return functional.layer_norm(x, scale.shape, scale, None, 1e-5)
 
-    x = (
-        params["tokens/embedding"][text]
-        + params["positions/embedding"][: text.shape[1]]
-    )
+    positions = params["positions/embedding"][: text.shape[1]]
+    x = params["tokens/embedding"][text] + positions
     n, t, width = x.shape
     for i in range(_blocks(params)):
         own = f"blocks/{i}/"
@@ -114,7 +86,7 @@ def _gpt_loss(params: Tensors, text: Any, following: Any) -> Any:
 _HEADS = 4
 
 
-def _resnet_loss(params: Tensors, images: Any, labels: Any) -> Any:
+def resnet_loss(params: Tensors, images: Any, labels: Any) -> Any:
     """Takes uint8 images ``[n, 32, 32, 3]``; `training.models_convolutional`."""
     functional = installed_torch().nn.functional
 

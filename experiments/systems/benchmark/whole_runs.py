@@ -276,9 +276,9 @@ def model_rows(turns: int, budget: float) -> list[dict[str, Any]]:
         ),
         RESNET: (network.loss, network.params, images),
     }
-    torch_batches = {
-        GPT: (text[:, :, :-1], text[:, :, 1:]),
-        RESNET: (images["images"], images["labels"]),
+    in_torch: dict[str, tuple[torch_models.Loss, Any, Any]] = {
+        GPT: (torch_models.gpt_loss, text[:, :, :-1], text[:, :, 1:]),
+        RESNET: (torch_models.resnet_loss, images["images"], images["labels"]),
     }
     noise = jm.noise.uniform(SCALE, "systematic")
     found = []
@@ -294,8 +294,8 @@ def model_rows(turns: int, budget: float) -> list[dict[str, Any]]:
                 step = jm.make_step(loss, optimizer, worker_chunk=chunk)
                 state = optimizer.init(params)
                 runs[f"{name}, {how}"] = compiled(step, params, state, batch)[0]
-        model = "gpt" if work == GPT else "resnet"
-        runs |= torch_models.candidates(model, params, *torch_batches[work])
+        their_loss, x, y = in_torch[work]
+        runs |= torch_models.candidates(their_loss, params, x, y)
         timings = take_turns(runs, turns, budget)
         num_workers = jax.tree.leaves(batch)[0].shape[0]
         found += _per_step({"work": work, "M": num_workers}, timings, 1)

@@ -58,6 +58,13 @@ def _torch_steps(images: np.ndarray, labels: np.ndarray) -> dict[str, Run]:
     params, loss, update = torch_vote(torch)
     x = torch.from_numpy(images).float() / 255
     y = torch.from_numpy(labels).long()
+    return torch_steps(torch, params, loss, update, x, y)
+
+
+def torch_steps(
+    torch: Any, params: dict[str, Any], loss: Any, update: Any, x: Any, y: Any
+) -> dict[str, Run]:
+    """Lists torch's ways to take a step: a loop over workers, and torch.func.vmap."""
 
     def loop() -> None:
         workers = [
@@ -86,10 +93,16 @@ def torch_vote(torch: Any) -> tuple[dict[str, Any], Any, Any]:
         logits = torch.func.functional_call(network, params, (x,))
         return torch.nn.functional.cross_entropy(logits, y)
 
+    return params, loss, torch_update(torch, params)
+
+
+def torch_update(torch: Any, params: dict[str, Any]) -> Any:
+    """Returns the update of a noisy vote, in place: it takes stacked gradients."""
+
     def update(grads: list[Any]) -> None:
         with torch.no_grad():
             for param, grad in zip(params.values(), grads, strict=True):
                 noisy = grad + SCALE * torch.randn_like(grad)
                 param -= 1e-3 * torch.sign(torch.sign(noisy).sum(dim=0))
 
-    return params, loss, update
+    return update
