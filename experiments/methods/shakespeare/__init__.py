@@ -345,6 +345,7 @@ def _runs(
         num_steps=num_steps,
         chunk=min(config.chunk, num_steps),
         measure=trial.measure,
+        worker_chunk=1,  # a quarter faster on CPUs than all at once
     )
     return trainer(settings, trial.corpus.split, folder)
 
