@@ -21,7 +21,8 @@ BOXES = {
     "methods": "subsampling heterogeneity bucketing_reference neighbours local_steps "
     "shakespeare",
     "hostile": "robustness_price byzantine peers",
-    "systems": "benchmark communication tpu processes elastic loading resume",
+    "systems": "benchmark communication tpu processes language_link elastic loading "
+    "resume",
 }
 EXPERIMENTS = {name: box for box, names in BOXES.items() for name in names.split()}
 _HELP = ("-h", "--help")

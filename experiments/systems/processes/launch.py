@@ -1,4 +1,4 @@
-"""Start several `participant` processes, and wait for them."""
+"""Start several processes of one module, and wait for them."""
 
 import contextlib
 import dataclasses
@@ -12,6 +12,7 @@ from typing import Any
 from experiments.common.harness.own_process import free_port, start_module
 from experiments.systems.processes.network import Host
 
+PARTICIPANT = "experiments.systems.processes.participant"
 _SECONDS = 900.0  # after which a run is given up
 
 
@@ -21,15 +22,17 @@ def start(
     num_processes: int = 1,
     num_devices: int = 1,
     hosts: list[Host] | None = None,
+    module: str = PARTICIPANT,
 ) -> dict[str, Any]:
     """Runs a task in fresh processes.
 
     Args:
-      task: one of the participant's.
+      task: one of the module's.
       config: the experiment's.
       num_processes: how many.
       num_devices: virtual CPU devices of each.
       hosts: where each of them runs; on loopback if None.
+      module: what each of them runs, see `participant.main`.
 
     Returns:
       What the first process found.
@@ -41,7 +44,7 @@ def start(
     options = [
         *(task, "--coordinator", f"{address}:{free_port()}"),
         *("--num-processes", str(num_processes)),
-        *("--config", json.dumps(dataclasses.asdict(config))),
+        *("--config", json.dumps(dataclasses.asdict(config), default=str)),
     ]
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         running: list[subprocess.Popen[str]] = []
@@ -52,7 +55,7 @@ def start(
             }
             running.append(
                 start_module(
-                    "experiments.systems.processes.participant",
+                    module,
                     [*options, "--process", str(process)],
                     num_devices,
                     () if hosts is None else hosts[process].command,

@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,11 +90,16 @@ def _train(config: Config, mesh: Any, digits: dict[str, np.ndarray]) -> dict[str
         chunk=1,
         worker_chunk=1,
     )
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(result.params):
-        digest.update(np.asarray(leaf).tobytes())
     losses = result.metrics["loss"].tolist()
-    return {"sha256": digest.hexdigest(), "losses": losses}
+    return {"sha256": digest_of(result.params), "losses": losses}
+
+
+def digest_of(params: Any) -> str:
+    """Returns the SHA-256 of all parameters, in hexadecimal."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def _digits(config: Config, place: Place) -> dict[str, np.ndarray]:
@@ -150,7 +156,7 @@ def _time(
     wire = jm.diagnostics.wire_bytes(step.lower(params, opt_state, batch).compile())
     state = step(params, opt_state, batch)[:2]  # connects, and warms up
     jax.block_until_ready(state)
-    before, seconds = _bytes_sent(), []
+    before, seconds = bytes_sent(), []
     for _ in range(config.link_steps):
         start = time.perf_counter()
         state = jax.block_until_ready(step(*state, batch)[:2])
@@ -158,31 +164,38 @@ def _time(
     return {
         "ms": 1e3 * float(np.median(seconds)),
         "bytes_counted": wire.total,
-        "bytes_sent": (_bytes_sent() - before) / config.link_steps,
+        "bytes_sent": (bytes_sent() - before) / config.link_steps,
     }
 
 
-def _bytes_sent() -> int:
+def bytes_sent() -> int:
     """Reads what has left this host so far, headers included; 0 without eth0."""
     counter = Path("/sys/class/net/eth0/statistics/tx_bytes")
     return int(counter.read_text()) if counter.exists() else 0
 
 
-TASKS = {"train": train, "time_steps": time_steps}
+# --- command line ---------------------------------------------------------------------
 
 
-def _options() -> argparse.Namespace:
+def main(tasks: dict[str, Callable[[Any, Place], Any]], settings: type[Any]) -> None:
+    """Joins the others, does one of the tasks, and prints what it found as JSON.
+
+    Args:
+      tasks: by name, ``(config, place) -> found``.
+      settings: the dataclass of the config.
+    """
     parser = argparse.ArgumentParser(description="One of several processes.")
-    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("task", choices=tasks)
     parser.add_argument("--cluster", action="store_true", help="let JAX find the rest")
     parser.add_argument("--coordinator", help="address:port of the first process")
     parser.add_argument("--num-processes", type=int, default=1)
     parser.add_argument("--process", type=int, default=0, help="number of this one")
     parser.add_argument("--config", default="{}", help="fields of the Config, as JSON")
-    return parser.parse_args()
+    options = parser.parse_args()
+    place = join(options)
+    config = settings(**json.loads(options.config))
+    print(json.dumps(tasks[options.task](config, place)))
 
 
 if __name__ == "__main__":
-    options = _options()
-    place = join(options)
-    print(json.dumps(TASKS[options.task](Config(**json.loads(options.config)), place)))
+    main({"train": train, "time_steps": time_steps}, Config)
