@@ -154,7 +154,7 @@ def check_workers(name: str, workers: Any) -> Chosen:
     return Chosen(len(numbers), tuple(int(number) for number in numbers))
 
 
-def check_key(name: str, key: Any, *, needed: bool) -> jax.Array | None:
+def check_key(name: str, key: keys.Key | None, *, needed: bool) -> jax.Array | None:
     """Returns the key of an attack that draws, None for one that does not."""
     if not needed and key is not None:
         raise ValueError(

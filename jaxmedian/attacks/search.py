@@ -130,7 +130,7 @@ def strongest(
     )
 
 
-def _honest_mean(updates: Any, scene: Scene) -> Any:
+def _honest_mean(updates: optax.Updates, scene: Scene) -> Any:
     def mean(leaf: jax.Array) -> jax.Array:
         rows = leaf.reshape(leaf.shape[0], -1)
         return scene.mean(rows).reshape(leaf.shape[1:])

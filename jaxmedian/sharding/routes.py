@@ -10,10 +10,11 @@ each times (D - 1) / D, since a device keeps its own slice; the decisions add 1 
 bits win with fewer than 8 workers a device (32 if M >= 128). Both give the same votes.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxmedian.kernels.packing import bytes_sent, cheaper
 from jaxmedian.noise.lanes import padded_size
@@ -44,7 +45,9 @@ class Route(NamedTuple):
     bytes_as_tallies: int
 
 
-def packed_routes(params: Any, num_workers: int, num_devices: int) -> tuple[Route, ...]:
+def packed_routes(
+    params: optax.Params, num_workers: int, num_devices: int
+) -> tuple[Route, ...]:
     """Says how ``majority_vote(transport="packed")`` sends its votes, leaf by leaf.
 
     Args:

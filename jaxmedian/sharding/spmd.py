@@ -91,7 +91,11 @@ def shard_step(
     metrics_specs = {"loss": P(), "aux": P(axis_name)} if has_aux else {"loss": P()}
 
     def take(
-        params: Any, opt_state: Any, held: Sequence[Any], batch: Any, extra_args: Any
+        params: optax.Params,
+        opt_state: optax.OptState,
+        held: Sequence[Any],
+        batch: Any,
+        extra_args: Any,
     ) -> Any:
         num_workers = count_in_batch(batch)
         if expected is not None:
@@ -107,7 +111,11 @@ def shard_step(
         }
 
         def on_device(
-            params: Any, opt_state: Any, states: Any, batch: Any, extra_args: Any
+            params: optax.Params,
+            opt_state: optax.OptState,
+            states: Any,
+            batch: Any,
+            extra_args: Any,
         ) -> Any:
             result = local_step(params, opt_state, *states, batch, **extra_args)
             check_shared(result[0], result[1], axis_name)
@@ -121,7 +129,9 @@ def shard_step(
             axis_names={axis_name},
         )(params, opt_state, tuple(map(release, held)), batch, extra_args)
 
-    def step(params: Any, opt_state: Any, batch: Any, **extra_args: Any) -> Any:
+    def step(
+        params: optax.Params, opt_state: optax.OptState, batch: Any, **extra_args: Any
+    ) -> Any:
         return take(params, opt_state, (), batch, extra_args)
 
     if state_over_workers is None:
@@ -129,7 +139,11 @@ def shard_step(
     over = state_over_workers
 
     def stateful_step(
-        params: Any, opt_state: Any, model_state: Any, batch: Any, **extra_args: Any
+        params: optax.Params,
+        opt_state: optax.OptState,
+        model_state: Any,
+        batch: Any,
+        **extra_args: Any,
     ) -> Any:
         return take(params, opt_state, (hold(model_state, over),), batch, extra_args)
 

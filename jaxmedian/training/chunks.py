@@ -60,7 +60,7 @@ def build_chunk(
         has_model_state=has_model_state,
     )
 
-    def measure(params: Any, proposal: Proposal) -> dict[str, jax.Array]:
+    def measure(params: optax.Params, proposal: Proposal) -> dict[str, jax.Array]:
         grads, updates = proposal.grads, proposal.updates
         row = {"loss": proposal.loss}
         row |= diagnostics.of_step(
@@ -161,7 +161,7 @@ def _asks_for_key(loss_fn: LossFn, num_others: int) -> bool:
 def _with_own_key(loss_fn: LossFn) -> LossFn:
     """Builds a loss that finds its key beside its batch."""
 
-    def keyed_loss(params: Any, *rest: Any) -> Any:
+    def keyed_loss(params: optax.Params, *rest: Any) -> Any:
         *model_state, (batch, key) = rest
         return loss_fn(params, *model_state, batch, key=key)
 
@@ -236,7 +236,10 @@ def _check_metrics(metrics: Any) -> None:
 
 
 def _measure_all(
-    metrics: Sequence[Metric], params: Any, grads: Any, updates: Any
+    metrics: Sequence[Metric],
+    params: optax.Params,
+    grads: optax.Updates,
+    updates: optax.Updates,
 ) -> dict[str, jax.Array]:
     """Evaluates the user's metrics, and refuses names that stand for something."""
     taken = {"loss", "step"}
@@ -261,8 +264,8 @@ def _measure_all(
 
 def start_state(
     optimizer: optax.GradientTransformation,
-    params: Any,
-    opt_state: Any,
+    params: optax.Params,
+    opt_state: optax.OptState,
     model_state: Any = None,
     state_over_workers: StateOverWorkers = "mean",
 ) -> TrainState:
@@ -292,7 +295,9 @@ def model_of(state: TrainState) -> tuple[Any, ...]:
 
 
 def _checked_state(
-    optimizer: optax.GradientTransformation, params: Any, opt_state: Any
+    optimizer: optax.GradientTransformation,
+    params: optax.Params,
+    opt_state: optax.OptState,
 ) -> Any:
     wanted = jax.eval_shape(optimizer.init, params)
     there: Any = jax.tree.structure(opt_state)

@@ -32,7 +32,10 @@ Transform = tuple[str, Options]  # its name, and its options
 
 
 def identity_of(
-    optimizer: optax.GradientTransformation, key: jax.Array, opt_state: Any, chunk: int
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    opt_state: optax.OptState,
+    chunk: int,
 ) -> dict[str, Any]:
     """Lists by name what a run must share with its checkpoint, as JSON keeps it."""
     return {

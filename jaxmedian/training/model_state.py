@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxmedian.diagnostics.measures import mean_over_workers
 from jaxmedian.workers import collectives
@@ -88,7 +89,7 @@ def with_model_state(loss_fn: LossFn, has_aux: bool) -> LossFn:
       ValueError for one whose state changes its structure, shapes or types.
     """
 
-    def loss_and_state(params: Any, batch_and_state: Any) -> Any:
+    def loss_and_state(params: optax.Params, batch_and_state: Any) -> Any:
         batch, before = batch_and_state
         before = jax.tree.map(jnp.asarray, before)  # objects of this trace
         loss, returned = _two_of(

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 Row = dict[str, Any]  # the metrics of one edge: floats, and NumPy arrays
 OnChunk = Callable[..., bool | None]
@@ -30,7 +31,7 @@ def build_report(on_chunk: OnChunk | None) -> Callable[[int, Row, Any], bool]:
     call = _bind_arguments(on_chunk)
     name = getattr(on_chunk, "__qualname__", repr(on_chunk))
 
-    def report(step: int, row: Row, params: Any) -> bool:
+    def report(step: int, row: Row, params: optax.Params) -> bool:
         answer = call(step, row, params)
         if answer is None or isinstance(answer, bool | np.bool_):
             return bool(answer)
@@ -67,7 +68,7 @@ def _bind_arguments(on_chunk: OnChunk) -> Callable[[int, Row, Any], Any]:
     )
 
 
-def _copy(params: Any) -> Any:
+def _copy(params: optax.Params) -> Any:
     """Copies parameters, which the next chunk would otherwise overwrite."""
     return jax.tree.map(jnp.copy, params)
 

@@ -181,7 +181,7 @@ def open_run(
     folder: Folder | Path | None,
     optimizer: optax.GradientTransformation,
     key: jax.Array,
-    opt_state: Any,
+    opt_state: optax.OptState,
     chunk: int,
     keep_best: str | None,
     source: Drawn | Loaded,

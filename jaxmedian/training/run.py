@@ -48,7 +48,7 @@ from jaxmedian.workers.gradients import LossFn
 def run(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
-    params: Any,
+    params: optax.Params,
     next_batch: NextBatch | Iterable[Any],
     num_steps: int,
     key: keys.Key,
@@ -67,7 +67,7 @@ def run(
     extra_args: ExtraArgs | None = None,
     model_state: Any = None,
     state_over_workers: StateOverWorkers = "mean",
-    opt_state: Any = None,
+    opt_state: optax.OptState = None,
     step: int = 0,
     replay: bool = False,
     donate: bool = True,
@@ -336,7 +336,7 @@ def _open_source(
 def run_pure(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
-    params: Any,
+    params: optax.Params,
     next_batch: NextBatch,
     num_steps: int,
     key: keys.Key,
@@ -351,7 +351,7 @@ def run_pure(
     extra_args: ExtraArgs | None = None,
     model_state: Any = None,
     state_over_workers: StateOverWorkers = "mean",
-    opt_state: Any = None,
+    opt_state: optax.OptState = None,
     step: int = 0,
 ) -> RunResult:
     """Trains like `run`, as one pure function: for `jax.vmap` over seeds and scales.

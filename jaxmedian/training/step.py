@@ -155,7 +155,11 @@ def _build_step(
     )
 
     def take(
-        params: Any, opt_state: Any, held: Sequence[Any], batch: Any, extra_args: Any
+        params: optax.Params,
+        opt_state: optax.OptState,
+        held: Sequence[Any],
+        batch: Any,
+        extra_args: Any,
     ) -> tuple[Any, ...]:
         proposal = propose(params, opt_state, *held, batch, **extra_args)
         params = optax.apply_updates(params, proposal.updates)
@@ -165,7 +169,9 @@ def _build_step(
         states = [release(proposal.model_state)] if has_model_state else []
         return params, proposal.opt_state, *states, metrics
 
-    def step(params: Any, opt_state: Any, batch: Any, **extra_args: Any) -> Any:
+    def step(
+        params: optax.Params, opt_state: optax.OptState, batch: Any, **extra_args: Any
+    ) -> Any:
         return take(params, opt_state, (), batch, extra_args)
 
     if state_over_workers is None:
@@ -173,7 +179,11 @@ def _build_step(
     over = check_kind(state_over_workers)
 
     def stateful_step(
-        params: Any, opt_state: Any, model_state: Any, batch: Any, **extra_args: Any
+        params: optax.Params,
+        opt_state: optax.OptState,
+        model_state: Any,
+        batch: Any,
+        **extra_args: Any,
     ) -> Any:
         return take(params, opt_state, (hold(model_state, over),), batch, extra_args)
 
@@ -259,7 +269,11 @@ def build_proposal(
     optimizer = optax.with_extra_args_support(optimizer)
 
     def of_batch(
-        batch: Any, params: Any, opt_state: Any, held: Any, extra_args: dict[str, Any]
+        batch: Any,
+        params: optax.Params,
+        opt_state: optax.OptState,
+        held: Any,
+        extra_args: dict[str, Any],
     ) -> Proposal:
         if num_workers is not None:
             check_num_workers(batch, num_workers, collectives.size(axis_name))
@@ -297,7 +311,10 @@ def build_proposal(
         return Proposal(loss, aux, grads, updates, new_state, workers, held)
 
     def propose(
-        params: Any, opt_state: Any, *state_and_batch: Any, **extra_args: Any
+        params: optax.Params,
+        opt_state: optax.OptState,
+        *state_and_batch: Any,
+        **extra_args: Any,
     ) -> Proposal:
         if extra_args:
             check_extra_args("make_step", extra_args)
@@ -311,7 +328,7 @@ def build_proposal(
 
 
 def _place(
-    mesh: AbstractMesh, shapes: Proposal, batch: Any, params: Any, *rest: Any
+    mesh: AbstractMesh, shapes: Proposal, batch: Any, params: optax.Params, *rest: Any
 ) -> Proposal:
     """Places a proposal on an explicit mesh: as its batch, parameters and state are."""
     by_worker = explicit.place_by_worker(mesh, shapes, batch)
@@ -353,7 +370,7 @@ def _explaining_streams(stream: WorkerStream) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _explaining_wrappers(opt_state: Any) -> Iterator[None]:
+def _explaining_wrappers(opt_state: optax.OptState) -> Iterator[None]:
     """Says why `optax.apply_if_finite` cannot stand around an aggregator."""
     try:
         yield
@@ -371,7 +388,7 @@ def _explaining_wrappers(opt_state: Any) -> Iterator[None]:
         ) from error
 
 
-def _warn_of_noise_alone(opt_state: Any) -> None:
+def _warn_of_noise_alone(opt_state: optax.OptState) -> None:
     """Warns where workers accumulate gradients before something that draws."""
     kinds = (optax.MultiStepsState, keys.KeyState)
     nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds))

@@ -95,7 +95,7 @@ def transformation(
         return optax.EmptyState() if init is None else init(params)
 
     def take(
-        updates: Any,
+        updates: optax.Updates,
         state: optax.OptState,
         params: optax.Params | None,
         mask: jax.Array | None,
@@ -118,7 +118,7 @@ def transformation(
     compiled_take = jax.jit(take)
 
     def update_fn(
-        updates: Any,
+        updates: optax.Updates,
         state: optax.OptState,
         params: optax.Params | None = None,
         *,

@@ -223,7 +223,7 @@ def centered_clipping(
 
 
 def _clip_towards(
-    gradients: Gradients, center: list[jax.Array], radius: Any
+    gradients: Gradients, center: list[jax.Array], radius: jax.Array | float
 ) -> list[jax.Array]:
     """Returns the centre after one step."""
     population = gradients.population

@@ -356,7 +356,7 @@ def check_noise(transform: str, noise: Any) -> None:
 
 
 def check_key(
-    transform: str, noise: Noise | None, key: Any, *, random_ties: bool
+    transform: str, noise: Noise | None, key: keys.Key | None, *, random_ties: bool
 ) -> jax.Array | None:
     """Returns the key of a transform that draws, None for one that does not."""
     if noise is not None:

@@ -70,7 +70,7 @@ def interpolate_momentum(
     check_decay("b2", b2)
 
     def update_fn(
-        updates: optax.Updates, state: MomentumState, params: Any = None
+        updates: optax.Updates, state: MomentumState, params: optax.Params = None
     ) -> tuple[optax.Updates, MomentumState]:
         del params
 
@@ -152,7 +152,7 @@ def ef21_sign(num_workers: int) -> optax.GradientTransformationExtraArgs:
         return h + size * jnp.sign(difference)
 
     def update_fn(
-        updates: optax.Updates, state: EF21State, params: Any = None
+        updates: optax.Updates, state: EF21State, params: optax.Params = None
     ) -> tuple[optax.Updates, EF21State]:
         del params
         estimate = jax.tree.map(follow, updates, state.estimate)
@@ -312,7 +312,7 @@ def _drift_of_worker(decay: float | jax.Array) -> optax.GradientTransformationEx
     def update_fn(
         updates: optax.Updates,
         state: WorkerDrift,
-        params: Any = None,
+        params: optax.Params = None,
         *,
         refresh: jax.Array,
     ) -> tuple[tuple[optax.Updates, jax.Array], WorkerDrift]:

@@ -33,7 +33,7 @@ class Gradients:
       dtype: in which numbers about all blocks are computed.
     """
 
-    def __init__(self, updates: Any, population: Population) -> None:
+    def __init__(self, updates: optax.Updates, population: Population) -> None:
         """Joins the leaves of checked updates ``[m, ...]``."""
         self._leaves, self._treedef = jax.tree.flatten(updates)
         self._groups = joined_leaves(self._leaves)

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxmedian.workers import collectives
 from jaxmedian.workers.collectives import AxisName
@@ -50,7 +51,7 @@ def first_of(number: jax.Array, num_workers: int, chunk: int) -> jax.Array:
 
 def map_in_blocks(
     of_worker: Callable[[Any, Any], Any],
-    params: Any,
+    params: optax.Params,
     batch: Any,
     num_workers: int,
     chunk: int,
@@ -77,7 +78,9 @@ def map_in_blocks(
     return jax.lax.fori_loop(0, num_turns(num_workers, chunk), turn, start)[0]
 
 
-def map_block(of_worker: Callable[[Any, Any], Any], params: Any, batch: Any) -> Any:
+def map_block(
+    of_worker: Callable[[Any, Any], Any], params: optax.Params, batch: Any
+) -> Any:
     """Maps a function of parameters and one worker's batch over a block's workers."""
     if jax.tree.leaves(batch)[0].shape[0] > 1:
         return jax.vmap(functools.partial(of_worker, params))(batch)

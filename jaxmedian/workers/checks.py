@@ -95,7 +95,7 @@ def as_transform(name: str, value: object) -> optax.GradientTransformationExtraA
     return optax.with_extra_args_support(value)
 
 
-def check_params(caller: str, params: Any) -> None:
+def check_params(caller: str, params: optax.Params) -> None:
     """Raises TypeError unless parameters are a tree of arrays and numbers."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         is_number = isinstance(leaf, int | float | complex)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import optax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -53,7 +54,12 @@ def on_automatic_axes(function: Function, placing: Function, *args: Any) -> Any:
 
 
 def place_step(
-    mesh: AbstractMesh, shapes: Any, updates: Any, state: Any, params: Any, *rest: Any
+    mesh: AbstractMesh,
+    shapes: Any,
+    updates: optax.Updates,
+    state: Any,
+    params: optax.Params,
+    *rest: Any,
 ) -> Any:
     """Places what a transformation returns, ``(updates, state)``.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxmedian.workers import collectives, explicit
 from jaxmedian.workers.blocks import map_in_blocks
@@ -56,7 +57,7 @@ def worker_grads(
         loss_fn, has_aux=has_aux, axis_name=axis_name, worker_chunk=worker_chunk
     )
 
-    def grads_fn(params: Any, batch: Any) -> Any:
+    def grads_fn(params: optax.Params, batch: Any) -> Any:
         value, grads = value_and_grads(params, batch)
         return (grads, value[1]) if has_aux else grads
 
@@ -91,10 +92,10 @@ def worker_value_and_grads(
         check_count("worker_chunk", worker_chunk)
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=has_aux)
 
-    def of_batch(batch: Any, params: Any) -> Any:
+    def of_batch(batch: Any, params: optax.Params) -> Any:
         return map_workers(value_and_grad, params, batch, worker_chunk, axis_name)
 
-    def value_and_grads(params: Any, batch: Any) -> Any:
+    def value_and_grads(params: optax.Params, batch: Any) -> Any:
         if collectives.explicit_mesh((batch, params)) is None:
             return of_batch(batch, params)
         return explicit.on_automatic_axes(
@@ -106,7 +107,7 @@ def worker_value_and_grads(
 
 def map_workers(
     of_worker: Callable[[Any, Any], Any],
-    params: Any,
+    params: optax.Params,
     batch: Any,
     worker_chunk: int | None,
     axis_name: AxisName | None,

@@ -132,7 +132,7 @@ def shard_workers(tree: Any, mesh: Mesh, *, axis_name: str = WORKERS) -> Any:
 
 def state_specs(
     optimizer: optax.GradientTransformation,
-    params: Any,
+    params: optax.Params,
     num_workers: int,
     *,
     axis_name: str = WORKERS,
@@ -181,7 +181,7 @@ def state_specs(
 
 def init_state(
     optimizer: optax.GradientTransformation,
-    params: Any,
+    params: optax.Params,
     mesh: Mesh,
     num_workers: int,
     *,
@@ -219,7 +219,9 @@ def init_state(
     return jax.jit(optimizer.init, out_shardings=shardings)(params)
 
 
-def check_shared(params: Any, opt_state: Any, axis_name: AxisName | None) -> None:
+def check_shared(
+    params: optax.Params, opt_state: optax.OptState, axis_name: AxisName | None
+) -> None:
     """Raises if what should be the same on all devices is known to differ.
 
     Our own transforms complain before it comes to that.

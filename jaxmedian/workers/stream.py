@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxmedian.workers import collectives
 from jaxmedian.workers.blocks import (
@@ -65,7 +66,7 @@ class WorkerStream:
     def __init__(
         self,
         value_and_grads_of: Callable[[Any, Any], tuple[Any, Any]],
-        params: Any,
+        params: optax.Params,
         batch: Any,
         worker_chunk: int,
         axis_name: AxisName | None,
@@ -125,7 +126,7 @@ class WorkerStream:
         """
         value_and_grads_of = self._block
 
-        def mapped_block(params: Any, batch: Any) -> tuple[Any, Any]:
+        def mapped_block(params: optax.Params, batch: Any) -> tuple[Any, Any]:
             value, grads = value_and_grads_of(params, batch)
             return value, function(grads)
 
@@ -204,10 +205,10 @@ def stream_value_and_grads(
     check_count("worker_chunk", worker_chunk)
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=has_aux)
 
-    def of_block(params: Any, batch: Any) -> Any:
+    def of_block(params: optax.Params, batch: Any) -> Any:
         return map_block(value_and_grad, params, batch)
 
-    def value_and_grads(params: Any, batch: Any) -> WorkerStream:
+    def value_and_grads(params: optax.Params, batch: Any) -> WorkerStream:
         params = collectives.vary(params, axis_name)
         return WorkerStream(of_block, params, batch, worker_chunk, axis_name)
 

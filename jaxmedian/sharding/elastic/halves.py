@@ -21,7 +21,7 @@ from jaxmedian.training.chunks import TrainState, build_drawn_proposal
 from jaxmedian.training.feeds import Feed, own_feed
 from jaxmedian.training.step import Proposal
 from jaxmedian.workers import collectives
-from jaxmedian.workers.collectives import Exchange
+from jaxmedian.workers.collectives import AxisName, Exchange
 from jaxmedian.workers.gradients import LossFn, count_in_batch
 from jaxmedian.workers.placing import is_per_worker
 
@@ -46,7 +46,7 @@ class Halves(NamedTuple):
 class _Told(Exchange):
     """Notes what is gathered, in the order of the trace."""
 
-    def __init__(self, axis_name: Any, position: int, num_processes: int):
+    def __init__(self, axis_name: AxisName, position: int, num_processes: int):
         self.axis_name, self.position = axis_name, position
         self.num_processes = num_processes
         self.told: list[jax.Array] = []
@@ -66,7 +66,7 @@ class _Heard(_Told):
 
     def __init__(
         self,
-        axis_name: Any,
+        axis_name: AxisName,
         position: int,
         num_processes: int,
         heard: Sequence[jax.Array],
@@ -85,7 +85,7 @@ def build_halves(
     feed: Feed,
     key: jax.Array,
     state: TrainState,
-    axis_name: Any,
+    axis_name: AxisName,
     process: int,
     num_processes: int,
 ) -> Halves:
@@ -102,27 +102,29 @@ def build_halves(
     )
     counts: list[int] = []
 
-    def take(state: TrainState, leaves: Any, step: Any, exchange: _Told) -> Proposal:
+    def take(
+        state: TrainState, leaves: Any, step: jax.Array, exchange: _Told
+    ) -> Proposal:
         whole = jax.tree.unflatten(jax.tree.structure(feed), leaves)
         with collectives.over_hosts(exchange):
             own = _masked(own_feed(whole, exchange))
             counts[:] = [_count(own, key, jnp.asarray(step))]
             return propose(state, own, key, step)
 
-    def tell(state: TrainState, leaves: Any, step: Any) -> list[jax.Array]:
+    def tell(state: TrainState, leaves: Any, step: jax.Array) -> list[jax.Array]:
         exchange = _Told(*place)
         take(state, leaves, step, exchange)
         return exchange.told
 
     def tell_after(
-        heard: Sequence[jax.Array], state: TrainState, leaves: Any, step: Any
+        heard: Sequence[jax.Array], state: TrainState, leaves: Any, step: jax.Array
     ) -> list[jax.Array]:
         exchange = _Heard(*place, heard)
         take(state, leaves, step, exchange)
         return exchange.told
 
     def finish(
-        state: TrainState, leaves: Any, step: Any, heard: Sequence[jax.Array]
+        state: TrainState, leaves: Any, step: jax.Array, heard: Sequence[jax.Array]
     ) -> tuple[TrainState, jax.Array]:
         proposal = take(state, leaves, step, _Heard(*place, heard))
 
@@ -190,7 +192,7 @@ def _from_bytes(
     return arrays
 
 
-def _refuse_state_of_workers(opt_state: Any) -> None:
+def _refuse_state_of_workers(opt_state: optax.OptState) -> None:
     nodes = jax.tree.leaves(opt_state, is_leaf=is_per_worker)
     if any(is_per_worker(node) for node in nodes):
         raise ValueError(

@@ -74,7 +74,7 @@ class ElasticResult(NamedTuple):
 def run(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
-    params: Any,
+    params: optax.Params,
     next_batch: NextBatch,
     num_steps: int,
     key: keys.Key,
