@@ -31,9 +31,9 @@ def pytest_sessionstart(session):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def strict():
-    """No implicit promotion of ranks or dtypes inside the test."""
+    """No implicit promotion; override it where the code of others promotes."""
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         yield
 

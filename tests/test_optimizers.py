@@ -10,8 +10,6 @@ from harness import awkward, first_update
 
 import jaxmedian as jm
 
-pytestmark = pytest.mark.usefixtures("strict")
-
 
 def test_sign_sgd_of_one_worker_is_optax_sign_sgd():
     grads = awkward(1, 300)

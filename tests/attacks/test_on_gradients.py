@@ -12,8 +12,6 @@ from jax.sharding import PartitionSpec as P
 
 import jaxmedian as jm
 
-pytestmark = pytest.mark.usefixtures("strict")
-
 M = 7
 HOSTILE = [1, 4]
 HONEST = [0, 2, 3, 5, 6]

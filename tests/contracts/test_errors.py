@@ -11,8 +11,6 @@ import pytest
 
 import jaxmedian as jm
 
-pytestmark = pytest.mark.usefixtures("strict")
-
 NOISE = jm.noise.gaussian(0.1)
 SCALES = [
     jm.noise.gaussian,

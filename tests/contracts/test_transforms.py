@@ -9,8 +9,6 @@ from harness import enable_x64, params_like
 
 import jaxmedian as jm
 
-pytestmark = pytest.mark.usefixtures("strict")
-
 M = 3
 KEY = 7
 HALF = np.float32(0.5)

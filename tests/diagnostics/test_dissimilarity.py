@@ -10,8 +10,6 @@ import pytest
 import jaxmedian as jm
 from jaxmedian.diagnostics import fit_dissimilarity, gradient_dissimilarity
 
-pytestmark = pytest.mark.usefixtures("strict")
-
 M, DIMENSIONS = 5, 3
 
 

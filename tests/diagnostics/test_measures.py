@@ -11,8 +11,6 @@ import reference
 
 import jaxmedian as jm
 
-pytestmark = pytest.mark.usefixtures("strict")
-
 
 def gradients(num_workers=4):
     rng = np.random.default_rng(0)

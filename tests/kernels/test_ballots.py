@@ -302,7 +302,7 @@ def test_random_bits_under_vmap():
 
 
 @pytest.mark.parametrize("ties", ballots.TIE_RULES)
-def test_no_implicit_promotion(ties, strict):
+def test_no_implicit_promotion(ties):
     for num_workers in (3, 17):
         rows = jax.ShapeDtypeStruct((num_workers, 70), jnp.float32)
         mask = jax.ShapeDtypeStruct((num_workers,), jnp.bool_)

@@ -10,8 +10,6 @@ from harness import awkward
 
 from jaxmedian.kernels import dispersion
 
-pytestmark = pytest.mark.usefixtures("strict")
-
 
 def finite(column):
     return column[np.isfinite(column)]

@@ -375,7 +375,7 @@ def test_medians_under_vmap(num_workers, monkeypatch):
         assert_close_by_ulps(actual, np.median(expected, axis=0), ulps=4)
 
 
-def test_no_implicit_promotion(strict):
+def test_no_implicit_promotion():
     for num_workers, noise in [
         (4, None),
         (114, None),

@@ -337,7 +337,7 @@ def test_derivatives_inside_shard_map(num_workers, check_vma, monkeypatch):
         np.testing.assert_allclose(moved[part], alone[1], 1e-5, 1e-6)
 
 
-def test_no_implicit_promotion(strict):
+def test_no_implicit_promotion():
     rows = jax.ShapeDtypeStruct((17, 70), jnp.bfloat16)
     mask = jax.ShapeDtypeStruct((17,), jnp.bool_)
     noise = make_noise("gaussian", "independent", 17)

@@ -15,8 +15,6 @@ import jaxmedian as jm
 from jaxmedian.noise import threefry
 from jaxmedian.noise.leaf_noise import systematic_slots
 
-pytestmark = pytest.mark.usefixtures("strict")
-
 KEY = 17
 UNIT = np.float32(1 / np.sqrt(3))  # of uniform noise: then its samples are t itself
 

@@ -13,8 +13,6 @@ from harness import LAWS, first_update
 
 import jaxmedian as jm
 
-pytestmark = pytest.mark.usefixtures("strict")
-
 POINTS = np.linspace(-9, 9, 721)
 PROBABILITIES = np.concatenate(
     [np.geomspace(1e-12, 0.5, 60), 1 - np.geomspace(1e-12, 0.5, 60)[::-1]]

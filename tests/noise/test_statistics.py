@@ -20,8 +20,6 @@ import jaxmedian as jm
 from jaxmedian.noise.laws import LAWS as LAW_TABLE
 from jaxmedian.noise.leaf_noise import LeafNoise
 
-pytestmark = pytest.mark.usefixtures("strict")
-
 U = np.array([1.0, 2.0, 10.0])
 
 # law, b: E[median], Var[median], P(vote = +1) for u = (1, 2, 10)

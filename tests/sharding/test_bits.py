@@ -20,8 +20,6 @@ from jax.sharding import PartitionSpec as P
 
 import jaxmedian as jm
 
-pytestmark = pytest.mark.usefixtures("strict")
-
 WORKERS = "workers"
 SIZE = 33  # no multiple of a number of devices: slices are padded
 

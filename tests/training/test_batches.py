@@ -11,8 +11,6 @@ from reference_orders import key_words, sample_at
 import jaxmedian as jm
 from jaxmedian.noise import keys
 
-pytestmark = pytest.mark.usefixtures("strict")
-
 KEY = jax.random.key(3)
 SIZES = (7, 4, 12, 5)
 M, LONGEST = len(SIZES), max(SIZES)

@@ -17,8 +17,6 @@ from reference_orders import place_of, sample_at
 import jaxmedian as jm
 from jaxmedian.training import bijections
 
-pytestmark = pytest.mark.usefixtures("strict")
-
 SMALL = range(1, 10)
 LARGE = (1000, 2**20 + 1, 2**31 - 1, 2**31)
 

@@ -7,8 +7,6 @@ import pytest
 
 import jaxmedian as jm
 
-pytestmark = pytest.mark.usefixtures("strict")
-
 TARGETS = jnp.array([1.0, 2.0, 6.0])
 MASK = jnp.array([True, False, True])
 

@@ -9,8 +9,6 @@ import pytest
 
 import jaxmedian as jm
 
-pytestmark = pytest.mark.usefixtures("strict")
-
 M = 4
 RUN, LOSS_KEYS = 3 * 2**30 + 9, 3 * 2**30 + 7  # as documented in `noise.keys`
 

@@ -10,8 +10,6 @@ import pytest
 
 import jaxmedian as jm
 
-pytestmark = pytest.mark.usefixtures("strict")
-
 M, STEPS, RATE = 4, 5, 0.25
 DATA = np.random.default_rng(0).normal(size=(M, 6, 3)).astype(np.float32)
 DATA *= np.float32([1, 2, 3, 4])[:, None, None]  # no two workers alike

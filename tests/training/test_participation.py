@@ -10,8 +10,6 @@ from jax.sharding import PartitionSpec as P
 
 import jaxmedian as jm
 
-pytestmark = pytest.mark.usefixtures("strict")
-
 M, COUNT = 8, 3
 KEY = jax.random.key(5)
 DATA = np.float32([[1], [2], [3], [4], [5], [6], [7], [80]])

@@ -11,8 +11,6 @@ from reference_orders import key_words, sample_at
 
 import jaxmedian as jm
 
-pytestmark = pytest.mark.usefixtures("strict")
-
 M, SAMPLES, FEATURES = 5, 8, 3
 RATE = 0.05
 

@@ -8,7 +8,7 @@ import pytest
 
 import jaxmedian as jm
 
-pytestmark = pytest.mark.usefixtures("strict", "compiled_once")
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 M, STEPS = 3, 10
 ROWS = np.random.default_rng(0).normal(size=(20, M, 2)).astype(np.float32)

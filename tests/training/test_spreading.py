@@ -14,8 +14,6 @@ import jaxmedian as jm
 from jaxmedian.training.feeds import build_feed
 from jaxmedian.training.spreading import Spread
 
-pytestmark = pytest.mark.usefixtures("strict")
-
 M, STEPS = 8, 5
 DATA = np.random.default_rng(0).normal(size=(M, 6, 3)).astype(np.float32)
 SIZES = [6, 2, 3, 6, 4, 5, 6, 2]

@@ -10,8 +10,6 @@ from harness import awkward, first_update
 
 import jaxmedian as jm
 
-pytestmark = pytest.mark.usefixtures("strict")
-
 
 def values_of(*shape):
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)

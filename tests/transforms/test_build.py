@@ -10,8 +10,6 @@ from harness import COUPLINGS, LAWS, awkward, enable_x64, first_update
 
 import jaxmedian as jm
 
-pytestmark = pytest.mark.usefixtures("strict")
-
 NAN, INF = float("nan"), float("inf")
 
 

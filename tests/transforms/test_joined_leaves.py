@@ -12,8 +12,6 @@ from harness import COUPLINGS
 import jaxmedian as jm
 from jaxmedian.noise import lanes, threefry
 
-pytestmark = pytest.mark.usefixtures("strict")
-
 KEY = jax.random.key(23)
 NUM_WORKERS = 4
 # Small leaves are joined in lanes of 128; the large ones go through one loop of tiles.

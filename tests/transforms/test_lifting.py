@@ -40,7 +40,6 @@ def test_every_worker_has_the_transform_to_itself(inner):
             )
 
 
-@pytest.mark.usefixtures("strict")
 def test_every_leaf_of_the_state_gets_a_worker_axis():
     params = {"w": jnp.zeros((2, 3))}
     state = jm.per_worker(optax.trace(0.9), M).init(params)

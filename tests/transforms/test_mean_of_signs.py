@@ -10,8 +10,6 @@ from jax.sharding import PartitionSpec as P
 
 import jaxmedian as jm
 
-pytestmark = pytest.mark.usefixtures("strict")
-
 WORKERS = "workers"
 
 

@@ -9,8 +9,6 @@ from jax.sharding import PartitionSpec as P
 
 import jaxmedian as jm
 
-pytestmark = pytest.mark.usefixtures("strict")
-
 M, STEPS = 5, 7
 PARAMS = {"w": jnp.zeros((2, 3)), "b": jnp.zeros(4), "dot": jnp.zeros(())}
 

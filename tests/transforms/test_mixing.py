@@ -12,8 +12,6 @@ from jax.sharding import PartitionSpec as P
 
 import jaxmedian as jm
 
-pytestmark = pytest.mark.usefixtures("strict")
-
 NAN, INF = float("nan"), float("inf")
 
 

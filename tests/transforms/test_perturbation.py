@@ -9,8 +9,6 @@ from harness import LAWS, enable_x64, first_update
 
 import jaxmedian as jm
 
-pytestmark = pytest.mark.usefixtures("strict")
-
 KEY = 23
 NAN, INF = float("nan"), float("inf")
 

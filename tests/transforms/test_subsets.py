@@ -15,8 +15,6 @@ from jax.sharding import PartitionSpec as P
 
 import jaxmedian as jm
 
-pytestmark = pytest.mark.usefixtures("strict")
-
 NAN, INF = float("nan"), float("inf")
 M, F = 13, 2  # two workers more than Bulyan needs
 

@@ -14,8 +14,6 @@ from jax.sharding import PartitionSpec as P
 
 import jaxmedian as jm
 
-pytestmark = pytest.mark.usefixtures("strict")
-
 M, F = 7, 2
 NOISE = jm.noise.gaussian(0.5)
 

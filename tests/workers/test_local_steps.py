@@ -10,8 +10,6 @@ from jax.sharding import PartitionSpec as P
 
 import jaxmedian as jm
 
-pytestmark = pytest.mark.usefixtures("strict")
-
 M, K, SAMPLES, FEATURES = 4, 3, 6, 3
 RATE = 0.1
 

@@ -29,6 +29,7 @@ PAGES = (
 )
 
 _FIGURE = re.compile(r"\{\{([\w-]+)/(.+?)(?: :(\S+))?\}\}")
+_ZERO = re.compile(r"(?<![\d.])0\.(?=\d)")  # pages write .5 for 0.5
 _TABLE = re.compile(r"<!-- table (\S+) -->\n(.*?)<!-- end -->\n", re.DOTALL)
 
 
@@ -81,10 +82,10 @@ def _written(name: str, figure: str, form: str | None) -> str:
     if value is None:
         raise ValueError(f"record {name} holds no {figure!r}.")
     if isinstance(value, str):
-        return value.replace("+-", "±")
+        return _ZERO.sub(".", value.replace("+-", "±"))
     middle, *error = value if isinstance(value, list) else [value]
-    parts = [_number(part, form or ".3f") for part in (middle, *error)]
-    return " ± ".join(parts)
+    parts = [format(part, form or ".3f") for part in (middle, *error)]
+    return _ZERO.sub(".", " ± ".join(parts))
 
 
 def look_up(record: Mapping[str, Any], figure: str) -> Any:
@@ -111,8 +112,3 @@ def look_up(record: Mapping[str, Any], figure: str) -> Any:
         if claim["statement"].startswith(figure):
             return claim["here"]
     return None
-
-
-def _number(value: float, form: str) -> str:
-    """Writes a number as the pages do, without a zero before the point."""
-    return re.sub(r"^(-?)0\.", r"\1.", format(value, form))

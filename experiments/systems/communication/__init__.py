@@ -64,7 +64,13 @@ def run(config: Config) -> Result:
         measured = _in_process(config)
     _print_rows(measured["rows"])
     claims = [*_byte_claims(measured["rows"]), *_packing_claims(config, measured)]
-    return Result({}, tuple(claims), measured)
+    most = max(config.devices)
+    figures = {
+        row["rule"]: row["bits_per_coordinate"]
+        for row in measured["rows"]
+        if row["D"] == most
+    }
+    return Result({}, tuple(claims), {**measured, "figures": figures})
 
 
 def _in_process(config: Config) -> dict[str, Any]:
