@@ -33,8 +33,15 @@ def pytest_sessionstart(session):
 
 @pytest.fixture(autouse=True)
 def strict():
-    """No implicit promotion; override it where the code of others promotes."""
+    """No implicit promotion; where the code of others needs it, use `promoting`."""
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture
+def promoting():
+    """Promotion as JAX's default has it, for optax's Adam and its like."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         yield
 
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from jaxmedian.noise import Noise, keys
+from jaxmedian.noise import Noise
 from jaxmedian.noise.laws import LAWS
 from jaxmedian.theory.arguments import (
     Array,
@@ -56,7 +56,7 @@ class SimulatedVote(NamedTuple):
 def simulate_median(
     values: npt.ArrayLike,
     noise: Noise,
-    key: keys.Key,
+    key: jax.Array | int,
     draws: int,
     even: str = "midpoint",
 ) -> SimulatedMedian:
@@ -106,7 +106,7 @@ def simulate_median(
 
 
 def simulate_vote(
-    values: npt.ArrayLike, noise: Noise, key: keys.Key, draws: int
+    values: npt.ArrayLike, noise: Noise, key: jax.Array | int, draws: int
 ) -> SimulatedVote:
     """Estimates the law of the noisy majority vote by simulation.
 
@@ -143,7 +143,7 @@ def simulate_vote(
 
 
 def _noisy_values(
-    u: Array, noise: Noise, key: keys.Key, draws: int, scale: float
+    u: Array, noise: Noise, key: jax.Array, draws: int, scale: float
 ) -> Iterator[Array]:
     """Yields blocks [draws, M, C] of u + b xi."""
     if scale == 0:  # one value, as often as asked for
@@ -157,14 +157,14 @@ def _noisy_values(
         yield u + scale * unit_noise(noise, block_key, min(size, draws - start), u)
 
 
-def unit_noise(noise: Noise, key: keys.Key, draws: int, u: Array) -> Array:
+def unit_noise(noise: Noise, key: jax.Array, draws: int, u: Array) -> Array:
     """Draws xi for values u [M, C], whatever the scale: [draws, M, C]."""
     uniforms = _uniforms(key, draws, u.shape, noise.coupling)
     return np.asarray(LAWS[noise.law].quantile(uniforms))
 
 
 def _uniforms(
-    key: keys.Key, draws: int, shape: tuple[int, ...], coupling: str
+    key: jax.Array, draws: int, shape: tuple[int, ...], coupling: str
 ) -> Array:
     """Draws uniforms in (0, 1), [draws, M, C]: 32 random bits and half a unit."""
     if coupling == "independent":

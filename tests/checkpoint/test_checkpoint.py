@@ -67,6 +67,7 @@ def start_killable(folder):
     )
 
 
+@pytest.mark.usefixtures("promoting")
 def test_a_kill_at_any_moment_leaves_a_run_that_resumes_to_the_bit(tmp_path, unbroken):
     """A stopped process leaves on disk what a killed one would: many kills in one."""
     process = start_killable(tmp_path / "run")
@@ -608,6 +609,7 @@ def test_without_locks_a_second_writer_is_noticed(tmp_path, monkeypatch):
 # --- other numbers of devices ---------------------------------------------------------
 
 
+@pytest.mark.usefixtures("promoting")
 def test_a_loop_resumes_on_another_number_of_devices(tmp_path):
     """Two steps on 4 devices, two on 8, two on 1: those of six on 2, to the bit."""
     devices = jax.devices()

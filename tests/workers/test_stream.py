@@ -136,6 +136,7 @@ def test_a_streamed_vote_with_relative_noise_is_stacked(batch):
     jax.tree.map(np.testing.assert_array_equal, streamed[0], stacked[0])
 
 
+@pytest.mark.usefixtures("promoting")
 @pytest.mark.parametrize("chunk", [1, 2])
 def test_a_state_with_typed_keys_is_streamed_too(batch, chunk):
     drawing = optax.add_noise(0.5, 0.1, key=jax.random.key(3))
