@@ -77,9 +77,9 @@ class Config:
     heads: Count = 4
     hidden: Count = 128
     windows: Count = 400
-    lion_rate: float = 1e-3
-    vote_rate: float = 1e-3
-    factor: float = 1.0
+    lion_rate: float = 3e-4
+    vote_rate: float = 3e-4
+    factor: float = 0.5
     every: Count = 50
     link: bool = True
     link_processes: Count = 2
