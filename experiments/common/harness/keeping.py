@@ -20,6 +20,7 @@ from experiments.common.harness.report import FIGURES, RECORDS
 
 _MOST_POINTS = 200
 _ELSEWHERE = ("--out", "--data-dir")  # options that say where, not what
+_FILES = ("--data", "--text", "--texts")  # of which the name alone is told
 
 
 def keep(options: Sequence[str]) -> int:
@@ -63,13 +64,15 @@ def portable(command: str) -> str:
 
     >>> portable("python -m experiments cifar --data /my/cats.zip --out here --resume")
     'python -m experiments cifar --data cats.zip'
+    >>> portable("python -m experiments shakespeare --texts=/my/languages --seeds 2")
+    'python -m experiments shakespeare --texts languages --seeds 2'
     """
     kept = []
     words = iter(_words(command))
     for word in words:
         if word in _ELSEWHERE:
             next(words, None)
-        elif word == "--data":
+        elif word in _FILES:
             kept += [word, PurePath(next(words, "")).name]
         elif word != "--resume":
             kept.append(word)
