@@ -19,6 +19,8 @@ from jaxmedian.sharding.elastic.record import History
 from jaxmedian.training.chunks import start_state
 from jaxmedian.training.feeds import build_feed
 
+pytestmark = pytest.mark.usefixtures("promoting")  # optax's Adam
+
 P, EACH, D = 3, 2, 21
 M = P * EACH
 DATA = np.random.default_rng(0).normal(size=(M, 4, D)).astype(np.float32)
@@ -28,7 +30,8 @@ OPTIONS = {"ties": "random", "transport": "packed"}
 
 def loss(params, batch, key):
     """Asks for a key: those of workers come from their global numbers."""
-    return jnp.mean((params - batch + 0.1 * jax.random.normal(key, (D,))) ** 2)
+    moved = params + 0.1 * jax.random.normal(key, (D,))
+    return jnp.mean((moved[None] - batch) ** 2)
 
 
 def noisy_vote(axis_name=None, coupling="independent", **options):

@@ -10,7 +10,7 @@ NUM_WORKERS = 6
 
 
 def loss(params, batch):
-    return 0.5 * jnp.mean((params - batch) ** 2)
+    return 0.5 * jnp.mean((params[None] - batch) ** 2)
 
 
 @pytest.mark.parametrize("even", ["midpoint", "lower", "upper"])

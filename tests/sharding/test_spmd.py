@@ -21,7 +21,7 @@ MASK = np.arange(M) % 3 != 1
 
 def loss_fn(params, batch):
     """A small network, so that its matrix products show in the last bits."""
-    hidden = jnp.tanh(batch["x"] @ params["w"] + params["b"])
+    hidden = jnp.tanh(batch["x"] @ params["w"] + params["b"][None])
     return jnp.mean(jnp.square(hidden @ params["v"] - batch["y"]))
 
 
@@ -216,6 +216,7 @@ def test_a_foreign_aggregator_that_stays_at_home_is_found():
         step_once(local_mean)
 
 
+@pytest.mark.usefixtures("promoting")
 def test_a_state_that_mixes_workers_is_found():
     with pytest.raises(ValueError, match=r"lift it with `jaxmedian.per_worker"):
         step_once(optax.chain(optax.trace(0.9), VOTE))

@@ -37,7 +37,7 @@ class Reader:
 
 def loss(params, model_state, batch):
     """With a running mean that the next gradients depend on."""
-    value = 0.5 * jnp.mean(jnp.square((batch - model_state) @ params - 1))
+    value = 0.5 * jnp.mean(jnp.square((batch - model_state[None]) @ params - 1))
     return value, 0.5 * model_state + 0.5 * jnp.mean(batch, axis=0)
 
 

@@ -14,7 +14,7 @@ import jaxmedian as jm
 from experiments.systems.killable import bits
 from jaxmedian.training.interrupts import wait_until_ready
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
+pytestmark = pytest.mark.usefixtures("compiled_once", "promoting")
 
 NUM_STEPS, CHUNK = 20, 4
 

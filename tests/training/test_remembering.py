@@ -17,7 +17,7 @@ DATA = np.random.default_rng(0).normal(size=(5, 8, 3)).astype(np.float32)
 
 def new_loss():
     def loss(params, batch):
-        return 0.5 * jnp.mean(jnp.square(params - batch))
+        return 0.5 * jnp.mean(jnp.square(params[None] - batch))
 
     return loss
 
@@ -105,7 +105,7 @@ def test_what_has_no_hash_is_built_each_time():
         __hash__ = None
 
         def __call__(self, params, batch):
-            return 0.5 * jnp.mean(jnp.square(params - batch))
+            return 0.5 * jnp.mean(jnp.square(params[None] - batch))
 
     class Update:
         __slots__ = ()

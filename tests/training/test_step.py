@@ -197,6 +197,7 @@ def accumulated(rule, num_workers=M):
     return optax.chain(jm.per_worker(steps, num_workers), rule, optax.sgd(0.1))
 
 
+@pytest.mark.usefixtures("promoting")
 def test_accumulation_in_front_of_noise_is_warned_of():
     noisy = accumulated(jm.majority_vote(jm.noise.gaussian(0.1), 0))
     step = jm.make_step(lambda p, b: jnp.sum(p * b), noisy)

@@ -24,6 +24,7 @@ def run_steps(transform, grads, params, **extra_args):
     return results, state
 
 
+@pytest.mark.usefixtures("promoting")
 @pytest.mark.parametrize(
     "inner",
     [optax.trace(0.9), optax.scale_by_adam(), optax.clip_by_global_norm(0.5)],
@@ -99,6 +100,7 @@ def test_a_key_in_the_state_is_folded_with_the_number_of_the_worker(legacy):
     np.testing.assert_array_equal(state.inner["numbers"], np.zeros((M, 2)))
 
 
+@pytest.mark.usefixtures("promoting")
 def test_optax_add_noise_draws_other_numbers_for_every_worker():
     transform = jm.per_worker(optax.add_noise(eta=1.0, gamma=0.5, key=0), M)
     got = first_update(transform, np.zeros((M, SIZE), np.float32))
@@ -184,6 +186,7 @@ def stacked_tree():
     }
 
 
+@pytest.mark.usefixtures("promoting")
 def test_muon_for_parameters_in_a_tree_names_what_it_lacks():
     """Its default fails without `per_worker` too: `jax.tree.map(..., tree, None)`."""
     muon = optax.contrib.scale_by_muon()
@@ -197,6 +200,7 @@ def test_muon_for_parameters_in_a_tree_names_what_it_lacks():
     assert "`weight_dimension_numbers`" in str(error.value)
 
 
+@pytest.mark.usefixtures("promoting")
 @pytest.mark.parametrize(
     "inner",
     [
