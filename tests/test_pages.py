@@ -17,6 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+# As the pages' readers run them
+pytestmark = pytest.mark.usefixtures("promoting")
+
 PAGES = Path(__file__).parents[1] / "notebooks" / "pages"
 OPTIONAL = (
     "equinox",
