@@ -143,7 +143,7 @@ def simulate_vote(
 
 
 def _noisy_values(
-    u: Array, noise: Noise, key: jax.Array, draws: int, scale: float
+    u: Array, noise: Noise, key: jax.Array | int, draws: int, scale: float
 ) -> Iterator[Array]:
     """Yields blocks [draws, M, C] of u + b xi."""
     if scale == 0:  # one value, as often as asked for

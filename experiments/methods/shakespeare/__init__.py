@@ -2,8 +2,8 @@
 
 Claim: where workers read different text, Distributed Lion, one bit per coordinate and
 worker, falls behind Lion on the mean of 32-bit gradients; noise on the interpolation of
-Lion, before its sign, brings the vote back. Drawn against steps and bytes sent up. (Shown on
-small models; at the size below not so far: see experiments/README.md.)
+Lion, before its sign, brings the vote back. So it is for small networks; at the size
+below it was not shown so far. Drawn against steps and bytes sent up.
 
     python -m experiments shakespeare --text FILE     one text, cut into eight parts
     python -m experiments shakespeare --text FILE --split speakers
