@@ -24,8 +24,8 @@ from experiments.common.harness.options import Count
 from experiments.common.harness.plots import draw_curves, panels
 from experiments.common.harness.results import Claim, Result, each_part
 from experiments.common.training.trainer import part_folder
-from experiments.systems.processes.launch import start
-from experiments.systems.processes.network import NotAllowed, limited_hosts
+from experiments.systems.processes import bits_claim, check_meshes
+from experiments.systems.processes.launch import start, start_on_link
 
 VOTE = "noisy vote, packed"
 _MODULE = "experiments.systems.language_link.reader"
@@ -121,20 +121,15 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
     """Compares the bits, times steps on the link, and trains each rule to the loss."""
     from experiments.systems.language_link import reader
 
-    _check(config)
+    check_meshes(config.processes, config.devices, config.num_workers)
+    if config.link:
+        check_meshes((config.link_processes,), (1,), config.num_workers)
     one = reader.simulate(config)
     claims = []
     for number, num_devices in zip(config.processes, config.devices, strict=True):
         found = start("train", config, number, num_devices, module=_MODULE)
         same = found["sha256"] == one["sha256"]
-        claims.append(
-            Claim(
-                f"{number} process(es) with {num_devices} device(s) each train to the "
-                "parameters of one device",
-                "the same bits" if same else "they differ",
-                same,
-            )
-        )
+        claims.append(bits_claim(number, num_devices, same))
     link = _on_link(config)
     seconds = {row["rule"]: row["seconds"] for row in link.get("rows", ())}
 
@@ -150,35 +145,13 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
     return Result(curves, tuple(claims), extra, partial=partial)
 
 
-def _check(config: Config) -> None:
-    if len(config.processes) != len(config.devices):
-        raise ValueError(
-            "--devices takes one number for each of --processes; got "
-            f"{config.devices} for {config.processes}."
-        )
-    meshes = [p * d for p, d in zip(config.processes, config.devices, strict=True)]
-    for size in (*meshes, config.link_processes if config.link else 1):
-        if config.num_workers % size:
-            raise ValueError(
-                "--num-workers must be a multiple of the devices of every mesh; got "
-                f"{config.num_workers} for {size}."
-            )
-
-
 def _on_link(config: Config) -> dict[str, Any]:
     if not config.link:
         return {"skipped": "--no-link"}
-    try:
-        with limited_hosts(config.link_processes, config.link_megabits) as hosts:
-            found = start(
-                *("time_steps", config, config.link_processes),
-                hosts=hosts,
-                module=_MODULE,
-            )
-    except NotAllowed as refusal:
-        print(f"The limited link is left out: {refusal}.")
-        return {"skipped": str(refusal)}
-    for row in found["rows"]:
+    found = start_on_link(
+        "time_steps", config, config.link_processes, config.link_megabits, _MODULE
+    )
+    for row in found.get("rows", ()):
         print(
             f"{row['rule']:20} {1e3 * row['seconds']:8.0f} ms a step, "
             f"{row['bytes_counted']:12,.0f} bytes in the compiled program, "

@@ -15,6 +15,7 @@ allowed the run says why and leaves it out. On real hosts the program is the sam
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,7 @@ from matplotlib.figure import Figure
 from experiments.common.harness.options import Count
 from experiments.common.harness.plots import draw_curves, panels
 from experiments.common.harness.results import Claim, Result
-from experiments.systems.processes.launch import start
-from experiments.systems.processes.network import NotAllowed, limited_hosts
+from experiments.systems.processes.launch import start, start_on_link
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ def run(config: Config) -> Result:
     """Trains on one device and in processes; times steps on a limited link."""
     from experiments.systems.processes.participant import simulate
 
-    _check(config)
+    check_meshes(config.processes, config.devices, config.num_workers)
     one = simulate(config)
     curves = {"one device, simulator": _curve(one)}
     claims = []
@@ -84,14 +84,7 @@ def run(config: Config) -> Result:
         found = start("train", config, number, num_devices)
         curves[name] = _curve(found)
         same = found["sha256"] == one["sha256"]
-        claims.append(
-            Claim(
-                f"{number} process(es) with {num_devices} device(s) each train to the "
-                "parameters of one device",
-                "the same bits" if same else "they differ",
-                same,
-            )
-        )
+        claims.append(bits_claim(number, num_devices, same))
     link: dict[str, Any] = {}
     if config.link:
         link = _on_link(config)
@@ -99,18 +92,31 @@ def run(config: Config) -> Result:
     return Result(curves, tuple(claims), {"sha256": one["sha256"], "link": link})
 
 
-def _check(config: Config) -> None:
-    if len(config.processes) != len(config.devices):
+def check_meshes(
+    processes: Sequence[int], devices: Sequence[int], num_workers: int
+) -> None:
+    """Refuses meshes over which the workers cannot be spread evenly."""
+    if len(processes) != len(devices):
         raise ValueError(
             "--devices takes one number for each of --processes; got "
-            f"{config.devices} for {config.processes}."
+            f"{devices} for {processes}."
         )
-    for number, num_devices in zip(config.processes, config.devices, strict=True):
-        if config.num_workers % (number * num_devices):
+    for number, num_devices in zip(processes, devices, strict=True):
+        if num_workers % (number * num_devices):
             raise ValueError(
                 f"--num-workers must be a multiple of all devices; got "
-                f"{config.num_workers} for {number} x {num_devices}."
+                f"{num_workers} for {number} x {num_devices}."
             )
+
+
+def bits_claim(num_processes: int, num_devices: int, same: bool) -> Claim:
+    """States that processes train to the parameters of one device."""
+    return Claim(
+        f"{num_processes} process(es) with {num_devices} device(s) each train to the "
+        "parameters of one device",
+        "the same bits" if same else "they differ",
+        same,
+    )
 
 
 def _curve(found: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -119,13 +125,10 @@ def _curve(found: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _on_link(config: Config) -> dict[str, Any]:
-    try:
-        with limited_hosts(config.link_processes, config.link_megabits) as hosts:
-            found = start("time_steps", config, config.link_processes, hosts=hosts)
-    except NotAllowed as refusal:
-        print(f"The limited link is left out: {refusal}.")
-        return {"skipped": str(refusal)}
-    for row in found["rows"]:
+    found = start_on_link(
+        "time_steps", config, config.link_processes, config.link_megabits
+    )
+    for row in found.get("rows", ()):
         print(
             f"{row['rule']:12} {row['ms']:9.1f} ms a step, "
             f"{row['bytes_counted']:12,.0f} bytes counted, "

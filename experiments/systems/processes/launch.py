@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.harness.own_process import free_port, start_module
-from experiments.systems.processes.network import Host
+from experiments.systems.processes.network import Host, NotAllowed, limited_hosts
 
 PARTICIPANT = "experiments.systems.processes.participant"
 _SECONDS = 900.0  # after which a run is given up
@@ -73,6 +73,26 @@ def start(
                 said = Path(scratch, f"{number}.stderr").read_text()
                 raise RuntimeError(f"Process {number} failed:\n{said}")
         return json.loads(Path(scratch, "0.stdout").read_text().splitlines()[-1])
+
+
+def start_on_link(
+    task: str,
+    config: Any,
+    num_processes: int,
+    megabits: float,
+    module: str = PARTICIPANT,
+) -> dict[str, Any]:
+    """Runs a task in processes whose cables carry so many megabits a second.
+
+    Returns:
+      What the first process found; "skipped" says why where no link can be made.
+    """
+    try:
+        with limited_hosts(num_processes, megabits) as hosts:
+            return start(task, config, num_processes, hosts=hosts, module=module)
+    except NotAllowed as refusal:
+        print(f"The limited link is left out: {refusal}.")
+        return {"skipped": str(refusal)}
 
 
 def _wait(running: list[subprocess.Popen[str]]) -> list[int | None]:
