@@ -141,8 +141,21 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
     claims += [_reached(config, name, curve) for name, curve in curves.items()]
     if not partial:
         claims.append(_sooner(config, curves, link))
-    extra = {"sha256": one["sha256"], "parameters": one["parameters"], "link": link}
+    extra = {
+        "sha256": one["sha256"],
+        "parameters": one["parameters"],
+        "link": link,
+        "figures": figures_of(link),
+    }
     return Result(curves, tuple(claims), extra, partial=partial)
+
+
+def figures_of(link: dict[str, Any]) -> dict[str, float]:
+    """Returns what pages quote of the link: megabytes that leave a host in a step."""
+    return {
+        f"{row['rule']}, megabytes": row["bytes_sent"] / 1e6
+        for row in link.get("rows", ())
+    }
 
 
 def _on_link(config: Config) -> dict[str, Any]:
