@@ -36,7 +36,11 @@ from experiments.common.training.outcomes import Runs, grid, report, standard_er
 from experiments.common.training.problems import Problem
 from experiments.common.training.trainer import build_trainer, part_folder
 from experiments.methods.shakespeare import texts
-from experiments.methods.shakespeare.contenders import CONTENDERS, Contender
+from experiments.methods.shakespeare.contenders import (
+    CONTENDERS,
+    Contender,
+    learning_rate,
+)
 from experiments.methods.shakespeare.transformer import Language, language
 
 ONE_WORKER = "one worker, AdamW"
@@ -333,11 +337,10 @@ def _runs(
     folder: Path | None,
 ) -> Runs:
     config = trial.config
-    warm_up = min(config.warm_up, num_steps - 1)
-    shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, warm_up, num_steps, 0.1)
 
     def build(key: Any, rate: Any, scale: Any = None) -> optax.GradientTransformation:
-        return contender.build(config, lambda step: rate * shape(step + 1), scale, key)
+        schedule = learning_rate(rate, config.warm_up, num_steps)
+        return contender.build(config, schedule, scale, key)
 
     trainer = build_trainer(
         trial.problem(num_seeds),

@@ -28,6 +28,13 @@ class Contender(NamedTuple):
     scales: str = ""
 
 
+def learning_rate(rate: Any, warm_up: int, num_steps: int) -> optax.Schedule:
+    """Builds a schedule that warms up to the rate, and falls to a tenth by a cosine."""
+    warm_up = min(warm_up, num_steps - 1)
+    shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, warm_up, num_steps, 0.1)
+    return lambda step: rate * shape(step + 1)
+
+
 def mean_adamw(config: Any, schedule: Any, *_: Any) -> optax.GradientTransformation:
     """Builds nanoGPT's AdamW: the mean's norm clipped at 1, matrices decayed."""
     return optax.chain(
@@ -55,12 +62,13 @@ def average_lion(config: Any, schedule: Any, *_: Any) -> optax.GradientTransform
 
 
 def noisy_lion(
-    scale_of: Callable[[Any], Any] | None = None,
+    scale_of: Callable[[Any], Any] | None = None, **vote_options: Any
 ) -> Callable[..., optax.GradientTransformation]:
     """Builds Distributed Lion by majority, with uniform systematic noise or without.
 
     Args:
       scale_of: what is tuned -> the scale of a `jaxmedian.noise.Noise`.
+      **vote_options: of `jaxmedian.majority_vote`.
     """
 
     def build(
@@ -75,12 +83,14 @@ def noisy_lion(
             num_workers=config.num_workers,
             noise=noise,
             key=key if noise else None,
+            **vote_options,
         )
 
     return build
 
 
-def _running_squares(every: int, factor: Any) -> jm.noise.PerCoordinate:
+def running_squares(every: int, factor: Any) -> jm.noise.PerCoordinate:
+    """Returns a scale for each coordinate, of its running root mean square."""
     return jm.noise.per_coordinate(factor, "rms", every=every)
 
 
@@ -98,7 +108,7 @@ CONTENDERS = {
     ),
     **{
         f"noisy Lion vote, b per coordinate, K = {every}": Contender(
-            noisy_lion(functools.partial(_running_squares, every)),
+            noisy_lion(functools.partial(running_squares, every)),
             1 + 32 / every,
             "vote_rates",
             "coordinate_factors",

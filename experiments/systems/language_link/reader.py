@@ -4,7 +4,7 @@ Started by the experiment, or by hand as `experiments.systems.processes.particip
 """
 
 import dataclasses
-import time
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,23 @@ import optax
 
 import jaxmedian as jm
 from experiments.methods import shakespeare
-from experiments.methods.shakespeare.contenders import B1, B2
+from experiments.methods.shakespeare.contenders import (
+    B1,
+    B2,
+    learning_rate,
+    noisy_lion,
+    running_squares,
+)
 from experiments.systems.language_link import VOTE, Config
 from experiments.systems.processes.participant import (
     WORKERS,
     Place,
-    bytes_sent,
     digest_of,
     main,
+    timed_steps,
 )
 from jaxmedian.workers.collectives import gather
 
-DECAY = 0.1
 HALF = "mean, bfloat16"
 RULES = ("mean, float32", HALF, VOTE)
 
@@ -35,28 +40,21 @@ def build(
     name: str, config: Config, axis_name: str | None = None
 ) -> optax.GradientTransformation:
     """Builds Lion by the rule of that name: on one device, or on a mesh."""
-    warm_up = min(config.warm_up, config.num_steps - 1)
-    shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, warm_up, config.num_steps, 0.1)
     rate = config.vote_rate if name == VOTE else config.lion_rate
-
-    def schedule(step: Any) -> Any:
-        return rate * shape(step + 1)
-
+    schedule = learning_rate(rate, config.warm_up, config.num_steps)
+    settings = _settings(config)
     if name == VOTE:
-        scale = jm.noise.per_coordinate(config.factor, "rms", every=config.every)
-        return jm.distributed_lion(
-            *(schedule, B1, B2, DECAY),
-            num_workers=config.num_workers,
-            noise=jm.noise.uniform(scale, "systematic"),
-            key=jax.random.key(config.seed),
+        vote = noisy_lion(
+            functools.partial(running_squares, config.every),
             ties="positive",
             axis_name=axis_name,
             transport="packed",
         )
+        return vote(settings, schedule, config.factor, jax.random.key(config.seed))
     mean: Any = jm.worker_mean(axis_name=axis_name)
     if name == HALF:
         mean = half_precision_mean(config.link_processes, axis_name)
-    return optax.chain(mean, optax.lion(schedule, B1, B2, weight_decay=DECAY))
+    return optax.chain(mean, optax.lion(schedule, B1, B2, weight_decay=settings.decay))
 
 
 def half_precision_mean(
@@ -80,25 +78,26 @@ def half_precision_mean(
     return optax.stateless(lambda updates, params: jax.tree.map(reduce, updates))
 
 
-def _trial(config: Config) -> shakespeare.Trial:
+def _settings(config: Config) -> shakespeare.Config:
+    """Returns those of `shakespeare`, as far as both experiments have them."""
     shared = {field.name for field in dataclasses.fields(shakespeare.Config)}
     fields = {k: v for k, v in dataclasses.asdict(config).items() if k in shared}
     text = None if config.text is None else Path(config.text)
-    return shakespeare.build_trial(
-        shakespeare.Config(**fields | {"text": text, "num_seeds": 1})
-    )
+    return shakespeare.Config(**fields | {"text": text, "num_seeds": 1})
+
+
+def _trial(config: Config) -> shakespeare.Trial:
+    return shakespeare.build_trial(_settings(config))
 
 
 def _batches(trial: shakespeare.Trial, config: Config, place: Place) -> Any:
     """Serves this process's workers windows of their own text."""
-    share = config.num_workers // place.num_processes
-    mine = slice(place.process * share, (place.process + 1) * share)
-    split = trial.corpus.split
+    split, own = trial.corpus.split, place.own(config.num_workers)
     return jm.mini_batches(
-        {"labels": trial.corpus.starts[split.indices[mine]]},
+        {"labels": trial.corpus.starts[split.indices[own]]},
         config.batch_size,
         replace=True,
-        sizes=split.sizes[mine],
+        sizes=split.sizes[own],
     )
 
 
@@ -178,34 +177,19 @@ def time_steps(config: Config, place: Place) -> dict[str, Any]:
     mesh, trial = jm.sharding.workers_mesh(), _trial(config)
     draw = _batches(trial, config, place)
     batch = jm.sharding.shard_workers(draw(jax.random.key(config.seed), 0), mesh)
-    loss = trial.problem(1).model.loss
-    rows = [
-        {
-            "rule": name,
-            **_time(build(name, config, WORKERS), loss, trial, mesh, batch, config),
-        }
-        for name in RULES
-    ]
+    rows = []
+    for name in RULES:
+        seconds, sent = timed_steps(
+            trial.problem(1).model.loss,
+            build(name, config, WORKERS),
+            trial.model.params,
+            batch,
+            mesh,
+            config.num_workers,
+            config.link_steps,
+        )
+        rows.append({"rule": name, "seconds": float(np.mean(seconds)), **sent})
     return {"rows": rows}
-
-
-def _time(
-    optimizer: Any, loss: Any, trial: Any, mesh: Any, batch: Any, config: Config
-) -> dict[str, Any]:
-    params = jm.sharding.replicate(trial.model.params, mesh)
-    opt_state = jm.sharding.init_state(optimizer, params, mesh, config.num_workers)
-    step: Any = jm.sharding.shard_step(loss, optimizer, mesh)
-    wire = jm.diagnostics.wire_bytes(step.lower(params, opt_state, batch).compile())
-    state = step(params, opt_state, batch)[:2]  # connects, and warms up
-    jax.block_until_ready(state)
-    before, start = bytes_sent(), time.perf_counter()
-    for _ in range(config.link_steps):
-        state = jax.block_until_ready(step(*state, batch)[:2])
-    return {
-        "seconds": (time.perf_counter() - start) / config.link_steps,
-        "bytes_counted": wire.total,
-        "bytes_sent": (bytes_sent() - before) / config.link_steps,
-    }
 
 
 if __name__ == "__main__":

@@ -40,6 +40,11 @@ class Place(NamedTuple):
     process: int
     num_processes: int
 
+    def own(self, num_workers: int) -> slice:
+        """Returns the workers of this process."""
+        share = num_workers // self.num_processes
+        return slice(self.process * share, (self.process + 1) * share)
+
 
 def join(options: argparse.Namespace) -> Place:
     """Connects to the other processes; must come before any computation."""
@@ -108,9 +113,7 @@ def _digits(config: Config, place: Place) -> dict[str, np.ndarray]:
     split = jm.splits.by_label(
         digits.train_labels, config.num_workers, seed=config.seed
     )
-    share = config.num_workers // place.num_processes
-    mine = slice(place.process * share, (place.process + 1) * share)
-    indices = split.indices[mine, : split.sizes.min()]
+    indices = split.indices[place.own(config.num_workers), : split.sizes.min()]
     return {
         "images": digits.train_images[indices],
         "labels": digits.train_labels[indices],
@@ -150,22 +153,40 @@ def time_steps(config: Config, place: Place) -> dict[str, Any]:
 def _time(
     config: Config, model: Classifier, optimizer: Any, mesh: Any, batch: Any
 ) -> dict[str, Any]:
-    params = jm.sharding.replicate(model.params, mesh)
-    opt_state = jm.sharding.init_state(optimizer, params, mesh, mesh.size)
-    step: Any = jm.sharding.shard_step(model.loss, optimizer, mesh)
+    seconds, sent = timed_steps(
+        model.loss, optimizer, model.params, batch, mesh, mesh.size, config.link_steps
+    )
+    return {"ms": 1e3 * float(np.median(seconds)), **sent}
+
+
+def timed_steps(
+    loss: Any,
+    optimizer: Any,
+    params: Any,
+    batch: Any,
+    mesh: Any,
+    num_workers: int,
+    num_steps: int,
+) -> tuple[list[float], dict[str, float]]:
+    """Times steps on one batch after a first one, and counts bytes.
+
+    Returns:
+      The seconds of each step, and "bytes_counted" in the compiled program and
+      "bytes_sent" by this host, a step.
+    """
+    params = jm.sharding.replicate(params, mesh)
+    opt_state = jm.sharding.init_state(optimizer, params, mesh, num_workers)
+    step: Any = jm.sharding.shard_step(loss, optimizer, mesh)
     wire = jm.diagnostics.wire_bytes(step.lower(params, opt_state, batch).compile())
     state = step(params, opt_state, batch)[:2]  # connects, and warms up
     jax.block_until_ready(state)
     before, seconds = bytes_sent(), []
-    for _ in range(config.link_steps):
+    for _ in range(num_steps):
         start = time.perf_counter()
         state = jax.block_until_ready(step(*state, batch)[:2])
         seconds.append(time.perf_counter() - start)
-    return {
-        "ms": 1e3 * float(np.median(seconds)),
-        "bytes_counted": wire.total,
-        "bytes_sent": (bytes_sent() - before) / config.link_steps,
-    }
+    sent = (bytes_sent() - before) / num_steps
+    return seconds, {"bytes_counted": wire.total, "bytes_sent": sent}
 
 
 def bytes_sent() -> int:
