@@ -1,16 +1,19 @@
 """Eight virtual CPU devices, and a strict mode for jaxmedian's own arithmetic.
 
-Three quarters of the time goes into compiling: programs are kept in `.pytest_cache`, so
-that the second run in a checkout takes a third of the first.
+Most of the time goes into compiling. So programs are compiled in a hurry, unless
+`JAX_DISABLE_MOST_OPTIMIZATIONS=0` asks for them as users have them, and are kept in
+`.pytest_cache`, so that the second run in a checkout takes a third of the first.
 """
 
 import os
 import shutil
+import zlib
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache/jax")
@@ -21,6 +24,31 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+
+
+def pytest_addoption(parser):
+    """Lets each case run on one of two versions of JAX, beside the one of `uv.lock`."""
+    parser.addoption(
+        "--half",
+        type=int,
+        choices=(0, 1),
+        help="run the first case of each test, and this half of its other cases",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Drops the cases of the other half; which one a case is in, its name decides."""
+    half = config.getoption("half")
+    if half is None:
+        return
+    seen, kept, dropped = set(), [], []
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        is_kept = test not in seen or zlib.crc32(item.nodeid.encode()) % 2 == half
+        (kept if is_kept else dropped).append(item)
+        seen.add(test)
+    config.hook.pytest_deselected(items=dropped)
+    items[:] = kept
 
 
 def pytest_sessionstart(session):
