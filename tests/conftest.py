@@ -5,6 +5,7 @@ Most of the time goes into compiling. So programs are compiled in a hurry, unles
 `.pytest_cache`, so that the second run in a checkout takes a third of the first.
 """
 
+import gc
 import os
 import shutil
 import zlib
@@ -24,6 +25,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+
+gc.set_threshold(50_000)  # traced programs are many small objects, and few are garbage
 
 
 def pytest_addoption(parser):
