@@ -50,7 +50,7 @@ class Config:
     num_workers: Count = 4
     batch_size: Count = 64
     features: Count = 1024
-    hidden: Count = 256
+    hidden: Count = 1024
     devices: Count = 2
     num_steps: Count = 300
     chunk: Count = 100
