@@ -32,14 +32,6 @@ OPTIONAL = (
 )
 
 
-@pytest.fixture(autouse=True)
-def compile_fast():
-    """Compiles for one run, not for speed."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def run_blocks(page):
     """Runs a page; every `result` of `jm.run` that has several rows must descend."""
     text = (PAGES / page).read_text(encoding="utf-8")
