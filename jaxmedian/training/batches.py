@@ -196,6 +196,29 @@ class Server:
         return dataclasses.replace(self, axis_name=axis_name)
 
 
+@dataclasses.dataclass(frozen=True)
+class Queue(Server):
+    """Serves whole batches in turn; the data are ``((batch, ...), None, first)``.
+
+    The batch of step ``first`` is the first, and behind the last one comes the last.
+    """
+
+    def __call__(
+        self,
+        worker_data: Any,
+        sizes: jax.Array | None,
+        own_key: Any,
+        key: jax.Array,
+        step: jax.Array | int,
+    ) -> Any:
+        """Serves the batch of a step."""
+        batches, first = worker_data, own_key
+        if len(batches) == 1:
+            return batches[0]
+        give = [functools.partial(lambda batch: batch, batch) for batch in batches]
+        return jax.lax.switch(jnp.asarray(step) - first, give)
+
+
 @functools.partial(jax.jit, static_argnums=0)  # compiled once outside of jit too
 def _serve(
     server: Server,

@@ -106,11 +106,12 @@ def run(
         `jaxmedian.mini_batches` and `jaxmedian.epochs`, whose key is its own. Or an
         iterator or iterable (no list: `iter` of one) of batches ``[M, ...]`` that
         Python makes, all of the same shapes: a generator, a grain ``DataLoader`` or
-        ``MapDataset``. The next batch is read and placed while a step computes, and no
-        batch is read that is not trained on: what is measured at an edge is measured on
-        the last batch again. Where the data end, the run ends. With a checkpoint the
-        iterator's state is saved and restored, if it has ``get_state`` and
-        ``set_state`` as those of grain do; see ``replay`` for others.
+        ``MapDataset``. Batches are read and placed while steps compute, up to 16 or 32
+        MB ahead (on several processes one), and none that is not trained on: what is
+        measured at an edge is measured on the last batch again. A buffer may be filled
+        again. Where the data end, the run ends. With a checkpoint the iterator's state
+        is saved and restored, if it has ``get_state`` and ``set_state`` as those of
+        grain do; see ``replay`` for others.
       num_steps: the step at which the run ends, >= 0.
       key: of the batches; the optimizer's noise has its own branches of it, or its own.
       mesh: devices over which the workers are spread, along its axis "workers" or its
@@ -267,7 +268,7 @@ def run(
             optimizer, params, opt_state, model_state, state_over_workers
         )
         key = keys.as_threefry_key(key)
-        source = _open_source(next_batch, extra_args, replay)
+        source = _open_source(next_batch, extra_args, replay, chunk)
         if spread is not None:
             if spread.is_of_all_processes:
                 configuration = configuration_of(
@@ -325,12 +326,12 @@ def _build_compute(
 
 
 def _open_source(
-    next_batch: Any, extra_args: ExtraArgs | None, replay: bool
+    next_batch: Any, extra_args: ExtraArgs | None, replay: bool, chunk: int
 ) -> Drawn | Loaded:
     """Opens the batches of a run."""
     if callable(next_batch) or not is_loader(next_batch):
         return Drawn(build_feed(next_batch, extra_args))
-    return Loaded(next_batch, as_extra_args(extra_args), replay)
+    return Loaded(next_batch, as_extra_args(extra_args), replay, chunk)
 
 
 def run_pure(

@@ -1,10 +1,12 @@
 """Where the batches of a run come from, and how a chunk is taken with them.
 
 `Drawn` batches are functions traced into the chunk: one call computes all its steps.
-`Loaded` batches come from a Python iterator: the same program computes one step a call,
-while the next batch is read and placed (double buffering). Calls are asynchronous, so
-no thread is needed: the device waits for Python only where a batch takes longer to load
-than a step to compute.
+`Loaded` batches come from a Python iterator: the same program computes a step or a few
+a call, while the next batches are read and placed (double buffering). Calls are
+asynchronous, so no thread is needed: the device waits for Python only where a batch
+takes longer to load than a step to compute. A call costs time of its own, on CPUs even
+the pages of its buffers, so it gets as many batches as were read while the device was
+busy: many of a fast loader, one at a time of a slow one.
 """
 
 import base64
@@ -16,13 +18,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxmedian.training.batches import Server
+from jaxmedian.training.batches import Queue
 from jaxmedian.training.feeds import Feed, describe_feed
 from jaxmedian.training.identity import check_alike, describe
 from jaxmedian.training.interrupts import wait_until_ready
 from jaxmedian.training.spreading import Spread
 from jaxmedian.workers import collectives
 from jaxmedian.workers.gradients import count_in_batch
+
+_GROUP_SIZE, _GROUP_BYTES = 16, 2**25  # of the batches of a call, at most
 
 Advance = Callable[..., tuple[Any, dict[str, jax.Array]]]
 
@@ -76,6 +80,7 @@ class Loaded:
       batches: iterator or iterable of trees ``[M, ...]``, of equal shapes.
       extra_args: as in a `Feed`.
       replay: whether a resumed run may read and drop the batches it has had.
+      chunk: steps between two edges.
     """
 
     def __init__(
@@ -83,15 +88,17 @@ class Loaded:
         batches: Iterable[Any],
         extra_args: jax.tree_util.Partial,
         replay: bool,
+        chunk: int,
     ) -> None:
         """Opens the iterator; nothing is read yet."""
         self._iterator: Iterator[Any] = iter(batches)
         self._extra_args = extra_args
         self._place: Callable[[Any], Any] = jax.device_put
-        self._is_shared, self._replay = False, replay
+        self._is_shared, self._replay, self._chunk = False, replay, chunk
         self._form: dict[str, tuple[Any, ...]] | None = None
         self._has_begun = False  # here, or in the run that is resumed
-        self.feed: Feed | None = None  # of the batch read last
+        self._group_size = 1
+        self.feed: Feed | None = None  # of the batches read last
 
     def spread_over(self, spread: Spread) -> None:
         """Lets batches be placed on a mesh, a process's own workers by each."""
@@ -112,13 +119,15 @@ class Loaded:
         The measurement at the edge is of the batch read last, so that no batch is read
         that is not trained on. None if there was no batch.
         """
-        running: list[jax.Array] = []
+        running: list[jax.Array] = []  # the losses of calls: of two at most
         row: dict[str, jax.Array] = {}
-        for number in range(start, stop):
-            if len(running) == 2:  # this batch and the one before it are on the device
-                # Which goes on with the second, so it matters little to be late.
+        number, has_ended = start, False
+        while number < stop and not has_ended:
+            batches, has_ended = self._read_group(number, stop, running)
+            if len(running) == 2:
+                # The device goes on with the second, so it matters little to be late.
                 wait_until_ready(running.pop(0), share=0.1)
-            if not self._read(number):
+            if not batches:
                 if number == start and self._has_begun:
                     return None
                 if number == start:
@@ -126,12 +135,13 @@ class Loaded:
                         "`next_batch` gave no batch at all: has the iterator been used "
                         "up before?"
                     )
-                state, row = advance(state, self.feed, key, number, number, 1)
-                return Taken(number, state, row)
-            is_last = int(number + 1 == stop)
-            state, row = advance(state, self.feed, key, number, number + 1, is_last)
+            self._queue(batches, number)
+            end = number + len(batches)
+            is_last = int(has_ended or end == stop)
+            state, row = advance(state, self.feed, key, number, end, is_last)
             running.append(row["loss"])
-        return Taken(stop, state, row)
+            number = end
+        return Taken(number, state, row)
 
     def position(self) -> list[Any] | None:
         """Returns the iterators' own states as JSON keeps them, one of each process.
@@ -184,7 +194,7 @@ class Loaded:
                 f"drops {step - start} batches, or pass a function (key, step)."
             )
         for number in range(start, step):
-            if not self._read(number):
+            if self._read(number) is None:
                 raise ValueError(
                     f"`next_batch` ended after {number - start} batches, before the "
                     f"step {step} of the checkpoint: is it the same data, from the "
@@ -197,13 +207,45 @@ class Loaded:
             for name in ("get_state", "set_state")
         )
 
-    def _read(self, number: int) -> bool:
-        """Reads and places the batch of a step; False at the end of the data."""
+    def _read_group(
+        self, number: int, stop: int, running: list[jax.Array]
+    ) -> tuple[list[Any], bool]:
+        """Reads and places batches while the device has a call to go on with.
+
+        One at least, none behind the step ``stop``, and of several processes, which
+        must make the same calls, one.
+
+        Returns:
+          The batches, and whether the data ended behind them.
+        """
+        batches: list[Any] = []
+        while number + len(batches) < stop:
+            batch = self._read(number + len(batches))
+            if batch is None:
+                return batches, True
+            batches.append(self._place(batch))
+            if self.feed is None and len(batches) == 1 and not self._is_shared:
+                num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(batch))
+                by_memory = _GROUP_BYTES // max(num_bytes, 1)
+                self._group_size = max(1, min(_GROUP_SIZE, by_memory, self._chunk))
+            if len(batches) == self._group_size or not _is_busy(running):
+                break
+        return batches, False
+
+    def _queue(self, batches: list[Any], number: int) -> None:
+        """Makes batches the feed from a step on; of none, the last one stays."""
+        if batches:
+            filled = *batches, *batches[-1:] * (self._group_size - len(batches))
+            queue = jax.tree_util.Partial(Queue(), filled, None, number)
+            self.feed, self._has_begun = Feed(queue, self._extra_args), True
+
+    def _read(self, number: int) -> Any:
+        """Reads the batch of a step; None at the end of the data."""
         try:
             batch = next(self._iterator)
         except StopIteration:
             self._agree({"`next_batch`": "no batch at all"}, number)
-            return False
+            return None
         except Exception as error:
             with contextlib.suppress(ValueError):
                 self._agree({"`next_batch`": f"raised {error!r}"}, number)
@@ -212,11 +254,9 @@ class Loaded:
                 "there is one, stands."
             )
             raise
-        batch = jax.tree.map(_as_array, batch)
+        batch = jax.tree.map(_own, batch)
         self._check(batch, number)
-        server = jax.tree_util.Partial(Server(), self._place(batch), None, None)
-        self.feed, self._has_begun = Feed(server, self._extra_args), True
-        return True
+        return batch
 
     def _check(self, batch: Any, number: int) -> None:
         form = {
@@ -248,8 +288,21 @@ class Loaded:
             check_alike(form, f"give batches of one form at step {number}")
 
 
-def _as_array(leaf: Any) -> Any:
-    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+def _is_busy(running: list[Any]) -> bool:
+    """Returns whether a device has two calls before it, and computes the first."""
+    return len(running) == 2 and not running[0].is_ready()
+
+
+def _own(leaf: Any) -> Any:
+    """Returns an array that nobody writes to.
+
+    Loaders may fill the same buffer again, which `jax.device_put` may still read: on
+    CPUs arrays share it for as long as they live, where it is aligned.
+    """
+    if isinstance(leaf, jax.Array):
+        return leaf
+    array = np.asarray(leaf)
+    return array.copy() if array.flags.writeable else array
 
 
 def _kind(form: tuple[Any, ...] | None) -> str:

@@ -143,18 +143,85 @@ def test_one_program_takes_all_steps():
     assert counts[0] == counts[1] > 0
 
 
-def test_a_batch_is_read_while_the_one_before_it_computes(monkeypatch):
-    """Before the third is read the first step must be done, and so on: two at most."""
+class Call:
+    """What a call that is computing returns for the loss."""
+
+    def __init__(self, is_ready):
+        self.ready = is_ready
+
+    def is_ready(self):
+        return self.ready
+
+
+@pytest.fixture
+def calls_of(monkeypatch):
+    """Returns the calls ``(start, stop, measured)`` of a device that is busy or not."""
     from jaxmedian.training import sources as module
 
-    read_at_waits, loader = [], Loader()
-    monkeypatch.setattr(
-        module,
-        "wait_until_ready",
-        lambda loss, share: read_at_waits.append(loader.place),
-    )
-    train(loader, 6, chunk=6)
-    assert read_at_waits == [2, 3, 4, 5]
+    def finish(call, share):
+        call.ready = True
+
+    monkeypatch.setattr(module, "wait_until_ready", finish)
+
+    def calls(loader, stop, is_fast=False, most_bytes=None):
+        if most_bytes:
+            monkeypatch.setattr(module, "_GROUP_BYTES", most_bytes)
+        made, in_flight, read = [], [], []
+
+        def advance(state, feed, key, start, end, measured):
+            assert sum(not call.ready for call in in_flight) <= 1  # two with this one
+            for step in range(start, end):  # the switch, as JAX clamps its index
+                got = feed.next_batch(key, np.int32(step))
+                np.testing.assert_array_equal(got["x"], ROWS[step])
+            made.append((start, end, measured))
+            read.append(loader.place)
+            in_flight.append(Call(is_fast))
+            return state, {"loss": in_flight[-1]}
+
+        source = module.Loaded(loader, jax.tree_util.Partial(dict), False, chunk=20)
+        taken = source.take(advance, None, None, 0, stop)
+        assert [end for _, end, _ in made if end] == read  # none ahead of its call
+        return made, taken.step
+
+    return calls
+
+
+def test_a_call_takes_as_many_batches_as_are_read_while_the_device_is_busy(calls_of):
+    made, step = calls_of(Loader(), 20)
+    assert made == [(0, 1, 0), (1, 2, 0), (2, 18, 0), (18, 20, 1)]
+    assert step == 20
+
+
+def test_a_call_takes_one_batch_if_the_device_waits_for_the_loader(calls_of):
+    made, _ = calls_of(Loader(), 5, is_fast=True)
+    assert made == [(0, 1, 0), (1, 2, 0), (2, 3, 0), (3, 4, 0), (4, 5, 1)]
+
+
+def test_a_call_takes_no_more_than_some_memory(calls_of):
+    made, _ = calls_of(Loader(), 7, most_bytes=2 * ROWS[0].nbytes)
+    assert made == [(0, 1, 0), (1, 2, 0), (2, 4, 0), (4, 6, 0), (6, 7, 1)]
+
+
+@pytest.mark.parametrize(("end", "last"), [(4, (2, 4, 1)), (2, (2, 2, 1))])
+def test_the_last_batches_of_the_data_are_measured(calls_of, end, last):
+    made, step = calls_of(Loader(end), 20)
+    assert made == [(0, 1, 0), (1, 2, 0), last]
+    assert step == end
+
+
+def test_a_loader_may_fill_the_same_buffer_again(unbroken):
+    """One that is aligned, which on CPUs the arrays of JAX share."""
+
+    def batches():
+        memory = np.zeros(ROWS[0].nbytes + 64, np.uint8)
+        first = -memory.ctypes.data % 64
+        buffer = memory[first : first + ROWS[0].nbytes].view(np.float32)
+        buffer = buffer.reshape(ROWS[0].shape)
+        for row in ROWS:
+            buffer[:] = row
+            yield {"x": buffer}
+
+    assert_same_end(train(batches()), unbroken)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Time steps of `jm.run` fed in three ways, and on a mesh beside a bare loop.
+"""Time steps of `jm.run` fed in four ways, and on a mesh beside a bare loop.
 
 Run by the experiment `loading`, in a process of its own.
 """
@@ -126,6 +126,9 @@ def measure(config: Config, folder: Path) -> dict[str, Any]:
     on_device = jm.full_batch(jnp.asarray(one))
     ways: dict[str, Callable[[int], tuple[float, float]]] = {
         "batch on the device": lambda turn: ms_of_run(config, on_device),
+        "batch on the device, called for": lambda turn: ms_of_run(
+            config, itertools.repeat(jnp.asarray(one))
+        ),
         "host memory": lambda turn: ms_of_run(config, walk(few, config.batch_size, 0)),
         "memory-mapped file": lambda turn: ms_of_run(
             config, walk(samples, config.batch_size, turn * config.num_steps)
@@ -140,6 +143,7 @@ def measure(config: Config, folder: Path) -> dict[str, Any]:
             turns[name].append(ways[name](turn))
             peaks[name] = max(peaks[name], _anonymous_megabytes() - before)
     compared = {
+        "batch on the device, called for": "batch on the device",
         "host memory": "batch on the device",
         "memory-mapped file": "batch on the device",
         "run(mesh=)": "loop over shard_step",
