@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxmedian as jm
+from jaxmedian.training import sources
 from jaxmedian.training.feeds import build_feed
 from jaxmedian.training.spreading import Spread
 
@@ -107,6 +108,13 @@ def test_votes_and_medians_have_the_bits_of_one_device(num_devices, chain, batch
     assert len(got.params["w"].sharding.device_set) == num_devices
     moved = np.asarray(got.params["w"]) - np.asarray(start()["w"])
     assert np.abs(moved).min() > 1e-3
+
+
+def test_batches_that_are_computed_in_one_call_have_the_bits_of_one_device(monkeypatch):
+    """Those of five steps: the loader is faster than any device."""
+    monkeypatch.setattr(sources, "_is_busy", lambda running: True)
+    got = train(2, median, "iterator", chunk=STEPS)
+    assert_same_bits(got, on_one_device(median, "iterator"))
 
 
 def test_a_run_resumes_on_another_number_of_devices(tmp_path):
