@@ -74,8 +74,9 @@ def noisy_sign_sgd(
 
     Args:
       learning_rate: delta, the length of every coordinate's step, or a schedule of it.
-      noise: law, scale and coupling; start with ``noise.gaussian(noise.relative(0.1))``
-        or a scale about the spread of the workers' gradients.
+      noise: law, scale and coupling; start with ``noise.uniform(
+        noise.per_coordinate(1.0, "rms", every=50), "systematic")``, or with a scale
+        about the spread of the workers' gradients.
       key: a typed key, a legacy key or an int.
       ties: "zero", "random" or "positive": what a tally of 0 becomes.
       axis_name: mesh axis over which workers are spread inside `jax.shard_map`.
@@ -178,8 +179,9 @@ def distributed_lion(
        x \leftarrow x - \delta (u + \lambda x)
 
     Without noise it is the method of the paper, which falls behind Lion on the mean
-    where the workers' data differ; noise on the interpolation, before its sign, repairs
-    that. Replace the vote by `jaxmedian.mean_of_signs` for the paper's averaging.
+    where the workers' data differ; noise on the interpolation, before its sign, moves
+    it towards the mean. Replace the vote by `jaxmedian.mean_of_signs` for the paper's
+    averaging.
 
     Args:
       learning_rate: delta, the length of every coordinate's step, or a schedule of it.

@@ -211,6 +211,7 @@ print("every parameter has the bits of one device:", same)
 # | [03](03_one_bit_votes.ipynb) | what crosses the wire, on TPUs and GPUs? |
 # | [04](04_hostile_workers.ipynb) | and if some workers lie? |
 # | [05](05_bring_your_own_model.ipynb) | how do my model and my optimizer fit in? |
+# | [06](06_language_model.ipynb) | how do eight workers train one GPT by votes? |
 #
 # In a project of your own `pip install` jaxmedian as its README says: the core needs
 # JAX, optax and NumPy only.

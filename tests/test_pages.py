@@ -61,8 +61,6 @@ def test_the_start_page_trains_as_it_says(capsys):
         name, accuracy = re.fullmatch(r"(.*?) +(\S+)", line).groups()
         found = namespace["results"][name].metrics["accuracy"][-1]
         assert abs(found - float(accuracy)) < 0.04, name  # gradients differ by XLA
-    assert 0.10 < namespace["best"].scale < 0.20
-    assert namespace["best"].coupling == "systematic"
 
 
 def test_the_recipes_for_models():
@@ -75,6 +73,8 @@ def test_the_recipes_for_models():
     assert namespace["pooled"]["accuracy"] > 0.8
     assert namespace["each"]["accuracy"].shape == (4,)
     assert namespace["each"]["accuracy"].min() > 0.8
+    guesses = jnp.argmax(namespace["scores"], axis=-1)  # of Linen's model
+    assert jnp.mean(guesses == namespace["labels"]) > 0.8
 
 
 def test_the_recipes_for_training():

@@ -174,7 +174,8 @@ def laplace(scale: Scale, coupling: Coupling = "independent") -> Noise:
     """Describes Laplace noise of standard deviation ``scale``; see `gaussian`.
 
     Its density has a kink at 0, which costs an order in how fast the median's law turns
-    symmetric as b grows; prefer a smooth law unless differential privacy asks for it.
+    symmetric as b grows; prefer a smooth law. (None gives privacy here: every worker
+    knows the key.)
 
     >>> laplace(0.01).law
     'laplace'

@@ -41,15 +41,14 @@ def majority_vote(
     For odd M it is the sign of the coordinate's median, wherever that is not 0. On
     heterogeneous data the median is not the mean: without noise, training may stop far
     from a stationary point of the average loss. Noise of a scale b above the spread of
-    the workers' gradients repairs that, at one bit a coordinate and worker. It also
-    moves, at random, coordinates whose gradients are 0: frozen layers, for which
-    `optax.masked(optax.set_to_zero(), frozen)` belongs behind the vote, and all of them
-    where `optax.MultiSteps` within `per_worker` accumulates before it.
+    the workers' gradients repairs that, at one bit a coordinate and worker.
 
     Noise moves every coordinate, also one without any gradient: frozen layers,
     statistics, rows of an embedding that no batch has seen. Keep those out of the
     parameters, or zero them *behind* the aggregator, ``chain(majority_vote(noise, key),
     masked(set_to_zero(), frozen))``: in front, a mask would leave their worker axis.
+    The same happens to all coordinates where `optax.MultiSteps` within `per_worker`
+    accumulates before the vote.
 
     What a worker's entry counts, and how a tally of 0 ends:
 

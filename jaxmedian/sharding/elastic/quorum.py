@@ -235,7 +235,7 @@ def import_torchft() -> Any:
     except ImportError as error:
         raise ImportError(
             f"`jm.elastic` needs torchft and PyTorch ({error}): "
-            "`pip install 'jaxmedian[elastic]'`. torchft has wheels for Linux on "
+            "`pip install './jaxmedian[elastic]'`. torchft has wheels for Linux on "
             "x86-64, Python 3.10 to 3.13 (0.2.0); elsewhere `jm.run(mesh=)` trains on "
             "several processes, none of which may die."
         ) from error
