@@ -16,8 +16,8 @@
 # Eight workers train one small GPT, and each of them reads other text. Distributed Lion
 # asks every worker for one bit per coordinate, the sign of its Lion update, and takes a
 # majority vote. Where the texts differ, the vote follows the median of the workers, not
-# their mean, and falls behind. Noise before the sign closes a part of the gap here, still
-# at one bit; what it does to larger models,
+# their mean, and falls behind. Noise before the sign closes a part of the gap here, at
+# one bit still; what it does to larger models,
 # [the experiments](../experiments/README.md#data-and-other-methods) say.
 
 # %%
