@@ -251,7 +251,7 @@ def _take_each(leaf: jax.Array, indices: jax.Array) -> jax.Array:
 
 
 def _as_counts(sizes: npt.ArrayLike | None) -> jax.Array | None:
-    return None if sizes is None else jnp.asarray(sizes, jnp.uint32)
+    return None if sizes is None else jnp.array(sizes, jnp.uint32)
 
 
 def _least_size(worker_data: Any, sizes: npt.ArrayLike | None) -> int:

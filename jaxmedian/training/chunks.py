@@ -70,7 +70,8 @@ def build_chunk(
             row |= _means_of_aux(proposal, axis_name, row.keys() | {"step"})
         if metrics and grads is not None:
             grads = jax.tree.map(lambda x: collectives.gather(x, axis_name), grads)
-        return row | _measure_all(metrics, params, grads, updates)
+        measured = _measure_all(metrics, params, grads, updates, row.keys() | {"step"})
+        return row | measured
 
     def advance(
         state: TrainState,
@@ -240,9 +241,9 @@ def _measure_all(
     params: optax.Params,
     grads: optax.Updates,
     updates: optax.Updates,
+    taken: set[str],
 ) -> dict[str, jax.Array]:
     """Evaluates the user's metrics, and refuses names that stand for something."""
-    taken = {"loss", "step"}
     row: dict[str, jax.Array] = {}
     for metric in metrics:
         measured = metric(params, grads, updates)
@@ -254,12 +255,36 @@ def _measure_all(
         if taken & measured.keys():
             raise ValueError(
                 f"`metrics`: {metric!r} returns {sorted(taken & measured.keys())}, "
-                'names that are taken: "loss" and "step" are the run\'s own, and each '
-                "other name is one function's. Rename them."
+                "names that are taken by measurements of the run's own or by another "
+                "function. Rename them."
             )
-        taken |= measured.keys()
-        row |= measured
+        taken = taken | measured.keys()
+        row |= {name: _as_number(metric, name, x) for name, x in measured.items()}
     return row
+
+
+def _as_number(metric: Metric, name: Any, value: Any) -> jax.Array:
+    """Returns a measurement as an array of real numbers.
+
+    Raises:
+      TypeError: if it is none, or has no name.
+    """
+    try:
+        if value is None or isinstance(value, list | tuple):
+            raise TypeError
+        array = jnp.asarray(value)
+        is_real = any(
+            jnp.issubdtype(array.dtype, kind)
+            for kind in (jnp.floating, jnp.integer, jnp.bool_)
+        )
+        if not (isinstance(name, str) and is_real):
+            raise TypeError
+    except TypeError:
+        raise TypeError(
+            "A function of `metrics` must return {name: array}, names that are strings "
+            f"and arrays of real numbers; {metric!r} returned {value!r} as {name!r}."
+        ) from None
+    return array
 
 
 def start_state(

@@ -95,6 +95,9 @@ def take_chunks(
                 while edge.step < num_steps and not stop.is_made:
                     end = min(edge.step - edge.step % chunk + chunk, num_steps)
                     taken = source.take(advance, key, edge.state, edge.step, end)
+                    stop.is_made |= source.is_interrupted
+                    if source.is_interrupted and stop.is_urgent:
+                        raise KeyboardInterrupt
                     if taken is None:  # the data ended at the edge
                         break
                     _check_not_traced(taken)

@@ -291,7 +291,7 @@ def run(
                 check_alike(configuration | source.described(), "start the same run")
             key = spread.replicate(key)
             state = spread.place_state(state)
-            source.spread_over(spread)
+        source.place(spread)
         plan = Plan(
             compute,
             source,

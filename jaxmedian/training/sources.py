@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxmedian.training.batches import Queue
@@ -32,9 +33,13 @@ Advance = Callable[..., tuple[Any, dict[str, jax.Array]]]
 
 
 def is_loader(value: object) -> bool:
-    """Returns whether a value makes batches, and is not data itself."""
-    data = (list, tuple, Mapping, str, bytes, np.ndarray, jax.Array)
-    return isinstance(value, Iterable) and not isinstance(value, data)
+    """Returns whether a value makes batches, and is not data itself.
+
+    Tensors of other libraries are data, though Python can iterate over their rows.
+    """
+    is_array = hasattr(value, "shape") and hasattr(value, "dtype")
+    data = (list, tuple, Mapping, str, bytes)
+    return isinstance(value, Iterable) and not (is_array or isinstance(value, data))
 
 
 class Taken(NamedTuple):
@@ -48,13 +53,23 @@ class Taken(NamedTuple):
 class Drawn:
     """Batches drawn inside the compiled chunk, by functions of the step."""
 
+    is_interrupted = False
+
     def __init__(self, feed: Feed) -> None:
         """Takes the functions."""
         self.feed = feed
 
-    def spread_over(self, spread: Spread) -> None:
-        """Places the data of the functions on a mesh."""
-        self.feed = spread.place_feed(self.feed)
+    def place(self, spread: Spread | None) -> None:
+        """Places the data of the functions, once: on the device, or on a mesh.
+
+        NumPy's are copied before, since `jax.device_put` may share memory with them.
+        """
+
+        def own(leaf: Any) -> Any:
+            return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
+
+        feed = jax.tree.map(own, self.feed)
+        self.feed = jax.device_put(feed) if spread is None else spread.place_feed(feed)
 
     def described(self) -> dict[str, Any]:
         """Lists by name what processes must share: all but the data of workers."""
@@ -96,12 +111,16 @@ class Loaded:
         self._place: Callable[[Any], Any] = jax.device_put
         self._is_shared, self._replay, self._chunk = False, replay, chunk
         self._form: dict[str, tuple[Any, ...]] | None = None
+        self._structure: Any = None  # of the batches' trees
+        self.is_interrupted = False  # by a KeyboardInterrupt out of the iterator
         self._has_begun = False  # here, or in the run that is resumed
         self._group_size = 1
         self.feed: Feed | None = None  # of the batches read last
 
-    def spread_over(self, spread: Spread) -> None:
+    def place(self, spread: Spread | None) -> None:
         """Lets batches be placed on a mesh, a process's own workers by each."""
+        if spread is None:
+            return
         self._extra_args = spread.replicate(self._extra_args)
         self._place, self._is_shared = spread.place_batch, spread.is_of_all_processes
 
@@ -115,6 +134,9 @@ class Loaded:
         self, advance: Advance, key: jax.Array, state: Any, start: int, stop: int
     ) -> Taken | None:
         """Takes the steps ``start`` to ``stop``, or to the end of the data.
+
+        A KeyboardInterrupt out of the iterator ends the data too, so that the steps
+        before it are not lost.
 
         The measurement at the edge is of the batch read last, so that no batch is read
         that is not trained on. None if there was no batch.
@@ -130,6 +152,8 @@ class Loaded:
             if not batches:
                 if number == start and self._has_begun:
                     return None
+                if number == start and self.is_interrupted:
+                    raise KeyboardInterrupt
                 if number == start:
                     raise ValueError(
                         "`next_batch` gave no batch at all: has the iterator been used "
@@ -159,12 +183,15 @@ class Loaded:
                 {"bytes": base64.b64encode(state).decode()}
             )
         try:
-            return collectives.of_each_process({"json": json.loads(json.dumps(state))})
+            held = json.loads(json.dumps(state))
+            if held != _with_lists(state):
+                raise TypeError(f"{state!r} would come back as {held!r}")
         except TypeError as error:
             raise TypeError(
                 "`next_batch.get_state()` must return bytes or what JSON can hold, to "
                 f"be saved with the checkpoint: {error}."
             ) from error
+        return collectives.of_each_process({"json": held})
 
     def resume(self, position: list[Any] | None, step: int, start: int) -> None:
         """Goes to the batch of a step, from that of ``start``.
@@ -246,6 +273,9 @@ class Loaded:
         except StopIteration:
             self._agree({"`next_batch`": "no batch at all"}, number)
             return None
+        except KeyboardInterrupt:  # in a worker process of the loader, perhaps
+            self.is_interrupted = True
+            return None
         except Exception as error:
             with contextlib.suppress(ValueError):
                 self._agree({"`next_batch`": f"raised {error!r}"}, number)
@@ -267,14 +297,17 @@ class Loaded:
             self._agree({f"`batch{n}`": _kind(form[n]) for n in form}, number)
             count_in_batch(batch)
             self._form = form
-        if form == self._form:
+        structure = jax.tree.structure(batch)
+        if self._structure is None:
+            self._structure = structure
+        if form == self._form and structure == self._structure:
             return
         changed = [
             f"`{name or 'the batch'}` is {_kind(form.get(name))}, before "
             f"{_kind(self._form.get(name))}"
             for name in self._form | form
             if form.get(name) != self._form.get(name)
-        ]
+        ] or [f"its tree is {structure}, before {self._structure}"]
         raise ValueError(
             f"`next_batch` gave another form of batch at step {number}: "
             f"{'; '.join(changed[:5])}. Every batch needs the same workers and shapes: "
@@ -288,21 +321,26 @@ class Loaded:
             check_alike(form, f"give batches of one form at step {number}")
 
 
+def _with_lists(state: Any) -> Any:
+    """Returns a state with lists in place of its tuples, as JSON has them."""
+    if isinstance(state, dict):
+        return {name: _with_lists(value) for name, value in state.items()}
+    return [_with_lists(x) for x in state] if isinstance(state, list | tuple) else state
+
+
 def _is_busy(running: list[Any]) -> bool:
     """Returns whether a device has two calls before it, and computes the first."""
     return len(running) == 2 and not running[0].is_ready()
 
 
 def _own(leaf: Any) -> Any:
-    """Returns an array that nobody writes to.
+    """Returns a copy, which nobody else writes to, donates or deletes.
 
-    Loaders may fill the same buffer again, which `jax.device_put` may still read: on
-    CPUs arrays share it for as long as they live, where it is aligned.
+    Loaders may fill the same buffer again, while steps still wait for it. On CPUs
+    arrays of JAX share it for as long as they live, where it is aligned: those of
+    `jax.device_put`, and those that a loader makes by `jax.numpy.asarray`.
     """
-    if isinstance(leaf, jax.Array):
-        return leaf
-    array = np.asarray(leaf)
-    return array.copy() if array.flags.writeable else array
+    return jnp.copy(leaf) if isinstance(leaf, jax.Array) else np.array(leaf)
 
 
 def _kind(form: tuple[Any, ...] | None) -> str:

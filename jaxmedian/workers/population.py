@@ -327,9 +327,7 @@ def _check_weights(
     if known is not None:
         _check_known_weights(transform, known)
     if jnp.issubdtype(dtype, jnp.floating):
-        return jnp.asarray(
-            worker_weights, np.float64 if dtype == np.float64 else np.float32
-        )
+        return jnp.asarray(worker_weights, _float_of(dtype))
     if jax.dtypes.canonicalize_dtype(np.int64) == np.int64:
         return jnp.asarray(worker_weights).astype(jnp.int64)
     largest = int(jnp.iinfo(dtype).max)
@@ -342,12 +340,29 @@ def _check_weights(
     return jnp.maximum(weights, 0).astype(jnp.uint32)
 
 
+def _float_of(dtype: Any) -> Any:
+    """Returns the type that float weights are held in: float64 where JAX has it."""
+    is_double = dtype == np.float64 and jax.dtypes.canonicalize_dtype(dtype) == dtype
+    return np.float64 if is_double else np.float32
+
+
+_LEAST = 1e-30  # weight, beside 0, that float32 holds with room for sums
+
+
 def _check_known_weights(transform: str, known: np.ndarray) -> None:
     finite = known.astype(np.float64)
     if not (np.isfinite(finite).all() and (finite >= 0).all() and finite.sum() > 0):
         raise ValueError(
             f"`{transform}` expects finite `worker_weights` >= 0 that do not sum to 0; "
             f"got {known.tolist()}."
+        )
+    weighty = finite[finite > 0]
+    is_single = known.dtype.kind not in "iu" and _float_of(known.dtype) == np.float32
+    if is_single and not (weighty.min() >= _LEAST and weighty.max() <= 1 / _LEAST):
+        raise ValueError(
+            f"`{transform}` expects `worker_weights` that are 0 or from 1e-30 to 1e30, "
+            "beyond which sums in float32 overflow or vanish; got "
+            f"{known.tolist()}. Divide them by a common factor."
         )
     is_long = jax.dtypes.canonicalize_dtype(np.int64) == np.int64
     if known.dtype.kind in "iu" and not is_long and known.max() >= 2**32:

@@ -340,6 +340,19 @@ def test_traced_sizes_and_padding_change_nothing(factory):
 
 
 @pytest.mark.parametrize("factory", FACTORIES)
+def test_sizes_are_those_of_the_call(factory):
+    """Also where they lie as arrays of JAX do, which on CPUs may share memory."""
+    memory = np.zeros(4 * M + 64, np.uint8)
+    first = -memory.ctypes.data % 64
+    sizes = memory[first : first + 4 * M].view(np.uint32)
+    sizes[:] = 9, 8, 12, 10
+    next_batch = factory(numbered()["x"], sizes)
+    before = np.array(next_batch(KEY, 5))
+    sizes[:] = 4
+    np.testing.assert_array_equal(next_batch(KEY, 5), before)
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
 def test_equal_settings_compile_once(factory):
     traces = []
 

@@ -98,7 +98,7 @@ def test_functions_of_other_arguments_are_refused_before_training():
     assert traced == []
 
 
-@pytest.mark.parametrize("name", ["loss", "step"])
+@pytest.mark.parametrize("name", ["loss", "step", "gradient_norm"])
 def test_metrics_under_the_runs_own_names_are_refused(name):
     def metric(params, grads, updates):
         return {name: jnp.float32(1)}
@@ -119,6 +119,22 @@ def test_two_metrics_of_one_name_and_wrong_ones_are_refused():
         train(None, metrics=metric)
     with pytest.raises(TypeError, match=r"must return \{name: array\}"):
         train(None, metrics=[lambda params, grads, updates: jnp.float32(1)])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"f": [1.0, 2.0]},
+        {"f": None},
+        {"f": {"g": 1.0}},
+        {"f": jnp.complex64(1)},
+        {"f": jax.random.key(0)},
+        {3: jnp.float32(1)},
+    ],
+)
+def test_what_no_array_of_real_numbers_is_is_refused_by_name(row):
+    with pytest.raises(TypeError, match=r"(?s)real numbers; .* returned .* as '?(f|3)"):
+        train(None, metrics=[lambda params, grads, updates: row])
 
 
 def test_a_run_of_no_steps_has_the_names_of_its_metrics():

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import jaxmedian as jm
+from jaxmedian.training import sources
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -156,16 +157,15 @@ class Call:
 @pytest.fixture
 def calls_of(monkeypatch):
     """Returns the calls ``(start, stop, measured)`` of a device that is busy or not."""
-    from jaxmedian.training import sources as module
 
     def finish(call, share):
         call.ready = True
 
-    monkeypatch.setattr(module, "wait_until_ready", finish)
+    monkeypatch.setattr(sources, "wait_until_ready", finish)
 
     def calls(loader, stop, is_fast=False, most_bytes=None):
         if most_bytes:
-            monkeypatch.setattr(module, "_GROUP_BYTES", most_bytes)
+            monkeypatch.setattr(sources, "_GROUP_BYTES", most_bytes)
         made, in_flight, read = [], [], []
 
         def advance(state, feed, key, start, end, measured):
@@ -178,7 +178,7 @@ def calls_of(monkeypatch):
             in_flight.append(Call(is_fast))
             return state, {"loss": in_flight[-1]}
 
-        source = module.Loaded(loader, jax.tree_util.Partial(dict), False, chunk=20)
+        source = sources.Loaded(loader, jax.tree_util.Partial(dict), False, chunk=20)
         taken = source.take(advance, None, None, 0, stop)
         assert [end for _, end, _ in made if end] == read  # none ahead of its call
         return made, taken.step
@@ -209,8 +209,16 @@ def test_the_last_batches_of_the_data_are_measured(calls_of, end, last):
     assert step == end
 
 
-def test_a_loader_may_fill_the_same_buffer_again(unbroken):
-    """One that is aligned, which on CPUs the arrays of JAX share."""
+def read_only(buffer):
+    view = buffer.view()
+    view.flags.writeable = False
+    return view
+
+
+@pytest.mark.parametrize("given", [np.asarray, read_only, jnp.asarray])
+def test_a_loader_may_fill_the_same_buffer_again(given, unbroken, monkeypatch):
+    """One that is aligned, which on CPUs the arrays of JAX share, with all who read."""
+    monkeypatch.setattr(sources, "_is_busy", lambda running: len(running) == 2)
 
     def batches():
         memory = np.zeros(ROWS[0].nbytes + 64, np.uint8)
@@ -219,9 +227,32 @@ def test_a_loader_may_fill_the_same_buffer_again(unbroken):
         buffer = buffer.reshape(ROWS[0].shape)
         for row in ROWS:
             buffer[:] = row
-            yield {"x": buffer}
+            yield {"x": given(buffer)}
 
-    assert_same_end(train(batches()), unbroken)
+    assert_same_end(train(batches(), chunk=STEPS), unbroken)
+
+
+def test_a_loader_may_delete_its_arrays(unbroken, monkeypatch):
+    """As one does that donates them to the function which makes the next."""
+    monkeypatch.setattr(sources, "_is_busy", lambda running: True)
+
+    def batches():
+        for row in ROWS:
+            array = jnp.array(row)
+            yield {"x": array}
+            array.delete()
+
+    assert_same_end(train(batches(), chunk=STEPS), unbroken)
+
+
+def test_arrays_of_a_function_may_be_written_to_once_the_run_has_begun():
+    data = np.array(ROWS[0])
+    expected = train(jm.full_batch({"x": data.copy()}))
+
+    def overwrite(step, row):
+        data.fill(0)
+
+    assert_same_end(train(jm.full_batch({"x": data}), on_chunk=overwrite), expected)
 
 
 @pytest.mark.parametrize(
@@ -254,6 +285,35 @@ def test_the_end_of_the_data_ends_the_run_at_a_whole_step(end):
     expected = train(Loader(), end)
     assert_same_end(result, expected)
     assert_same_metrics(result, expected)
+
+
+@pytest.mark.parametrize("step", [0, 4, 6])
+def test_ctrl_c_in_the_loader_returns_what_was_trained(step, unbroken, capfd):
+    """As out of a worker process of the loader, at an edge or within a chunk."""
+
+    def batches():
+        yield from map(batch_of, range(step))
+        raise KeyboardInterrupt
+
+    result = train(batches())
+    assert result.step == step
+    assert f"Interrupted: returning the run at step {step}" in capfd.readouterr().err
+    expected = train(Loader(), step) if step else (start(), OPTIMIZER.init(start()))
+    for a, b in zip(*map(jax.tree.leaves, (result[:2], expected[:2])), strict=True):
+        assert bool((a == b).all())
+
+
+def test_data_themselves_are_no_loader():
+    """Tensors of other libraries among them, which Python can iterate over."""
+
+    class Tensor:
+        shape, dtype = (20, M, 2), "float32"
+
+        def __iter__(self):
+            return iter(ROWS)
+
+    with pytest.raises(TypeError, match=r"`next_batch` must be a function.*full_batch"):
+        train(Tensor())
 
 
 def test_no_data_at_all_is_an_error():
@@ -317,12 +377,14 @@ def test_what_a_loader_raises_is_shown_and_the_last_checkpoint_stands(
     assert_same_end(train(Movable(), checkpoint=tmp_path / "run"), unbroken)
 
 
-def test_states_that_cannot_be_written_are_refused(tmp_path):
+@pytest.mark.parametrize("state", [{"place": {1, 2}}, {0: 1}])
+def test_states_that_cannot_be_written_are_refused(state, tmp_path):
+    """Among them those that JSON would change: numbers as names become strings."""
     pytest.importorskip("orbax.checkpoint")
 
     class Odd(Movable):
         def get_state(self):
-            return {"place": {1, 2}}
+            return state
 
     with pytest.raises(
         TypeError, match=r"`next_batch.get_state\(\)` must return bytes"
@@ -371,6 +433,7 @@ def test_grain_is_read_and_resumed_to_the_bit(loaded, tmp_path):
         ({"x": ROWS[0][:2]}, r"at step 3: `\['x'\]` is float32 \(2, 2\), before"),
         ({"x": np.int32(ROWS[0])}, r"`\['x'\]` is int32 \(3, 2\), before float32"),
         ({"y": ROWS[0]}, r"`\['x'\]` is absent, before float32"),
+        ({"x": ROWS[0], "none": None}, r"its tree is PyTreeDef.*'none'.*, before"),
     ],
 )
 def test_batches_of_another_form_are_refused_by_name(other, message):

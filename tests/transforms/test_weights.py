@@ -286,6 +286,9 @@ def test_bad_weights_are_refused():
     for bad in ([1.0, -1.0, 1.0], [0, 0, 0], [1.0, float("nan"), 1.0]):
         with pytest.raises(ValueError, match="`worker_weights` >= 0 that do not sum"):
             update(np.array(bad))
+    for bad in (np.full(3, 1e39), np.float32([1, 1, 3e38]), np.array([1, 0, 1e-50])):
+        with pytest.raises(ValueError, match=r"overflow or vanish; .* common factor"):
+            update(bad)
     for rule in (
         jm.krum(0),
         jm.multi_krum(0),
