@@ -5,11 +5,12 @@
     python notebooks/build.py --no-execute     pair only: keep outputs of equal cells
 
 Edit the .py (or the .ipynb, then `jupytext --sync notebooks/NAME.ipynb`), build, commit
-both. The repository's address, in badges and setup cells, is that of pyproject.toml:
-change it there and build.
+both, and what pages show of them, which is written to pages/pictures. The repository's
+address, in badges and setup cells, is that of pyproject.toml: change it there and build.
 """
 
 import argparse
+import base64
 import os
 import re
 import time
@@ -21,6 +22,7 @@ import nbformat
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent
+PICTURES = FOLDER / "pages" / "pictures"
 TIMEOUT = 900  # seconds a cell
 LANGUAGE = {"name": "python", "version": "3"}
 
@@ -43,6 +45,7 @@ def main() -> None:
         else:
             execute(notebook)
         nbformat.write(notebook, source.with_suffix(".ipynb"))
+        write_pictures(source.stem, notebook)
         print(f"{source.stem}: {time.monotonic() - start:.0f} s")
 
 
@@ -90,6 +93,20 @@ def keep_outputs(notebook: nbformat.NotebookNode, path: Path) -> None:
         if cell.cell_type == "code" and cell.source in old:
             cell.outputs = old[cell.source].outputs
             cell.execution_count = old[cell.source].execution_count
+
+
+def write_pictures(name: str, notebook: nbformat.NotebookNode) -> None:
+    """Writes what its cells draw to pages/pictures, where pages show it."""
+    shown = "".join(page.read_text() for page in PICTURES.parent.rglob("*.md"))
+    PICTURES.mkdir(exist_ok=True)
+    for cell in notebook.cells:
+        file = PICTURES / f"{name}-{cell.id}.png"
+        if f"pictures/{file.name}" not in shown:
+            continue
+        (drawn,) = (
+            out.data for out in cell.outputs if "image/png" in out.get("data", {})
+        )
+        file.write_bytes(base64.b64decode(drawn["image/png"]))
 
 
 if __name__ == "__main__":

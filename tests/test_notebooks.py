@@ -3,6 +3,7 @@
 Built by `python notebooks/build.py`; see there.
 """
 
+import base64
 import importlib.util
 import json
 import os
@@ -52,6 +53,20 @@ def outputs_of(name):
 def test_these_are_all_notebooks():
     found = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
     assert found == set(NAMES)
+
+
+def test_pictures_on_pages_are_those_of_the_notebooks():
+    pages = ROOT / "notebooks" / "pages"
+    found = {path.stem: path.read_bytes() for path in pages.glob("pictures/*.png")}
+    drawn = {}
+    for name in NAMES:
+        for cell in code_of(name):
+            for output in cell["outputs"]:
+                picture = "".join(output.get("data", {}).get("image/png", []))
+                drawn[f"{name}-{cell['id']}"] = base64.b64decode(picture)
+    assert found.items() <= drawn.items()
+    shown = "".join(path.read_text(encoding="utf-8") for path in pages.rglob("*.md"))
+    assert set(re.findall(r"\(pictures/(.*?)\.png\)", shown)) == set(found) != set()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -104,7 +104,8 @@ def shard_workers(tree: Any, mesh: Mesh, *, axis_name: str = WORKERS) -> Any:
     are numbered along the mesh: first those of the first process.
 
     Args:
-      tree: leaves with a leading worker axis.
+      tree: leaves with a leading worker axis. On CPUs the result may share memory with
+        NumPy arrays: do not write to them while it is in use.
       mesh: see `workers_mesh`.
       axis_name: the mesh axis of the workers.
 
