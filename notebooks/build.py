@@ -5,8 +5,8 @@
     python notebooks/build.py --no-execute     pair only: keep outputs of equal cells
 
 Edit the .py (or the .ipynb, then `jupytext --sync notebooks/NAME.ipynb`), build, commit
-both, and what pages show of them, which is written to pages/pictures. The repository's
-address, in badges and setup cells, is that of pyproject.toml: change it there and build.
+both, and what pages show of them, written to pages/pictures. The repository's address,
+in badges and setup cells, is that of pyproject.toml: change it there and build.
 """
 
 import argparse
