@@ -27,6 +27,7 @@ from jaxmedian.training.spreading import Spread
 from jaxmedian.workers import collectives
 from jaxmedian.workers.gradients import count_in_batch
 
+_ALIGNMENT = 64  # bytes, of memory that XLA's CPU device takes over as it is
 _GROUP_SIZE, _GROUP_BYTES = 16, 2**25  # of the batches of a call, at most
 
 Advance = Callable[..., tuple[Any, dict[str, jax.Array]]]
@@ -340,7 +341,17 @@ def _own(leaf: Any) -> Any:
     arrays of JAX share it for as long as they live, where it is aligned: those of
     `jax.device_put`, and those that a loader makes by `jax.numpy.asarray`.
     """
-    return jnp.copy(leaf) if isinstance(leaf, jax.Array) else np.array(leaf)
+    if isinstance(leaf, jax.Array):
+        return jnp.copy(leaf)
+    array = np.asarray(leaf)
+    if array.dtype.hasobject:  # refused where it is placed
+        return array
+    # Aligned, so that the copy is the only one where memory can be shared.
+    memory = np.empty(array.nbytes + _ALIGNMENT, np.uint8)
+    first = -memory.ctypes.data % _ALIGNMENT
+    own = memory[first : first + array.nbytes].view(array.dtype).reshape(array.shape)
+    own[...] = array
+    return own
 
 
 def _kind(form: tuple[Any, ...] | None) -> str:
