@@ -144,7 +144,7 @@ def test_the_history_of_most_members_leads():
 def test_without_torchft_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchft", None)
     with (
-        pytest.raises(ImportError, match=r"pip install 'jaxmedian\[elastic\]'"),
+        pytest.raises(ImportError, match=r"pip install '\./jaxmedian\[elastic\]'"),
         jm.elastic.serve(3, 1.0),
     ):
         pass
