@@ -106,12 +106,12 @@ def run(
         `jaxmedian.mini_batches` and `jaxmedian.epochs`, whose key is its own. Or an
         iterator or iterable (no list: `iter` of one) of batches ``[M, ...]`` that
         Python makes, all of the same shapes: a generator, a grain ``DataLoader`` or
-        ``MapDataset``. Batches are read and placed while steps compute, up to 16 or 32
-        MB ahead (on several processes one), and none that is not trained on: what is
-        measured at an edge is measured on the last batch again. A buffer may be filled
-        again. Where the data end, the run ends. With a checkpoint the iterator's state
-        is saved and restored, if it has ``get_state`` and ``set_state`` as those of
-        grain do; see ``replay`` for others.
+        ``MapDataset``. Batches are read and placed while steps compute, for a call up
+        to 16, of 32 MB in all (on several processes one), and none that is not trained
+        on: what is measured at an edge is measured on the last batch again. Batches are
+        copied, so a buffer may be filled again. Where the data end, the run ends. With
+        a checkpoint the iterator's state is saved and restored, if it has ``get_state``
+        and ``set_state`` as those of grain do; see ``replay`` for others.
       num_steps: the step at which the run ends, >= 0.
       key: of the batches; the optimizer's noise has its own branches of it, or its own.
       mesh: devices over which the workers are spread, along its axis "workers" or its

@@ -150,16 +150,15 @@ class Loaded:
             if len(running) == 2:
                 # The device goes on with the second, so it matters little to be late.
                 wait_until_ready(running.pop(0), share=0.1)
-            if not batches:
-                if number == start and self._has_begun:
+            if not batches and number == start:
+                if self._has_begun:
                     return None
-                if number == start and self.is_interrupted:
+                if self.is_interrupted:
                     raise KeyboardInterrupt
-                if number == start:
-                    raise ValueError(
-                        "`next_batch` gave no batch at all: has the iterator been used "
-                        "up before?"
-                    )
+                raise ValueError(
+                    "`next_batch` gave no batch at all: has the iterator been used up "
+                    "before?"
+                )
             self._queue(batches, number)
             end = number + len(batches)
             is_last = int(has_ended or end == stop)
@@ -251,7 +250,7 @@ class Loaded:
             batch = self._read(number + len(batches))
             if batch is None:
                 return batches, True
-            batches.append(self._place(batch))
+            batches.append(self._place(jax.tree.map(_own, batch)))
             if self.feed is None and len(batches) == 1 and not self._is_shared:
                 num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(batch))
                 by_memory = _GROUP_BYTES // max(num_bytes, 1)
@@ -285,7 +284,7 @@ class Loaded:
                 "there is one, stands."
             )
             raise
-        batch = jax.tree.map(_own, batch)
+        batch = jax.tree.map(_as_array, batch)
         self._check(batch, number)
         return batch
 
@@ -294,13 +293,11 @@ class Loaded:
             jax.tree_util.keystr(path): (leaf.shape, str(leaf.dtype))
             for path, leaf in jax.tree_util.tree_leaves_with_path(batch)
         }
+        structure = jax.tree.structure(batch)
         if self._form is None:
             self._agree({f"`batch{n}`": _kind(form[n]) for n in form}, number)
             count_in_batch(batch)
-            self._form = form
-        structure = jax.tree.structure(batch)
-        if self._structure is None:
-            self._structure = structure
+            self._form, self._structure = form, structure
         if form == self._form and structure == self._structure:
             return
         changed = [
@@ -334,16 +331,19 @@ def _is_busy(running: list[Any]) -> bool:
     return len(running) == 2 and not running[0].is_ready()
 
 
-def _own(leaf: Any) -> Any:
+def _as_array(leaf: Any) -> jax.Array | np.ndarray:
+    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+
+
+def _own(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
     """Returns a copy, which nobody else writes to, donates or deletes.
 
     Loaders may fill the same buffer again, while steps still wait for it. On CPUs
     arrays of JAX share it for as long as they live, where it is aligned: those of
     `jax.device_put`, and those that a loader makes by `jax.numpy.asarray`.
     """
-    if isinstance(leaf, jax.Array):
-        return jnp.copy(leaf)
-    array = np.asarray(leaf)
+    if isinstance(array, jax.Array):
+        return jnp.copy(array)
     if array.dtype.hasobject:  # refused where it is placed
         return array
     # Aligned, so that the copy is the only one where memory can be shared.

@@ -15,6 +15,8 @@ import numpy as np
 from jaxmedian.workers import collectives
 from jaxmedian.workers.collectives import AxisName
 
+_LEAST = 1e-30  # weight, beside 0, that float32 holds with room for sums
+
 PyTree = Any
 
 
@@ -344,9 +346,6 @@ def _float_of(dtype: Any) -> Any:
     """Returns the type that float weights are held in: float64 where JAX has it."""
     is_double = dtype == np.float64 and jax.dtypes.canonicalize_dtype(dtype) == dtype
     return np.float64 if is_double else np.float32
-
-
-_LEAST = 1e-30  # weight, beside 0, that float32 holds with room for sums
 
 
 def _check_known_weights(transform: str, known: np.ndarray) -> None:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from aligned import aligned_copy
 from reference_orders import key_words, sample_at
 
 import jaxmedian as jm
@@ -342,10 +343,7 @@ def test_traced_sizes_and_padding_change_nothing(factory):
 @pytest.mark.parametrize("factory", FACTORIES)
 def test_sizes_are_those_of_the_call(factory):
     """Also where they lie as arrays of JAX do, which on CPUs may share memory."""
-    memory = np.zeros(4 * M + 64, np.uint8)
-    first = -memory.ctypes.data % 64
-    sizes = memory[first : first + 4 * M].view(np.uint32)
-    sizes[:] = 9, 8, 12, 10
+    sizes = aligned_copy(np.uint32([9, 8, 12, 10]))
     next_batch = factory(numbered()["x"], sizes)
     before = np.array(next_batch(KEY, 5))
     sizes[:] = 4

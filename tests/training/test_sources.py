@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from aligned import aligned_copy
 
 import jaxmedian as jm
 from jaxmedian.training import sources
@@ -221,10 +222,7 @@ def test_a_loader_may_fill_the_same_buffer_again(given, unbroken, monkeypatch):
     monkeypatch.setattr(sources, "_is_busy", lambda running: len(running) == 2)
 
     def batches():
-        memory = np.zeros(ROWS[0].nbytes + 64, np.uint8)
-        first = -memory.ctypes.data % 64
-        buffer = memory[first : first + ROWS[0].nbytes].view(np.float32)
-        buffer = buffer.reshape(ROWS[0].shape)
+        buffer = aligned_copy(ROWS[0])
         for row in ROWS:
             buffer[:] = row
             yield {"x": given(buffer)}
