@@ -17,6 +17,7 @@ from jaxmedian.attacks.byzantine import (
 )
 from jaxmedian.noise import keys
 from jaxmedian.workers.checks import check_count
+from jaxmedian.workers.collectives import PyTree
 
 
 def label_flip(
@@ -71,12 +72,12 @@ def label_flip(
 def _serve_flipped(
     chosen: Chosen,
     num_classes: int,
-    name: Any,
+    name: object,
     next_batch: Callable[..., Any],
     rng_key: jax.Array | None,
     key: jax.Array,
     step: jax.Array,
-) -> Any:
+) -> PyTree:
     batch = next_batch(key, step)
     true = _labels_of(batch, name)
     state = None
@@ -88,7 +89,7 @@ def _serve_flipped(
     return _with_labels(batch, name, jnp.where(hostile, flipped, true))
 
 
-def _labels_of(batch: Any, name: Any) -> jax.Array:
+def _labels_of(batch: PyTree, name: object) -> jax.Array:
     try:
         found = jnp.asarray(batch if name is None else batch[name])
     except (KeyError, IndexError, TypeError) as error:
@@ -104,7 +105,7 @@ def _labels_of(batch: Any, name: Any) -> jax.Array:
     return found
 
 
-def _with_labels(batch: Any, name: Any, flipped: jax.Array) -> Any:
+def _with_labels(batch: PyTree, name: Any, flipped: jax.Array) -> PyTree:
     if name is None:
         return flipped
     if isinstance(batch, dict):

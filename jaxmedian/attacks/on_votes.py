@@ -9,8 +9,6 @@ add, and so which lies decide: it does the harm of lying always with the fewest 
 A lie is sent as an infinity of the right sign, which no noise turns round.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +21,7 @@ from jaxmedian.kernels.rows import add_up
 from jaxmedian.noise import Noise, keys
 from jaxmedian.transforms.draws import Draws, LeafDraws, check_noise, draw
 from jaxmedian.workers import collectives
-from jaxmedian.workers.collectives import AxisName
+from jaxmedian.workers.collectives import AxisName, PyTree
 
 
 def near_tie_collusion(
@@ -173,7 +171,7 @@ def _pivotal_rows(
     hostile = collectives.gather(scene.hostile, population.axis_name)
     all_votes = collectives.gather(votes, population.axis_name)
 
-    def consider(worker: jax.Array, state: Any) -> Any:
+    def consider(worker: jax.Array, state: PyTree) -> PyTree:
         tally, lies = state
         change = lie - all_votes[worker].astype(jnp.int32)
         change = jnp.where(hostile[worker], change, np.int32(0))

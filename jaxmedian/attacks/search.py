@@ -14,7 +14,7 @@ from jaxmedian.kernels.rows import working_dtype
 from jaxmedian.noise import keys
 from jaxmedian.transforms.build import Step, transformation
 from jaxmedian.workers.checks import as_transform
-from jaxmedian.workers.collectives import AxisName
+from jaxmedian.workers.collectives import AxisName, PyTree
 from jaxmedian.workers.population import check_aggregated
 
 Attack = Callable[..., optax.GradientTransformationExtraArgs]
@@ -130,7 +130,7 @@ def strongest(
     )
 
 
-def _honest_mean(updates: optax.Updates, scene: Scene) -> Any:
+def _honest_mean(updates: optax.Updates, scene: Scene) -> PyTree:
     def mean(leaf: jax.Array) -> jax.Array:
         rows = leaf.reshape(leaf.shape[0], -1)
         return scene.mean(rows).reshape(leaf.shape[1:])
@@ -138,7 +138,7 @@ def _honest_mean(updates: optax.Updates, scene: Scene) -> Any:
     return jax.tree.map(mean, updates)
 
 
-def _squared_distance(result: Any, mean: Any) -> jax.Array:
+def _squared_distance(result: PyTree, mean: PyTree) -> jax.Array:
     """Computes it over all leaves; +inf if it is no number."""
     squares = [
         jnp.sum(jnp.square(a.astype(working_dtype(a.dtype)) - b.astype(b.dtype)))

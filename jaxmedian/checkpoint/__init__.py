@@ -32,6 +32,7 @@ import numpy as np
 
 from jaxmedian.checkpoint.storage import Arrays, Store, holds_checkpoints
 from jaxmedian.workers.checks import check_count
+from jaxmedian.workers.collectives import PyTree
 
 __all__ = ["Folder", "save", "restore"]
 
@@ -68,7 +69,7 @@ class Folder:
         check_count("keep", self.keep)
 
 
-def save(folder: Folder | Path, step: int, state: Any) -> None:
+def save(folder: Folder | Path, step: int, state: PyTree) -> None:
     """Saves the state of a training loop of your own.
 
     When it returns the checkpoint is whole on disk; a process killed before leaves the
@@ -102,7 +103,7 @@ def save(folder: Folder | Path, step: int, state: Any) -> None:
         write_state(store, step, state, {})
 
 
-def restore(folder: Folder | Path, state: Any) -> tuple[int, Any]:
+def restore(folder: Folder | Path, state: PyTree) -> tuple[int, PyTree]:
     """Restores the newest checkpoint of a folder, or says that there is none.
 
     Args:
@@ -145,13 +146,17 @@ def restore(folder: Folder | Path, state: Any) -> tuple[int, Any]:
 # --- states as named arrays -----------------------------------------------------------
 
 
-def write_state(store: Store, step: int, state: Any, notes: Mapping[str, Any]) -> None:
+def write_state(
+    store: Store, step: int, state: PyTree, notes: Mapping[str, Any]
+) -> None:
     """Starts to write a state, and what else is to be noted of it."""
     leaves = {"leaves": _describe(state)}
     store.write(step, _arrays_of(state), {**notes, **leaves})
 
 
-def read_state(store: Store, step: int, state: Any, notes: Mapping[str, Any]) -> Any:
+def read_state(
+    store: Store, step: int, state: PyTree, notes: Mapping[str, Any]
+) -> PyTree:
     """Reads a checkpoint into the form of ``state``.
 
     Raises:
@@ -171,7 +176,7 @@ def read_state(store: Store, step: int, state: Any, notes: Mapping[str, Any]) ->
     return jax.tree.unflatten(jax.tree.structure(state), leaves)
 
 
-def _describe(state: Any) -> list[list[Any]]:
+def _describe(state: PyTree) -> list[list[Any]]:
     """Lists path, shape and dtype of every leaf, as JSON keeps them."""
     return [[name, [*leaf.shape], _type_of(leaf)] for name, leaf in _leaves(state)]
 
@@ -181,7 +186,7 @@ def _type_of(leaf: jax.Array | np.ndarray) -> str:
     return f"{'numpy ' * isinstance(leaf, np.ndarray)}{leaf.dtype}"
 
 
-def _leaves(state: Any) -> list[tuple[str, jax.Array | np.ndarray]]:
+def _leaves(state: PyTree) -> list[tuple[str, jax.Array | np.ndarray]]:
     """Lists the arrays of a state by their paths in it."""
     return [
         (name, _as_array(name, leaf))
@@ -190,7 +195,7 @@ def _leaves(state: Any) -> list[tuple[str, jax.Array | np.ndarray]]:
     ]
 
 
-def _as_array(name: str, leaf: Any) -> jax.Array | np.ndarray:
+def _as_array(name: str, leaf: object) -> jax.Array | np.ndarray:
     """Returns a leaf as an array of JAX, or of NumPy where that would change it."""
     if isinstance(leaf, jax.Array):
         return leaf
@@ -207,14 +212,14 @@ def _as_array(name: str, leaf: Any) -> jax.Array | np.ndarray:
     return jnp.asarray(array)
 
 
-def _is_number(leaf: Any) -> bool:
+def _is_number(leaf: object) -> bool:
     """Returns whether a leaf is a number of Python's own."""
     return isinstance(leaf, bool | int | float | complex) and not isinstance(
         leaf, np.generic
     )
 
 
-def _arrays_of(state: Any) -> Arrays:
+def _arrays_of(state: PyTree) -> Arrays:
     """Lists what is stored: keys as words, and nothing for empty arrays."""
     return {name: _words(leaf) for name, leaf in _leaves(state) if leaf.size}
 
@@ -240,7 +245,9 @@ def _form(leaf: list[Any] | None) -> str:
     return "absent" if leaf is None else f"{leaf[1]} {tuple(leaf[0])}"
 
 
-def _as_it_was(original: Any, leaf: jax.Array | np.ndarray, words: jax.Array) -> Any:
+def _as_it_was(
+    original: object, leaf: jax.Array | np.ndarray, words: jax.Array
+) -> object:
     """Gives restored words the kind, freedom to move and weak type of a leaf."""
     if isinstance(leaf, np.ndarray):
         array = np.asarray(words).view(leaf.dtype).reshape(leaf.shape)
@@ -261,7 +268,7 @@ def _words(leaf: jax.Array | np.ndarray) -> jax.Array:
     return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 
-def is_key(leaf: Any) -> bool:
+def is_key(leaf: object) -> bool:
     """Returns whether a leaf is an array of typed keys."""
     return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(
         leaf.dtype, jax.dtypes.prng_key

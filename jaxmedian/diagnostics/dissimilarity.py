@@ -12,7 +12,7 @@ one, and says what the split does to it.
 """
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +22,9 @@ import numpy.typing as npt
 from jaxmedian.diagnostics.measures import mean_over_workers
 from jaxmedian.kernels.rows import working_dtype
 from jaxmedian.workers import explicit
+from jaxmedian.workers.collectives import PyTree
 from jaxmedian.workers.gradients import LossFn, worker_grads
 from jaxmedian.workers.population import population_of
-
-PyTree = Any
 
 
 class Dissimilarity(NamedTuple):

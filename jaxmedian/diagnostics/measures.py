@@ -15,10 +15,8 @@ import jax.numpy as jnp
 from jaxmedian.kernels import selection, weighting
 from jaxmedian.kernels.rows import sum_of_rows, working_dtype
 from jaxmedian.workers import collectives, explicit
-from jaxmedian.workers.collectives import AxisName
+from jaxmedian.workers.collectives import AxisName, PyTree
 from jaxmedian.workers.population import Population, population_of
-
-PyTree = Any
 
 
 def of_step(
@@ -130,7 +128,7 @@ def mean_median_gap(
 
 def _of_workers(
     name: str,
-    measure: Callable[..., Any],
+    measure: Callable[..., PyTree],
     grads: PyTree,
     worker_mask: jax.Array | None,
     worker_weights: jax.Array | None,
@@ -139,7 +137,9 @@ def _of_workers(
 ) -> Any:
     """Measures checked gradients: ``measure(grads, population, *rest)``."""
 
-    def checked(grads: PyTree, mask: Any, weights: Any, *rest: PyTree) -> Any:
+    def checked(
+        grads: PyTree, mask: jax.Array | None, weights: jax.Array | None, *rest: PyTree
+    ) -> PyTree:
         population = population_of(
             name, grads, None, axis_name, worker_mask=mask, worker_weights=weights
         )
@@ -187,7 +187,7 @@ def _norm(tree: PyTree) -> jax.Array:
     return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
-def mean_over_workers(tree: Any, population: Population) -> Any:
+def mean_over_workers(tree: PyTree, population: Population) -> PyTree:
     """Takes the mean of those present on this device, leaf by leaf.
 
     Args:

@@ -4,8 +4,6 @@
 them from models of any size, inside a run.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +11,8 @@ import numpy as np
 from jaxmedian.noise import keys
 from jaxmedian.workers import explicit
 from jaxmedian.workers.checks import check_count
+from jaxmedian.workers.collectives import PyTree
 from jaxmedian.workers.population import population_of
-
-PyTree = Any
 
 _MOST_COORDINATES = 2**31 - 1  # numbered in int32
 

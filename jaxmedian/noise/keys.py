@@ -144,7 +144,7 @@ def leaf_positions(tree: Any) -> list[int]:
     parameters that share a key draw words of their own.
     """
 
-    def is_hidden(node: Any) -> bool:
+    def is_hidden(node: object) -> bool:
         return isinstance(node, optax.MaskedNode)
 
     nodes = jax.tree.leaves(tree, is_leaf=is_hidden)
@@ -156,7 +156,7 @@ def fold_in_each(key: jax.Array, numbers: jax.Array) -> jax.Array:
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
 
 
-def is_key(path: tuple[Any, ...], leaf: jax.Array) -> bool:
+def is_key(path: tuple[object, ...], leaf: jax.Array) -> bool:
     """Returns whether a leaf of an optimizer state is a key, typed or legacy.
 
     Legacy keys are plain uint32 arrays: only the name of their field tells.

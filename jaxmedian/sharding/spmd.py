@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from jaxmedian.training.model_state import StateOverWorkers, check_rows, hold, release
 from jaxmedian.training.step import jit_step, make_step
 from jaxmedian.workers.checks import check_count
+from jaxmedian.workers.collectives import PyTree
 from jaxmedian.workers.gradients import LossFn, check_num_workers, count_in_batch
 from jaxmedian.workers.mesh import WORKERS, check_divisible, check_mesh
 from jaxmedian.workers.placing import check_shared, is_per_worker, state_specs
@@ -27,7 +28,7 @@ def shard_step(
     num_workers: int | None = None,
     state_over_workers: StateOverWorkers | None = None,
     donate: bool = False,
-) -> Callable[..., tuple[Any, ...]]:
+) -> Callable[..., tuple[PyTree, ...]]:
     """Builds one jitted training step of workers spread over a mesh.
 
     The step of `jaxmedian.make_step`: with ``worker_chunk=1`` whole runs give the bits
@@ -93,10 +94,10 @@ def shard_step(
     def take(
         params: optax.Params,
         opt_state: optax.OptState,
-        held: Sequence[Any],
-        batch: Any,
-        extra_args: Any,
-    ) -> Any:
+        held: Sequence[PyTree],
+        batch: PyTree,
+        extra_args: dict[str, Any],
+    ) -> tuple[PyTree, ...]:
         num_workers = count_in_batch(batch)
         if expected is not None:
             check_num_workers(batch, expected)
@@ -113,10 +114,10 @@ def shard_step(
         def on_device(
             params: optax.Params,
             opt_state: optax.OptState,
-            states: Any,
-            batch: Any,
-            extra_args: Any,
-        ) -> Any:
+            states: PyTree,
+            batch: PyTree,
+            extra_args: dict[str, Any],
+        ) -> tuple[PyTree, ...]:
             result = local_step(params, opt_state, *states, batch, **extra_args)
             check_shared(result[0], result[1], axis_name)
             return result
@@ -130,8 +131,11 @@ def shard_step(
         )(params, opt_state, tuple(map(release, held)), batch, extra_args)
 
     def step(
-        params: optax.Params, opt_state: optax.OptState, batch: Any, **extra_args: Any
-    ) -> Any:
+        params: optax.Params,
+        opt_state: optax.OptState,
+        batch: PyTree,
+        **extra_args: Any,
+    ) -> tuple[PyTree, ...]:
         return take(params, opt_state, (), batch, extra_args)
 
     if state_over_workers is None:
@@ -141,10 +145,10 @@ def shard_step(
     def stateful_step(
         params: optax.Params,
         opt_state: optax.OptState,
-        model_state: Any,
-        batch: Any,
+        model_state: PyTree,
+        batch: PyTree,
         **extra_args: Any,
-    ) -> Any:
+    ) -> tuple[PyTree, ...]:
         return take(params, opt_state, (hold(model_state, over),), batch, extra_args)
 
     return jit_step(stateful_step, (0, 1, 2) if donate else ())

@@ -103,7 +103,7 @@ def whole_number(name: str, value: Any, minimum: int) -> int:
     return number
 
 
-def concentration(name: str, value: Any) -> float:
+def concentration(name: str, value: object) -> float:
     """Returns the parameter of a Dirichlet law as a float > 0."""
     number = _real(name, value)
     if not (math.isfinite(number) and number > 0):
@@ -114,7 +114,7 @@ def concentration(name: str, value: Any) -> float:
     return number
 
 
-def fraction(name: str, value: Any) -> float:
+def fraction(name: str, value: object) -> float:
     """Returns a number in [0, 1] as a float."""
     number = _real(name, value)
     if not 0 <= number <= 1:
@@ -125,7 +125,7 @@ def fraction(name: str, value: Any) -> float:
     return number
 
 
-def _real(name: str, value: Any) -> float:
+def _real(name: str, value: object) -> float:
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
         raise TypeError(f"`{name}` must be a number; got {value!r}.")
     return float(value)

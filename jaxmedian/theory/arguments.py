@@ -112,7 +112,7 @@ def middle_ranks(num_workers: int, even: str) -> tuple[int, ...]:
     return {"midpoint": (half, half + 1), "lower": (half,), "upper": (half + 1,)}[even]
 
 
-def positive_integer(name: str, value: Any) -> int:
+def positive_integer(name: str, value: object) -> int:
     """Returns value as an int, or raises unless it is a whole number >= 1."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral | np.integer):
         raise TypeError(f"`{name}` must be an integer >= 1; got {value!r}.")
@@ -121,7 +121,7 @@ def positive_integer(name: str, value: Any) -> int:
     return int(value)
 
 
-def real_number(name: str, value: Any, positive: bool = False) -> float:
+def real_number(name: str, value: object, positive: bool = False) -> float:
     """Returns value as a float, or raises unless it is finite and >= 0 (or > 0)."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"`{name}` must be a number; got {value!r}.")
@@ -132,7 +132,7 @@ def real_number(name: str, value: Any, positive: bool = False) -> float:
     return number
 
 
-def choice(name: str, value: Any, options: tuple[str, ...]) -> str:
+def choice(name: str, value: object, options: tuple[str, ...]) -> str:
     """Returns value, or raises unless it is one of the options."""
     if value not in options:
         raise ValueError(

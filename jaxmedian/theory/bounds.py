@@ -9,8 +9,6 @@ safe, not sharp: `median_moments` on real gradients is exact. Step sizes and sca
 balance the terms are in `schedules`.
 """
 
-from typing import Any
-
 import numpy as np
 
 from jaxmedian.noise import Noise
@@ -262,7 +260,7 @@ def theorem6_bound(
     )
 
 
-def _problem(smoothness: Any, initial_suboptimality: Any) -> tuple[float, float]:
+def _problem(smoothness: object, initial_suboptimality: object) -> tuple[float, float]:
     return (
         real_number("smoothness", smoothness, positive=True),
         real_number("initial_suboptimality", initial_suboptimality),
@@ -270,7 +268,7 @@ def _problem(smoothness: Any, initial_suboptimality: Any) -> tuple[float, float]
 
 
 def _noisy(
-    noise: Noise, num_workers: Any, spread: Any
+    noise: Noise, num_workers: object, spread: object
 ) -> tuple[Law, float, int, float]:
     width = real_number("spread", spread)
     m = positive_integer("num_workers", num_workers)

@@ -22,7 +22,7 @@ choosing the side anew each time. All of this is ours.
 """
 
 import numbers
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -242,7 +242,7 @@ def _with_distant(law: Law, u: Array, scale: float, f: int, low: int) -> Array:
 # --- arguments ------------------------------------------------------------------------
 
 
-def check_hostile(f: Any, num_honest: int) -> int:
+def check_hostile(f: object, num_honest: int) -> int:
     """Returns f as an int, or raises unless 0 <= f < M / 2."""
     if isinstance(f, bool) or not isinstance(f, numbers.Integral | np.integer):
         raise TypeError(f"`f` must be an integer >= 0; got {f!r}.")
@@ -269,7 +269,7 @@ def _check_enumerable(
 def _checked(
     values: npt.ArrayLike,
     noise: Noise,
-    f: Any,
+    f: object,
     even: str,
     permutation: npt.ArrayLike | None,
 ) -> tuple[Array, tuple[int, ...], float]:

@@ -20,11 +20,11 @@ from jaxmedian.noise import keys
 from jaxmedian.training import bijections
 from jaxmedian.workers import collectives
 from jaxmedian.workers.checks import check_count, check_option
-from jaxmedian.workers.collectives import AxisName
+from jaxmedian.workers.collectives import AxisName, PyTree
 from jaxmedian.workers.gradients import count_in_batch
 
 
-def full_batch(worker_data: Any) -> jax.tree_util.Partial:
+def full_batch(worker_data: PyTree) -> jax.tree_util.Partial:
     """Serves every worker all its data in every step.
 
     Args:
@@ -45,7 +45,7 @@ def full_batch(worker_data: Any) -> jax.tree_util.Partial:
 
 
 def mini_batches(
-    worker_data: Any,
+    worker_data: PyTree,
     batch_size: int,
     *,
     replace: bool = False,
@@ -95,7 +95,7 @@ def mini_batches(
 
 
 def epochs(
-    worker_data: Any,
+    worker_data: PyTree,
     batch_size: int,
     key: keys.Key,
     *,
@@ -179,12 +179,12 @@ class Server:
 
     def __call__(
         self,
-        worker_data: Any,
+        worker_data: PyTree,
         sizes: jax.Array | None,
         own_key: jax.Array | None,
         key: jax.Array,
         step: jax.Array | int,
-    ) -> Any:
+    ) -> PyTree:
         """Serves the batch of a step."""
         if self.draw is None:
             return worker_data
@@ -205,12 +205,12 @@ class Queue(Server):
 
     def __call__(
         self,
-        worker_data: Any,
+        worker_data: PyTree,
         sizes: jax.Array | None,
         own_key: Any,
         key: jax.Array,
         step: jax.Array | int,
-    ) -> Any:
+    ) -> PyTree:
         """Serves the batch of a step."""
         batches, first = worker_data, own_key
         if len(batches) == 1:
@@ -222,11 +222,11 @@ class Queue(Server):
 @functools.partial(jax.jit, static_argnums=0)  # compiled once outside of jit too
 def _serve(
     server: Server,
-    worker_data: Any,
+    worker_data: PyTree,
     sizes: jax.Array | None,
     key: jax.Array,
     step: jax.Array | int,
-) -> Any:
+) -> PyTree:
     num_local, num_samples = jnp.shape(jax.tree.leaves(worker_data)[0])[:2]
     first = collectives.position(server.axis_name) * np.uint32(num_local)
     numbers = first + jnp.arange(num_local, dtype=jnp.uint32)
@@ -254,7 +254,7 @@ def _as_counts(sizes: npt.ArrayLike | None) -> jax.Array | None:
     return None if sizes is None else jnp.array(sizes, jnp.uint32)
 
 
-def _least_size(worker_data: Any, sizes: npt.ArrayLike | None) -> int:
+def _least_size(worker_data: PyTree, sizes: npt.ArrayLike | None) -> int:
     """Returns the size of the smallest worker that is not empty, after checking."""
     num_workers = count_in_batch(worker_data)
     lengths = {jnp.shape(leaf)[1:2] for leaf in jax.tree.leaves(worker_data)}

@@ -19,13 +19,15 @@ from jaxmedian.training.feeds import Feed, kind_of
 from jaxmedian.training.model_state import StateOverWorkers, hold, release
 from jaxmedian.training.step import Proposal, build_proposal
 from jaxmedian.workers import collectives
-from jaxmedian.workers.collectives import AxisName
+from jaxmedian.workers.collectives import AxisName, PyTree
 from jaxmedian.workers.gradients import LossFn, count_in_batch
 from jaxmedian.workers.placing import check_shared
 from jaxmedian.workers.population import population_of
 
-Metric = Callable[[Any, Any, Any], dict[str, jax.Array]]
-TrainState = tuple[Any, ...]  # params, opt_state, and the model's state if it has one
+Metric = Callable[[PyTree, PyTree, PyTree], dict[str, jax.Array]]
+TrainState = tuple[
+    PyTree, ...
+]  # params, opt_state, and the model's state if it has one
 
 
 def build_chunk(
@@ -81,16 +83,16 @@ def build_chunk(
         stop: jax.Array | int,
         measured: jax.Array | int = 1,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        def visit(number: jax.Array, carry: Any) -> Any:
+        def visit(number: jax.Array, carry: PyTree) -> PyTree:
             state, row = carry
             proposal = propose(state, feed, key, number)
 
-            def take() -> Any:
+            def take() -> PyTree:
                 new_params = optax.apply_updates(state[0], proposal.updates)
                 held = [proposal.model_state] if has_model_state else []
                 return (new_params, proposal.opt_state, *held), row
 
-            def stay() -> Any:
+            def stay() -> PyTree:
                 return state, measure(state[0], proposal)
 
             return jax.lax.cond(number < stop, take, stay)
@@ -162,7 +164,7 @@ def _asks_for_key(loss_fn: LossFn, num_others: int) -> bool:
 def _with_own_key(loss_fn: LossFn) -> LossFn:
     """Builds a loss that finds its key beside its batch."""
 
-    def keyed_loss(params: optax.Params, *rest: Any) -> Any:
+    def keyed_loss(params: optax.Params, *rest: PyTree) -> PyTree:
         *model_state, (batch, key) = rest
         return loss_fn(params, *model_state, batch, key=key)
 
@@ -170,7 +172,7 @@ def _with_own_key(loss_fn: LossFn) -> LossFn:
 
 
 def _keys_of_workers(
-    step_key: jax.Array, batch: Any, axis_name: AxisName | None
+    step_key: jax.Array, batch: PyTree, axis_name: AxisName | None
 ) -> jax.Array:
     """Derives a key for the loss of each worker on this device, by global number."""
     num_local = count_in_batch(batch)
@@ -263,7 +265,7 @@ def _measure_all(
     return row
 
 
-def _as_number(metric: Metric, name: Any, value: Any) -> jax.Array:
+def _as_number(metric: Metric, name: object, value: object) -> jax.Array:
     """Returns a measurement as an array of real numbers.
 
     Raises:
@@ -291,7 +293,7 @@ def start_state(
     optimizer: optax.GradientTransformation,
     params: optax.Params,
     opt_state: optax.OptState,
-    model_state: Any = None,
+    model_state: PyTree = None,
     state_over_workers: StateOverWorkers = "mean",
 ) -> TrainState:
     """Returns the state that a run starts from; that of the model is held by its kind.
@@ -310,7 +312,7 @@ def start_state(
     return params, opt_state, hold(model_state, state_over_workers)
 
 
-def model_of(state: TrainState) -> tuple[Any, ...]:
+def model_of(state: TrainState) -> tuple[PyTree, ...]:
     """Returns the parameters, and the model's state if there is one, as users see it.
 
     >>> model_of(("params", "opt_state")), model_of(("params", "opt_state", "mean"))
@@ -323,7 +325,7 @@ def _checked_state(
     optimizer: optax.GradientTransformation,
     params: optax.Params,
     opt_state: optax.OptState,
-) -> Any:
+) -> PyTree:
     wanted = jax.eval_shape(optimizer.init, params)
     there: Any = jax.tree.structure(opt_state)
     here: Any = jax.tree.structure(wanted)
@@ -344,7 +346,7 @@ def _checked_state(
     return opt_state
 
 
-def _as_array(path: Any, leaf: Any) -> jax.Array:
+def _as_array(path: tuple[object, ...], leaf: object) -> jax.Array:
     try:
         return jnp.asarray(leaf)
     except TypeError as error:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmedian.training.feeds import as_partial, kind_of
+from jaxmedian.workers.collectives import PyTree
 
 Evaluate = Callable[..., dict[str, Any]]  # of the parameters, and a model's state
 
@@ -45,7 +46,7 @@ def join_scores(row: dict[str, Any], scores: dict[str, Any]) -> dict[str, Any]:
 
 
 @jax.jit
-def _evaluated(evaluate: jax.tree_util.Partial, *model: Any) -> dict[str, jax.Array]:
+def _evaluated(evaluate: jax.tree_util.Partial, *model: PyTree) -> dict[str, jax.Array]:
     scores = evaluate(*model)
     if not isinstance(scores, dict):
         raise TypeError(
@@ -64,10 +65,10 @@ class Best(NamedTuple):
     """
 
     value: float
-    model: tuple[Any, ...]
+    model: tuple[PyTree, ...]
 
 
-def first_best(keep_best: str | None, model: tuple[Any, ...]) -> Best | None:
+def first_best(keep_best: str | None, model: tuple[PyTree, ...]) -> Best | None:
     """Returns what is best before the first edge, if anything is to be kept.
 
     Raises:
@@ -88,7 +89,7 @@ def better_of(
     best: Best | None,
     keep_best: str | None,
     row: dict[str, Any],
-    model: tuple[Any, ...],
+    model: tuple[PyTree, ...],
 ) -> Best | None:
     """Returns the better of the best so far and the parameters of an edge.
 

@@ -16,9 +16,9 @@ from jax.sharding import PartitionSpec as P
 from jaxmedian.training.batches import Server
 from jaxmedian.training.identity import describe
 from jaxmedian.workers import collectives
-from jaxmedian.workers.collectives import AxisName
+from jaxmedian.workers.collectives import AxisName, PyTree
 
-NextBatch = Callable[[jax.Array, jax.Array], Any]
+NextBatch = Callable[[jax.Array, jax.Array], PyTree]
 ExtraArgs = Callable[[jax.Array, jax.Array], dict[str, Any]]
 
 
@@ -84,7 +84,7 @@ def kind_of(value: object) -> str:
     )
 
 
-def _remedy_for(data: Any) -> str:
+def _remedy_for(data: object) -> str:
     if inspect.isgenerator(data) or isinstance(data, Iterator):
         return (
             "Batches that Python makes cannot be drawn in a pure function: use "
@@ -157,7 +157,7 @@ class _OwnBatch:
 
     axis_name: AxisName
 
-    def __call__(self, draws: Any, key: jax.Array, step: jax.Array) -> Any:
+    def __call__(self, draws: Any, key: jax.Array, step: jax.Array) -> PyTree:
         return jax.tree.map(
             lambda leaf: collectives.own_block(leaf, self.axis_name), draws(key, step)
         )

@@ -21,6 +21,7 @@ import optax
 
 from jaxmedian.checkpoint import is_key
 from jaxmedian.workers import collectives
+from jaxmedian.workers.collectives import PyTree
 
 # Not options: where workers are and what crosses the mesh changes no result.
 _PLACING = {"name", "axis_name", "transport", "mask_compatible_extra_args"}
@@ -98,7 +99,7 @@ def check_alike(here: dict[str, Any], wish: str) -> None:
         )
 
 
-def describe(name: str, value: Any, *, values: bool = True) -> dict[str, Any]:
+def describe(name: str, value: object, *, values: bool = True) -> dict[str, Any]:
     """Lists by name the type, shape and, if wanted, the hash of each array of a value.
 
     A function is described by its name, a partial one by its data too. Of an array that
@@ -122,7 +123,7 @@ def describe(name: str, value: Any, *, values: bool = True) -> dict[str, Any]:
 
 
 def configuration_of(
-    optimizer: optax.GradientTransformation, **arguments: Any
+    optimizer: optax.GradientTransformation, **arguments: object
 ) -> dict[str, Any]:
     """Lists what processes must share: a chain and its numbers, and arguments by name.
 
@@ -193,7 +194,7 @@ class _Reader:
         self.updates: list[Any] = []
         self._seen: set[int] = set()  # functions may hold themselves
 
-    def read_update(self, update: Any) -> None:
+    def read_update(self, update: object) -> None:
         """Notes the transform an update function belongs to, and those inside it."""
         self.updates.append(update)
         options: Options = {}
@@ -242,14 +243,14 @@ class _Reader:
             for field, held in parts.items():
                 self._sort(f"{name}.{field}", held, ours, options, inside)
 
-    def _parts_of(self, value: Any) -> list[tuple[str, Any]]:
+    def _parts_of(self, value: object) -> list[tuple[str, Any]]:
         if id(value) in self._seen:
             return []
         self._seen.add(id(value))
         return _held_by(value)
 
 
-def _is_ours(value: Any) -> bool:
+def _is_ours(value: object) -> bool:
     """Returns whether a value's parts are options of one of our transforms."""
     owner = value if isinstance(value, types.FunctionType) else type(value)
     return owner.__module__.startswith("jaxmedian.") or (
@@ -266,7 +267,7 @@ def _is_number(value: Any) -> bool:
     return is_concrete and value.ndim == 0 and not is_key(value)
 
 
-def _held_by(value: Any) -> list[tuple[str, Any]]:
+def _held_by(value: object) -> list[tuple[str, Any]]:
     """Lists by name what a function, method, partial or record holds."""
     if isinstance(value, types.MethodType):
         return sorted(vars(value.__self__).items())
@@ -303,7 +304,7 @@ def _digest(array: Any) -> str | None:
     return hashlib.sha256(values.data).hexdigest()[:16]
 
 
-def _fingerprint(tree: Any) -> str:
+def _fingerprint(tree: PyTree) -> str:
     """Hashes the keys of a tree; other arrays may differ by rounding, so are not."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

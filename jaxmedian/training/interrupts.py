@@ -12,9 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
 
 import jax
+
+from jaxmedian.workers.collectives import PyTree
 
 _HINT = b"\nCtrl-C: stopping at the next chunk edge; again to end at once.\n"
 
@@ -31,7 +32,7 @@ class StopRequest:
       is_urgent: whether it was asked for again, and KeyboardInterrupt raised.
     """
 
-    def __init__(self, previous: Callable[[int, FrameType | None], Any]) -> None:
+    def __init__(self, previous: Callable[[int, FrameType | None], object]) -> None:
         """Takes the handler to ask first."""
         self.is_made = self.is_urgent = False
         self._previous = previous
@@ -78,7 +79,7 @@ def deferred_interrupts() -> Iterator[StopRequest]:
             signal.signal(signal.SIGINT, previous)
 
 
-def wait_until_ready(tree: Any, share: float = 0.01) -> None:
+def wait_until_ready(tree: PyTree, share: float = 0.01) -> None:
     """Waits for arrays to be computed, hearing signals meanwhile.
 
     `jax.block_until_ready` returns to Python, where handlers run, only when it is done.

@@ -15,6 +15,7 @@ from jaxmedian.training.interrupts import StopRequest, wait_until_ready
 from jaxmedian.training.reporting import Row, progress_bar
 from jaxmedian.training.resume import Edge, RunCheckpoints
 from jaxmedian.training.sources import Drawn, Loaded
+from jaxmedian.workers.collectives import PyTree
 
 
 class RunResult(NamedTuple):
@@ -38,12 +39,12 @@ class RunResult(NamedTuple):
     (1.75, 3, (1,))
     """
 
-    params: Any
-    opt_state: Any
+    params: PyTree
+    opt_state: PyTree
     metrics: dict[str, Any]
     step: int
     best_params: Any = None
-    model_state: Any = None
+    model_state: PyTree = None
     best_model_state: Any = None
 
 
@@ -70,7 +71,7 @@ class Plan(NamedTuple):
     chunk: int
     evaluation: Callable[..., Row]
     keep_best: str | None
-    report: Callable[[int, Row, Any], bool]
+    report: Callable[[int, Row, PyTree], bool]
     progress: bool
     donate: bool
 
@@ -123,7 +124,7 @@ def take_chunks(
 
 
 def result_of(
-    state: Any, metrics: Row, step: int, best: Best | None = None
+    state: PyTree, metrics: Row, step: int, best: Best | None = None
 ) -> RunResult:
     """Returns what a run leaves, by name."""
     params, model_state = (*model_of(state), None)[:2]
@@ -133,7 +134,7 @@ def result_of(
     )
 
 
-def _check_not_traced(tree: Any) -> None:
+def _check_not_traced(tree: PyTree) -> None:
     """Raises if a run is being traced, which would leave the host without numbers."""
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
         raise TypeError(
@@ -143,7 +144,7 @@ def _check_not_traced(tree: Any) -> None:
         )
 
 
-def _columns(edge: Edge, plan: Plan, advance: Callable[..., Any]) -> Row:
+def _columns(edge: Edge, plan: Plan, advance: Callable[..., PyTree]) -> Row:
     """Turns the rows of a run into one array per name."""
     if edge.rows:
         return {

@@ -17,7 +17,7 @@ import optax
 from jaxmedian.diagnostics.measures import mean_over_workers
 from jaxmedian.workers import collectives
 from jaxmedian.workers.checks import check_option
-from jaxmedian.workers.collectives import AxisName
+from jaxmedian.workers.collectives import AxisName, PyTree
 from jaxmedian.workers.gradients import LossFn
 from jaxmedian.workers.placing import PerWorkerState, is_per_worker
 from jaxmedian.workers.population import Population
@@ -31,7 +31,7 @@ def check_kind(state_over_workers: Any) -> StateOverWorkers:
     return state_over_workers
 
 
-def hold(model_state: Any, state_over_workers: StateOverWorkers) -> Any:
+def hold(model_state: PyTree, state_over_workers: StateOverWorkers) -> PyTree:
     """Marks a state by type as that of each worker, or as shared.
 
     Raises:
@@ -52,12 +52,12 @@ def hold(model_state: Any, state_over_workers: StateOverWorkers) -> Any:
     return PerWorkerState(arrays)
 
 
-def release(held: Any) -> Any:
+def release(held: PyTree) -> PyTree:
     """Undoes `hold`."""
     return held.inner if is_per_worker(held) else held
 
 
-def check_rows(held: Any, num_workers: int) -> None:
+def check_rows(held: PyTree, num_workers: int) -> None:
     """Raises ValueError unless a state of each worker is that of so many workers."""
     if not is_per_worker(held):
         return
@@ -69,7 +69,7 @@ def check_rows(held: Any, num_workers: int) -> None:
             )
 
 
-def rows_of(held: Any, num_local: int, axis_name: AxisName | None) -> Any:
+def rows_of(held: PyTree, num_local: int, axis_name: AxisName | None) -> PyTree:
     """Returns what each worker of this device starts from, leaves ``[m, ...]``."""
     check_rows(held, num_local)
     if is_per_worker(held):
@@ -89,7 +89,7 @@ def with_model_state(loss_fn: LossFn, has_aux: bool) -> LossFn:
       ValueError for one whose state changes its structure, shapes or types.
     """
 
-    def loss_and_state(params: optax.Params, batch_and_state: Any) -> Any:
+    def loss_and_state(params: optax.Params, batch_and_state: PyTree) -> PyTree:
         batch, before = batch_and_state
         before = jax.tree.map(jnp.asarray, before)  # objects of this trace
         loss, returned = _two_of(
@@ -104,7 +104,7 @@ def with_model_state(loss_fn: LossFn, has_aux: bool) -> LossFn:
     return loss_and_state
 
 
-def next_model_state(held: Any, after: Any, population: Population) -> Any:
+def next_model_state(held: PyTree, after: PyTree, population: Population) -> PyTree:
     """Returns the state after a step, of the kind that was held before it.
 
     Means are taken over all workers in the order of their numbers, on every device:
@@ -140,7 +140,7 @@ def next_model_state(held: Any, after: Any, population: Population) -> Any:
     return jax.tree.map(merge, held, after)
 
 
-def _two_of(returned: Any, wanted: str) -> tuple[Any, Any]:
+def _two_of(returned: PyTree, wanted: str) -> tuple[PyTree, PyTree]:
     if not isinstance(returned, tuple) or len(returned) != 2:
         kind = f"a tuple of {len(returned)}" if isinstance(returned, tuple) else "one"
         raise TypeError(
@@ -151,7 +151,7 @@ def _two_of(returned: Any, wanted: str) -> tuple[Any, Any]:
     return returned
 
 
-def _kept_in_form(before: Any, after: Any) -> Any:
+def _kept_in_form(before: PyTree, after: PyTree) -> PyTree:
     """Returns the new state, if it has the structure, shapes and types of the old."""
     there: Any = jax.tree.structure(before)
     here: Any = jax.tree.structure(after)
@@ -166,7 +166,7 @@ def _kept_in_form(before: Any, after: Any) -> Any:
             "`has_aux`."
         )
 
-    def kept(path: Any, old: jax.Array, new: Any) -> jax.Array:
+    def kept(path: tuple[object, ...], old: jax.Array, new: PyTree) -> jax.Array:
         new = jnp.asarray(new)
         if (new.shape, new.dtype) != (old.shape, old.dtype):
             raise ValueError(
@@ -181,7 +181,7 @@ def _kept_in_form(before: Any, after: Any) -> Any:
     return jax.tree_util.tree_map_with_path(kept, before, after)
 
 
-def _as_numbers(path: Any, leaf: Any) -> jax.Array:
+def _as_numbers(path: tuple[object, ...], leaf: object) -> jax.Array:
     try:
         array = jnp.asarray(leaf)
     except TypeError as error:
@@ -207,11 +207,11 @@ def _as_numbers(path: Any, leaf: Any) -> jax.Array:
     return array
 
 
-def _paths(tree: Any) -> list[Any]:
+def _paths(tree: PyTree) -> list[tuple[object, ...]]:
     return [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def _name(path: Any) -> str:
+def _name(path: tuple[object, ...]) -> str:
     return f"`model_state{jax.tree_util.keystr(path)}`"
 
 

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxmedian.workers.collectives import PyTree
+
 Row = dict[str, Any]  # the metrics of one edge: floats, and NumPy arrays
 OnChunk = Callable[..., bool | None]
 
 
-def build_report(on_chunk: OnChunk | None) -> Callable[[int, Row, Any], bool]:
+def build_report(on_chunk: OnChunk | None) -> Callable[[int, Row, PyTree], bool]:
     """Builds ``(step, row, params) -> whether to stop`` from what the user gave.
 
     Raises:
@@ -45,7 +47,7 @@ def build_report(on_chunk: OnChunk | None) -> Callable[[int, Row, Any], bool]:
     return report
 
 
-def _bind_arguments(on_chunk: OnChunk) -> Callable[[int, Row, Any], Any]:
+def _bind_arguments(on_chunk: OnChunk) -> Callable[[int, Row, PyTree], object]:
     """Finds out whether a function wants the parameters, and hands it copies."""
     if inspect.isbuiltin(on_chunk):  # may be silent about its arguments
         return lambda step, row, params: on_chunk(step, row)
@@ -68,7 +70,7 @@ def _bind_arguments(on_chunk: OnChunk) -> Callable[[int, Row, Any], Any]:
     )
 
 
-def _copy(params: optax.Params) -> Any:
+def _copy(params: optax.Params) -> PyTree:
     """Copies parameters, which the next chunk would otherwise overwrite."""
     return jax.tree.map(jnp.copy, params)
 

@@ -20,6 +20,7 @@ from jaxmedian.training.evaluation import Best, better_of
 from jaxmedian.training.identity import differences, identity_of
 from jaxmedian.training.reporting import Row
 from jaxmedian.training.sources import Drawn, Loaded, Taken
+from jaxmedian.workers.collectives import PyTree
 from jaxmedian.workers.placing import PerWorkerState
 
 
@@ -34,7 +35,7 @@ class Edge(NamedTuple):
     """
 
     step: int
-    state: Any
+    state: PyTree
     rows: list[Row]
     best: Best | None = None
 
@@ -64,13 +65,15 @@ class Edge(NamedTuple):
         row = self.rows[-1]
         return {n: row[n] for n in ("loss", *names) if isinstance(row[n], float)}
 
-    def saved_state(self) -> Any:
+    def saved_state(self) -> PyTree:
         """Returns the arrays that a checkpoint holds."""
         params, opt_state, *_ = self.state
         best = () if self.best is None else self.best.model
         return params, opt_state, *model_of(self.state)[1:], *best
 
-    def with_saved(self, step: int, saved: Any, rows: list[Row], best: Any) -> "Edge":
+    def with_saved(
+        self, step: int, saved: PyTree, rows: list[Row], best: PyTree
+    ) -> "Edge":
         """Returns the edge whose arrays a checkpoint held, placed as here."""
         held = [  # as here: per worker or shared
             PerWorkerState(state) if isinstance(own, PerWorkerState) else state

@@ -41,7 +41,7 @@ from jaxmedian.training.resume import Edge, open_run
 from jaxmedian.training.sources import Drawn, Loaded, is_loader
 from jaxmedian.training.spreading import Spread
 from jaxmedian.workers.checks import check_count
-from jaxmedian.workers.collectives import AxisName
+from jaxmedian.workers.collectives import AxisName, PyTree
 from jaxmedian.workers.gradients import LossFn
 
 
@@ -49,7 +49,7 @@ def run(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
     params: optax.Params,
-    next_batch: NextBatch | Iterable[Any],
+    next_batch: NextBatch | Iterable[PyTree],
     num_steps: int,
     key: keys.Key,
     *,
@@ -65,7 +65,7 @@ def run(
     worker_chunk: int | None = None,
     num_workers: int | None = None,
     extra_args: ExtraArgs | None = None,
-    model_state: Any = None,
+    model_state: PyTree = None,
     state_over_workers: StateOverWorkers = "mean",
     opt_state: optax.OptState = None,
     step: int = 0,
@@ -350,7 +350,7 @@ def run_pure(
     num_workers: int | None = None,
     axis_name: AxisName | None = None,
     extra_args: ExtraArgs | None = None,
-    model_state: Any = None,
+    model_state: PyTree = None,
     state_over_workers: StateOverWorkers = "mean",
     opt_state: optax.OptState = None,
     step: int = 0,
@@ -397,7 +397,7 @@ def run_pure(
     edges = range(step - step % chunk + chunk, num_steps, chunk)
     starts = jnp.asarray([step, *edges] if step < num_steps else [], jnp.int32)
 
-    def body(state: Any, start: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
+    def body(state: PyTree, start: jax.Array) -> tuple[PyTree, dict[str, jax.Array]]:
         edge = start - start % np.int32(chunk) + np.int32(chunk)
         end = jnp.minimum(edge, np.int32(num_steps))
         state, row = advance(state, feed, key, start, end)

@@ -25,12 +25,13 @@ from jaxmedian.training.identity import check_alike, describe
 from jaxmedian.training.interrupts import wait_until_ready
 from jaxmedian.training.spreading import Spread
 from jaxmedian.workers import collectives
+from jaxmedian.workers.collectives import PyTree
 from jaxmedian.workers.gradients import count_in_batch
 
 _ALIGNMENT = 64  # bytes, of memory that XLA's CPU device takes over as it is
 _GROUP_SIZE, _GROUP_BYTES = 16, 2**25  # of the batches of a call, at most
 
-Advance = Callable[..., tuple[Any, dict[str, jax.Array]]]
+Advance = Callable[..., tuple[PyTree, dict[str, jax.Array]]]
 
 
 def is_loader(value: object) -> bool:
@@ -47,7 +48,7 @@ class Taken(NamedTuple):
     """A chunk that was taken: the step reached, the state there, and its row."""
 
     step: int
-    state: Any
+    state: PyTree
     row: dict[str, jax.Array]
 
 
@@ -66,7 +67,7 @@ class Drawn:
         NumPy's are copied before, since `jax.device_put` may share memory with them.
         """
 
-        def own(leaf: Any) -> Any:
+        def own(leaf: object) -> object:
             return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
 
         feed = jax.tree.map(own, self.feed)
@@ -77,7 +78,7 @@ class Drawn:
         return describe_feed(self.feed)
 
     def take(
-        self, advance: Advance, key: jax.Array, state: Any, start: int, stop: int
+        self, advance: Advance, key: jax.Array, state: PyTree, start: int, stop: int
     ) -> Taken:
         """Takes the steps ``start`` to ``stop`` in one call."""
         return Taken(stop, *advance(state, self.feed, key, start, stop, 1))
@@ -101,15 +102,15 @@ class Loaded:
 
     def __init__(
         self,
-        batches: Iterable[Any],
+        batches: Iterable[PyTree],
         extra_args: jax.tree_util.Partial,
         replay: bool,
         chunk: int,
     ) -> None:
         """Opens the iterator; nothing is read yet."""
-        self._iterator: Iterator[Any] = iter(batches)
+        self._iterator: Iterator[PyTree] = iter(batches)
         self._extra_args = extra_args
-        self._place: Callable[[Any], Any] = jax.device_put
+        self._place: Callable[[PyTree], PyTree] = jax.device_put
         self._is_shared, self._replay, self._chunk = False, replay, chunk
         self._form: dict[str, tuple[Any, ...]] | None = None
         self._structure: Any = None  # of the batches' trees
@@ -132,7 +133,7 @@ class Loaded:
         )
 
     def take(
-        self, advance: Advance, key: jax.Array, state: Any, start: int, stop: int
+        self, advance: Advance, key: jax.Array, state: PyTree, start: int, stop: int
     ) -> Taken | None:
         """Takes the steps ``start`` to ``stop``, or to the end of the data.
 
@@ -177,7 +178,7 @@ class Loaded:
         """
         if not self._has_state():
             return None
-        state: Any = self._iterator.get_state()  # type: ignore[attr-defined]
+        state: PyTree = self._iterator.get_state()  # type: ignore[attr-defined]
         if isinstance(state, bytes):
             return collectives.of_each_process(
                 {"bytes": base64.b64encode(state).decode()}
@@ -236,7 +237,7 @@ class Loaded:
 
     def _read_group(
         self, number: int, stop: int, running: list[jax.Array]
-    ) -> tuple[list[Any], bool]:
+    ) -> tuple[list[PyTree], bool]:
         """Reads and places batches while the device has a call to go on with.
 
         One at least, none behind the step ``stop``, and of several processes, which
@@ -245,7 +246,7 @@ class Loaded:
         Returns:
           The batches, and whether the data ended behind them.
         """
-        batches: list[Any] = []
+        batches: list[PyTree] = []
         while number + len(batches) < stop:
             batch = self._read(number + len(batches))
             if batch is None:
@@ -259,14 +260,14 @@ class Loaded:
                 break
         return batches, False
 
-    def _queue(self, batches: list[Any], number: int) -> None:
+    def _queue(self, batches: list[PyTree], number: int) -> None:
         """Makes batches the feed from a step on; of none, the last one stays."""
         if batches:
             filled = *batches, *batches[-1:] * (self._group_size - len(batches))
             queue = jax.tree_util.Partial(Queue(), filled, None, number)
             self.feed, self._has_begun = Feed(queue, self._extra_args), True
 
-    def _read(self, number: int) -> Any:
+    def _read(self, number: int) -> PyTree:
         """Reads the batch of a step; None at the end of the data."""
         try:
             batch = next(self._iterator)
@@ -288,7 +289,7 @@ class Loaded:
         self._check(batch, number)
         return batch
 
-    def _check(self, batch: Any, number: int) -> None:
+    def _check(self, batch: PyTree, number: int) -> None:
         form = {
             jax.tree_util.keystr(path): (leaf.shape, str(leaf.dtype))
             for path, leaf in jax.tree_util.tree_leaves_with_path(batch)
@@ -319,7 +320,7 @@ class Loaded:
             check_alike(form, f"give batches of one form at step {number}")
 
 
-def _with_lists(state: Any) -> Any:
+def _with_lists(state: object) -> object:
     """Returns a state with lists in place of its tuples, as JSON has them."""
     if isinstance(state, dict):
         return {name: _with_lists(value) for name, value in state.items()}
@@ -331,7 +332,7 @@ def _is_busy(running: list[Any]) -> bool:
     return len(running) == 2 and not running[0].is_ready()
 
 
-def _as_array(leaf: Any) -> jax.Array | np.ndarray:
+def _as_array(leaf: object) -> jax.Array | np.ndarray:
     return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
 
 

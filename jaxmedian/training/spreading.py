@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
 
 from jaxmedian.training.feeds import Feed, share_out
 from jaxmedian.training.model_state import check_rows
+from jaxmedian.workers.collectives import PyTree
 from jaxmedian.workers.gradients import count_in_batch
 from jaxmedian.workers.mesh import WORKERS, check_divisible, check_mesh
 from jaxmedian.workers.placing import (
@@ -39,7 +41,7 @@ class Spread:
         axes are not automatic.
     """
 
-    def __init__(self, mesh: Any, optimizer: optax.GradientTransformation) -> None:
+    def __init__(self, mesh: Mesh, optimizer: optax.GradientTransformation) -> None:
         """Finds the axis of the workers."""
         if not isinstance(mesh, Mesh):
             raise TypeError(
@@ -53,7 +55,7 @@ class Spread:
         processes = {device.process_index for device in mesh.devices.flat}
         self.is_of_all_processes = 1 < len(processes) == jax.process_count()
 
-    def place_state(self, state: Any) -> Any:
+    def place_state(self, state: PyTree) -> PyTree:
         """Places the state of a run; what is on this mesh already stays there."""
         return place_state(state, self.mesh, self.axis_name)
 
@@ -63,25 +65,30 @@ class Spread:
         leaves = map(self._place, jax.tree.leaves(feed), jax.tree.leaves(specs))
         return jax.tree.unflatten(jax.tree.structure(feed), leaves)
 
-    def place_batch(self, batch: Any) -> Any:
+    def place_batch(self, batch: PyTree) -> PyTree:
         """Places a batch that the host has made."""
         return shard_workers(batch, self.mesh, axis_name=self.axis_name)
 
-    def replicate(self, tree: Any) -> Any:
+    def replicate(self, tree: PyTree) -> PyTree:
         """Places what all devices share: the key of a run, for example."""
         return replicate(tree, self.mesh)
 
-    def _place(self, leaf: Any, spec: P) -> Any:
+    def _place(self, leaf: ArrayLike, spec: P) -> ArrayLike:
         if is_on(leaf, self.mesh):
             return leaf
         return replicate(leaf, self.mesh) if spec == P() else self.place_batch(leaf)
 
-    def chunk(self, advance: Callable[..., Any]) -> Callable[..., Any]:
+    def chunk(self, advance: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """Builds the chunk of all devices from that of one."""
         axis = self.axis_name
 
         def advance_all(
-            state: Any, feed: Feed, key: jax.Array, start: Any, stop: Any, measured: Any
+            state: PyTree,
+            feed: Feed,
+            key: jax.Array,
+            start: Any,
+            stop: Any,
+            measured: Any,
         ) -> Any:
             batch = jax.eval_shape(feed.next_batch, key, jnp.asarray(start))
             num_workers = count_in_batch(batch)

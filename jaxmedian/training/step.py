@@ -37,7 +37,7 @@ from jaxmedian.workers.checks import (
     check_extra_args,
     check_params,
 )
-from jaxmedian.workers.collectives import AxisName
+from jaxmedian.workers.collectives import AxisName, PyTree
 from jaxmedian.workers.gradients import (
     LossFn,
     check_num_workers,
@@ -68,7 +68,7 @@ def make_step(
     num_workers: int | None = None,
     state_over_workers: StateOverWorkers | None = None,
     donate: bool = False,
-) -> Callable[..., tuple[Any, ...]]:
+) -> Callable[..., tuple[PyTree, ...]]:
     """Builds one jitted training step of all workers.
 
     Asked again with the same optimizer, loss and settings it returns the same step,
@@ -142,7 +142,7 @@ def _build_step(
     num_workers: int | None,
     state_over_workers: StateOverWorkers | None,
     donate: bool,
-) -> Callable[..., tuple[Any, ...]]:
+) -> Callable[..., tuple[PyTree, ...]]:
     has_model_state = state_over_workers is not None
     propose = build_proposal(
         loss_fn,
@@ -157,10 +157,10 @@ def _build_step(
     def take(
         params: optax.Params,
         opt_state: optax.OptState,
-        held: Sequence[Any],
-        batch: Any,
-        extra_args: Any,
-    ) -> tuple[Any, ...]:
+        held: Sequence[PyTree],
+        batch: PyTree,
+        extra_args: dict[str, Any],
+    ) -> tuple[PyTree, ...]:
         proposal = propose(params, opt_state, *held, batch, **extra_args)
         params = optax.apply_updates(params, proposal.updates)
         metrics = {"loss": proposal.loss}
@@ -170,8 +170,11 @@ def _build_step(
         return params, proposal.opt_state, *states, metrics
 
     def step(
-        params: optax.Params, opt_state: optax.OptState, batch: Any, **extra_args: Any
-    ) -> Any:
+        params: optax.Params,
+        opt_state: optax.OptState,
+        batch: PyTree,
+        **extra_args: Any,
+    ) -> tuple[PyTree, ...]:
         return take(params, opt_state, (), batch, extra_args)
 
     if state_over_workers is None:
@@ -181,18 +184,18 @@ def _build_step(
     def stateful_step(
         params: optax.Params,
         opt_state: optax.OptState,
-        model_state: Any,
-        batch: Any,
+        model_state: PyTree,
+        batch: PyTree,
         **extra_args: Any,
-    ) -> Any:
+    ) -> tuple[PyTree, ...]:
         return take(params, opt_state, (hold(model_state, over),), batch, extra_args)
 
     return jit_step(stateful_step, (0, 1, 2) if donate else ())
 
 
 def jit_step(
-    step: Callable[..., tuple[Any, ...]], donated: tuple[int, ...]
-) -> Callable[..., tuple[Any, ...]]:
+    step: Callable[..., tuple[PyTree, ...]], donated: tuple[int, ...]
+) -> Callable[..., tuple[PyTree, ...]]:
     """Jits a step of parameters, states and batch, and says what parameters are.
 
     JAX refuses what is no array before any code of ours is traced. ``lower`` is that of
@@ -201,7 +204,7 @@ def jit_step(
     jitted = jax.jit(step, donate_argnums=donated)
 
     @functools.wraps(jitted)
-    def checked_step(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    def checked_step(*args: Any, **kwargs: Any) -> tuple[PyTree, ...]:
         try:
             return jitted(*args, **kwargs)
         except TypeError:
@@ -228,12 +231,12 @@ class Proposal(NamedTuple):
     """
 
     loss: jax.Array
-    aux: Any
-    grads: Any
-    updates: Any
-    opt_state: Any
+    aux: PyTree
+    grads: PyTree
+    updates: PyTree
+    opt_state: PyTree
     workers: dict[str, jax.Array]
-    model_state: Any = None
+    model_state: PyTree = None
 
 
 def build_proposal(
@@ -269,10 +272,10 @@ def build_proposal(
     optimizer = optax.with_extra_args_support(optimizer)
 
     def of_batch(
-        batch: Any,
+        batch: PyTree,
         params: optax.Params,
         opt_state: optax.OptState,
-        held: Any,
+        held: PyTree,
         extra_args: dict[str, Any],
     ) -> Proposal:
         if num_workers is not None:
@@ -313,7 +316,7 @@ def build_proposal(
     def propose(
         params: optax.Params,
         opt_state: optax.OptState,
-        *state_and_batch: Any,
+        *state_and_batch: PyTree,
         **extra_args: Any,
     ) -> Proposal:
         if extra_args:
@@ -328,7 +331,11 @@ def build_proposal(
 
 
 def _place(
-    mesh: AbstractMesh, shapes: Proposal, batch: Any, params: optax.Params, *rest: Any
+    mesh: AbstractMesh,
+    shapes: Proposal,
+    batch: PyTree,
+    params: optax.Params,
+    *rest: PyTree,
 ) -> Proposal:
     """Places a proposal on an explicit mesh: as its batch, parameters and state are."""
     by_worker = explicit.place_by_worker(mesh, shapes, batch)
@@ -344,7 +351,7 @@ def _place(
     )
 
 
-def _check_optimizer(optimizer: Any) -> None:
+def _check_optimizer(optimizer: object) -> None:
     if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
         raise TypeError(
             "`optimizer` must be an optax gradient transformation, "

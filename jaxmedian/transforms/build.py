@@ -29,7 +29,7 @@ from jaxmedian.transforms.draws import (
 )
 from jaxmedian.workers import collectives, explicit
 from jaxmedian.workers.checks import check_extra_args
-from jaxmedian.workers.collectives import AxisName
+from jaxmedian.workers.collectives import AxisName, PyTree
 from jaxmedian.workers.population import (
     Population,
     check_spread,
@@ -60,9 +60,9 @@ class Step(NamedTuple):
       extra_args: what else ``update`` was given.
     """
 
-    updates: Any
-    shapes: Any
-    state: Any
+    updates: PyTree
+    shapes: PyTree
+    state: PyTree
     params: optax.Params | None
     population: Population
     extra_args: dict[str, Any]
@@ -147,7 +147,7 @@ def transformation(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _all_known(tree: Any) -> bool:
+def _all_known(tree: PyTree) -> bool:
     """Returns whether all leaves are arrays or numbers that nobody traces."""
     return all(
         isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float)
@@ -260,7 +260,9 @@ class _Group(NamedTuple):
     in_lanes: bool
 
     @classmethod
-    def of(cls, members: list[int], leaves: list[Any], *, in_lanes: bool) -> "_Group":
+    def of(
+        cls, members: list[int], leaves: list[jax.Array], *, in_lanes: bool
+    ) -> "_Group":
         sizes = [math.prod(leaves[i].shape[1:]) for i in members]
         return cls(members, sizes, in_lanes and len(members) > 1)
 
@@ -278,7 +280,7 @@ class _Group(NamedTuple):
             return draws.of_joined(self.members, self.sizes)
         return draws.of_leaf(self.members[0])
 
-    def cut(self, whole: jax.Array, leaves: list[Any]) -> dict[int, jax.Array]:
+    def cut(self, whole: jax.Array, leaves: list[jax.Array]) -> dict[int, jax.Array]:
         """Cuts what the rule made ``[d]`` into the leaves, by their positions."""
         parts, start = {}, 0
         if len(self.members) > 1:
@@ -389,7 +391,7 @@ def _fold(
         own = draws and draws.of_workers(block.first, size)
         return _reduce(rule, groups, jax.tree.leaves(block.grads), own, workers)
 
-    def add_block(number: jax.Array, carry: Any) -> Any:
+    def add_block(number: jax.Array, carry: PyTree) -> PyTree:
         total, carry = carry
         block, carry = stream.compute(number, carry)
         return jax.tree.map(jnp.add, total, reduce_block(block)), carry
@@ -401,7 +403,7 @@ def _fold(
     return total
 
 
-def joined_leaves(leaves: Sequence[Any]) -> list[list[int]]:
+def joined_leaves(leaves: Sequence[PyTree]) -> list[list[int]]:
     """Puts each large leaf by itself, and small ones of one dtype together.
 
     Args:

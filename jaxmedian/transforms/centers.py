@@ -20,7 +20,7 @@ from jaxmedian.transforms.whole_gradients import (
     whole_gradient_rule,
 )
 from jaxmedian.workers.checks import check_count, check_radius, static_hint
-from jaxmedian.workers.collectives import AxisName
+from jaxmedian.workers.collectives import AxisName, PyTree
 
 Start = Literal["mean", "zeros"]
 STARTS: tuple[Start, ...] = get_args(Start)
@@ -114,7 +114,7 @@ def _weiszfeld(
     known = sound[:, None] & sound[None, :]
     gram = jnp.where(known, gram, 0)
 
-    def step(state: Any) -> Any:
+    def step(state: PyTree) -> PyTree:
         number, weights, _ = state
         towards = gram @ weights
         squares = jnp.diagonal(gram) - 2 * towards + weights @ towards
@@ -122,7 +122,7 @@ def _weiszfeld(
         change = new - weights
         return number + 1, new, change @ (gram @ change)
 
-    def goes_on(state: Any) -> jax.Array:
+    def goes_on(state: PyTree) -> jax.Array:
         number, _, moved = state
         return (number < max_steps) & (moved > jnp.square(limit))
 
@@ -157,7 +157,7 @@ def _check_stop(tolerance: object, max_steps: object) -> None:
 class CenteredClippingState(NamedTuple):
     """Where the last step ended: the centre from which the next one clips."""
 
-    center: Any  # like params, float32 (float64 for float64)
+    center: PyTree  # like params, float32 (float64 for float64)
 
 
 def centered_clipping(

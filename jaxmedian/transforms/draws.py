@@ -24,6 +24,7 @@ from jaxmedian.transforms.noise_scales import (
     relative_scales,
     running_squares,
 )
+from jaxmedian.workers.collectives import PyTree
 from jaxmedian.workers.population import Population
 
 _MOST_SYSTEMATIC_WORKERS = 65_535  # slots are computed in 32-bit integers
@@ -60,7 +61,7 @@ def init_state(
             "parameters: call `init(params)`."
         )
 
-    def zeros(leaf: Any) -> jax.Array:
+    def zeros(leaf: jax.Array) -> jax.Array:
         return jnp.zeros(jnp.shape(leaf), working_dtype(leaf.dtype))
 
     return RunningScaleState(*state, jax.tree.map(zeros, params))
@@ -206,7 +207,7 @@ def draw(
     noise: Noise | None,
     random_ties: bool,
     state: DrawState,
-    tree: Any,
+    tree: PyTree,
     population: Population,
 ) -> tuple[Draws, DrawState]:
     """Draws the step at ``state`` for the leaves ``[m, ...]`` of a tree.
@@ -346,7 +347,7 @@ def _slots(leaf_keys: jax.Array, population: Population) -> jax.Array:
     return jax.vmap(slots_of_leaf)(leaf_keys)
 
 
-def check_noise(transform: str, noise: Any) -> None:
+def check_noise(transform: str, noise: object) -> None:
     """Raises TypeError unless ``noise`` is a `Noise`."""
     if not isinstance(noise, Noise):
         raise TypeError(

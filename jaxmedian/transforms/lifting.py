@@ -7,7 +7,6 @@ worker axis with one copy of its state a worker, as in Signum or Distributed Lio
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from jaxmedian.noise.keys import is_key
 from jaxmedian.transforms.build import Step, transformation
 from jaxmedian.workers.blocks import map_in_blocks
 from jaxmedian.workers.checks import as_transform, check_count
+from jaxmedian.workers.collectives import PyTree
 from jaxmedian.workers.placing import PerWorkerState
 from jaxmedian.workers.stream import WorkerStream
 
@@ -92,7 +92,7 @@ def lift(
                     "as `num_workers`; on a mesh, shard its state like the gradients."
                 )
 
-        def update_one(params: optax.Params | None, own: Any) -> Any:
+        def update_one(params: optax.Params | None, own: PyTree) -> PyTree:
             updates, state = own
             return inner.update(updates, state, params, **step.extra_args)
 
@@ -142,7 +142,7 @@ def _explaining_refusals(name: str) -> Iterator[None]:
         ) from error
 
 
-def _has_keys(state: Any) -> bool:
+def _has_keys(state: PyTree) -> bool:
     """Returns whether a state holds typed keys, which loops cannot fill in."""
     return any(
         jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
@@ -150,10 +150,10 @@ def _has_keys(state: Any) -> bool:
     )
 
 
-def _own_keys(state: Any, number: jax.Array) -> Any:
+def _own_keys(state: PyTree, number: jax.Array) -> PyTree:
     """Folds the worker's number into every key of a state."""
 
-    def own(path: tuple[Any, ...], leaf: Any) -> jax.Array:
+    def own(path: tuple[object, ...], leaf: jax.Array) -> jax.Array:
         leaf = jnp.asarray(leaf)
         return jax.random.fold_in(leaf, number) if is_key(path, leaf) else leaf
 

@@ -9,7 +9,7 @@ remembers in the working dtype, float32 (float64 for float64). What a worker wou
 is said with each; on a mesh the rule that follows moves its rows as any others.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -343,7 +343,7 @@ def _interpolate(share: float | jax.Array, m: jax.Array, g: jax.Array) -> jax.Ar
 def _nothing_like(params: optax.Params) -> optax.Updates:
     """Returns zeros shaped like the parameters, in the working dtype of each leaf."""
 
-    def zeros(p: Any) -> jax.Array:
+    def zeros(p: jax.Array) -> jax.Array:
         return jnp.zeros(jnp.shape(p), working_dtype(jnp.result_type(p)))
 
     return jax.tree.map(zeros, params)

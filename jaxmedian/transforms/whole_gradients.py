@@ -7,7 +7,6 @@ the whole tree, make weights of them, and then add up rows with these weights.
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from jaxmedian.kernels.distances import gram_of_rows, squared_norms_of_rows
 from jaxmedian.kernels.rows import add_up, working_dtype
 from jaxmedian.transforms.build import Step, joined_leaves, transformation
 from jaxmedian.workers import collectives
-from jaxmedian.workers.collectives import AxisName
+from jaxmedian.workers.collectives import AxisName, PyTree
 from jaxmedian.workers.population import Population
 
 
@@ -53,7 +52,7 @@ class Gradients:
             for group in self._groups
         ]
 
-    def join(self, tree: Any) -> list[jax.Array]:
+    def join(self, tree: PyTree) -> list[jax.Array]:
         """Joins a tree like the parameters to blocks ``[n]`` to compute with."""
         blocks = self._joined([leaf.reshape(-1) for leaf in jax.tree.leaves(tree)])
         return [
@@ -158,7 +157,7 @@ class Gradients:
             )
         return mixed
 
-    def leaves(self, blocks: list[jax.Array], like: Any = None) -> Any:
+    def leaves(self, blocks: list[jax.Array], like: PyTree = None) -> PyTree:
         """Cuts blocks ``[..., n]`` into a tree of the leaves' shapes.
 
         Its dtypes are those of the leaves, or of the tree ``like``.

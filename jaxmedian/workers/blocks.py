@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmedian.workers import collectives
-from jaxmedian.workers.collectives import AxisName
+from jaxmedian.workers.collectives import AxisName, PyTree
 
 
 def num_turns(num_workers: int, chunk: int) -> Any:
@@ -30,7 +30,7 @@ def num_turns(num_workers: int, chunk: int) -> Any:
     return jax.lax.optimization_barrier(jnp.int32(num_workers))
 
 
-def read_anew(source: Any) -> Any:
+def read_anew(source: PyTree) -> PyTree:
     """Returns what each turn reads and carries on: parameters, all workers' batches.
 
     What depends on the parameters alone is computed in each turn: XLA would move it (a
@@ -50,20 +50,20 @@ def first_of(number: jax.Array, num_workers: int, chunk: int) -> jax.Array:
 
 
 def map_in_blocks(
-    of_worker: Callable[[Any, Any], Any],
+    of_worker: Callable[[PyTree, PyTree], PyTree],
     params: optax.Params,
-    batch: Any,
+    batch: PyTree,
     num_workers: int,
     chunk: int,
     axis_name: AxisName | None,
-) -> Any:
+) -> PyTree:
     """Maps a function of parameters and one worker's batch over blocks of workers.
 
     Returns:
       Its results, a tree of leaves ``[m, ...]``.
     """
 
-    def turn(number: jax.Array, carry: Any) -> Any:
+    def turn(number: jax.Array, carry: PyTree) -> PyTree:
         results, source = carry
         params, batch = source = read_anew(source)
         first = first_of(number, num_workers, chunk)
@@ -79,8 +79,8 @@ def map_in_blocks(
 
 
 def map_block(
-    of_worker: Callable[[Any, Any], Any], params: optax.Params, batch: Any
-) -> Any:
+    of_worker: Callable[[PyTree, PyTree], PyTree], params: optax.Params, batch: PyTree
+) -> PyTree:
     """Maps a function of parameters and one worker's batch over a block's workers."""
     if jax.tree.leaves(batch)[0].shape[0] > 1:
         return jax.vmap(functools.partial(of_worker, params))(batch)
@@ -88,12 +88,12 @@ def map_block(
     return jax.tree.map(lambda x: jnp.asarray(x)[None], alone)
 
 
-def shapes_of_block(batch: Any, chunk: int) -> Any:
+def shapes_of_block(batch: PyTree, chunk: int) -> PyTree:
     """Returns the shapes of the rows of one block."""
     return jax.eval_shape(lambda: take_rows(batch, jnp.int32(0), chunk))
 
 
-def shapes_of_all(block_shapes: Any, num_workers: int) -> Any:
+def shapes_of_all(block_shapes: PyTree, num_workers: int) -> PyTree:
     """Returns the shapes of what is computed of all workers, ``[num_workers, ...]``."""
     return jax.tree.map(
         lambda s: jax.ShapeDtypeStruct((num_workers, *s.shape[1:]), s.dtype),
@@ -101,14 +101,14 @@ def shapes_of_all(block_shapes: Any, num_workers: int) -> Any:
     )
 
 
-def take_rows(tree: Any, first: jax.Array, size: int) -> Any:
+def take_rows(tree: PyTree, first: jax.Array, size: int) -> PyTree:
     """Returns the rows of a block of workers."""
     return jax.tree.map(
         lambda rows: jax.lax.dynamic_slice_in_dim(rows, first, size), tree
     )
 
 
-def put_rows(whole: Any, part: Any, first: jax.Array) -> Any:
+def put_rows(whole: PyTree, part: PyTree, first: jax.Array) -> PyTree:
     """Writes the rows of a block of workers into those of all."""
     return jax.tree.map(
         lambda rows, some: jax.lax.dynamic_update_slice_in_dim(rows, some, first, 0),
@@ -117,6 +117,6 @@ def put_rows(whole: Any, part: Any, first: jax.Array) -> Any:
     )
 
 
-def blank(shapes: Any) -> Any:
+def blank(shapes: PyTree) -> PyTree:
     """Returns a tree of zeros."""
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)

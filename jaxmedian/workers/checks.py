@@ -117,7 +117,7 @@ def check_option(name: str, value: object, options: tuple[str, ...]) -> None:
         )
 
 
-def check_count(name: str, value: Any, least: int = 1) -> None:
+def check_count(name: str, value: object, least: int = 1) -> None:
     """Raises unless ``value`` is an int >= ``least`` that 32 bits hold."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         hint = static_hint(name, value)
@@ -138,7 +138,7 @@ _NEAR_MISSES = {
 }
 
 
-def check_extra_args(transform: str, extra_args: Mapping[str, Any]) -> None:
+def check_extra_args(transform: str, extra_args: Mapping[str, object]) -> None:
     """Raises TypeError for an extra argument that is almost one of ours.
 
     Extra arguments travel through a whole chain, and optax drops those that nobody

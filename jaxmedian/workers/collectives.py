@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
 AxisName = Hashable
+PyTree = Any  # arrays in any nesting: parameters, batches, states of optimizers
 
 
 class Exchange:
@@ -223,7 +224,7 @@ def _gather_invariant(x: jax.Array, axis_name: AxisName) -> jax.Array:
     return jax.lax.all_gather(x, axis_name, tiled=True, to="invarying")
 
 
-def vary(tree: Any, axis_name: AxisName | None) -> Any:
+def vary(tree: PyTree, axis_name: AxisName | None) -> PyTree:
     """Marks replicated arrays as this device's own.
 
     Without it, `jax.grad` inside `jax.shard_map` sums the gradients with respect to
@@ -243,7 +244,7 @@ def _vary(x: jax.Array, axis_name: AxisName) -> jax.Array:
     return jax.lax.pcast(x, axis_name, to="varying")
 
 
-def varying_axes(tree: Any) -> frozenset[AxisName]:
+def varying_axes(tree: PyTree) -> frozenset[AxisName]:
     """Returns the mesh axes over which a tree of arrays is known to differ.
 
     Empty where JAX does not track it: outside `jax.shard_map`, under
@@ -290,7 +291,7 @@ def of_each_process(value: object) -> list[Any]:
     return [json.loads(bytes(row[:n])) for row, n in zip(rows, sizes, strict=True)]
 
 
-def explicit_mesh(tree: Any) -> AbstractMesh | None:
+def explicit_mesh(tree: PyTree) -> AbstractMesh | None:
     """Returns the mesh with explicit axes on which a tree of arrays lies, or None."""
     for leaf in jax.tree.leaves(tree):
         if isinstance(leaf, jax.Array):

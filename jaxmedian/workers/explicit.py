@@ -16,11 +16,12 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxmedian.workers import collectives
+from jaxmedian.workers.collectives import PyTree
 
-Function = Callable[..., Any]
+Function = Callable[..., PyTree]
 
 
-def on_automatic_axes(function: Function, placing: Function, *args: Any) -> Any:
+def on_automatic_axes(function: Function, placing: Function, *args: PyTree) -> PyTree:
     """Calls ``function(*args)`` with the explicit axes of meshes made automatic.
 
     Args:
@@ -36,7 +37,7 @@ def on_automatic_axes(function: Function, placing: Function, *args: Any) -> Any:
         return function(*args)
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
 
-    def of_arrays(*arrays: jax.Array) -> Any:
+    def of_arrays(*arrays: jax.Array) -> PyTree:
         given = list(leaves)
         for place, array in zip(places, arrays, strict=True):
             given[place] = array
@@ -55,12 +56,12 @@ def on_automatic_axes(function: Function, placing: Function, *args: Any) -> Any:
 
 def place_step(
     mesh: AbstractMesh,
-    shapes: Any,
+    shapes: PyTree,
     updates: optax.Updates,
-    state: Any,
+    state: PyTree,
     params: optax.Params,
-    *rest: Any,
-) -> Any:
+    *rest: PyTree,
+) -> PyTree:
     """Places what a transformation returns, ``(updates, state)``.
 
     Updates without the worker axis lie as the parameters do, if these lie anywhere,
@@ -82,24 +83,26 @@ def place_step(
     return jax.tree.map(place, shapes[0], updates, params), like(state, mesh)
 
 
-def place_by_worker(mesh: AbstractMesh, shapes: Any, batch: Any, *args: Any) -> Any:
+def place_by_worker(
+    mesh: AbstractMesh, shapes: PyTree, batch: PyTree, *args: PyTree
+) -> PyTree:
     """Places results ``[M, ...]``: cut over the workers as the batch is."""
     del shapes, args
     axes = {tuple(spec_of(leaf))[:1] or (None,) for leaf in jax.tree.leaves(batch)}
     return NamedSharding(mesh, P(*axes.pop()) if len(axes) == 1 else P())
 
 
-def place_whole(mesh: AbstractMesh, shapes: Any, *args: Any) -> Any:
+def place_whole(mesh: AbstractMesh, shapes: PyTree, *args: PyTree) -> PyTree:
     """Places results whole on every device."""
     del shapes, args
     return NamedSharding(mesh, P())
 
 
-def like(tree: Any, mesh: AbstractMesh) -> Any:
+def like(tree: PyTree, mesh: AbstractMesh) -> PyTree:
     """Returns the places of what lies as a tree does; whole where that is nowhere."""
     return jax.tree.map(lambda leaf: NamedSharding(mesh, spec_of(leaf)), tree)
 
 
-def spec_of(leaf: Any) -> P:
+def spec_of(leaf: object) -> P:
     """Returns along which explicit axes an array is cut."""
     return jax.typeof(leaf).sharding.spec if isinstance(leaf, jax.Array) else P()

@@ -16,7 +16,7 @@ import optax
 from jaxmedian.workers import collectives, explicit
 from jaxmedian.workers.blocks import map_in_blocks
 from jaxmedian.workers.checks import check_count
-from jaxmedian.workers.collectives import AxisName
+from jaxmedian.workers.collectives import AxisName, PyTree
 
 LossFn = Callable[..., Any]
 
@@ -27,7 +27,7 @@ def worker_grads(
     has_aux: bool = False,
     axis_name: AxisName | None = None,
     worker_chunk: int | None = None,
-) -> Callable[[Any, Any], Any]:
+) -> Callable[[PyTree, PyTree], PyTree]:
     """Builds the function that computes every worker's gradient.
 
     Args:
@@ -57,7 +57,7 @@ def worker_grads(
         loss_fn, has_aux=has_aux, axis_name=axis_name, worker_chunk=worker_chunk
     )
 
-    def grads_fn(params: optax.Params, batch: Any) -> Any:
+    def grads_fn(params: optax.Params, batch: PyTree) -> PyTree:
         value, grads = value_and_grads(params, batch)
         return (grads, value[1]) if has_aux else grads
 
@@ -70,7 +70,7 @@ def worker_value_and_grads(
     has_aux: bool = False,
     axis_name: AxisName | None = None,
     worker_chunk: int | None = None,
-) -> Callable[[Any, Any], Any]:
+) -> Callable[[PyTree, PyTree], PyTree]:
     """Builds the function that computes every worker's loss and gradient.
 
     It takes the arguments of `worker_grads`.
@@ -92,10 +92,10 @@ def worker_value_and_grads(
         check_count("worker_chunk", worker_chunk)
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=has_aux)
 
-    def of_batch(batch: Any, params: optax.Params) -> Any:
+    def of_batch(batch: PyTree, params: optax.Params) -> PyTree:
         return map_workers(value_and_grad, params, batch, worker_chunk, axis_name)
 
-    def value_and_grads(params: optax.Params, batch: Any) -> Any:
+    def value_and_grads(params: optax.Params, batch: PyTree) -> PyTree:
         if collectives.explicit_mesh((batch, params)) is None:
             return of_batch(batch, params)
         return explicit.on_automatic_axes(
@@ -106,12 +106,12 @@ def worker_value_and_grads(
 
 
 def map_workers(
-    of_worker: Callable[[Any, Any], Any],
+    of_worker: Callable[[PyTree, PyTree], PyTree],
     params: optax.Params,
-    batch: Any,
+    batch: PyTree,
     worker_chunk: int | None,
     axis_name: AxisName | None,
-) -> Any:
+) -> PyTree:
     """Maps a function of parameters and one worker's batch over the local workers.
 
     Args:
@@ -135,7 +135,7 @@ def map_workers(
     return map_in_blocks(of_worker, params, batch, num_workers, chunk, axis_name)
 
 
-def count_in_batch(batch: Any) -> int:
+def count_in_batch(batch: PyTree) -> int:
     """Returns the number of workers in a batch whose leaves are ``[M, ...]``.
 
     Raises:
@@ -150,7 +150,7 @@ def count_in_batch(batch: Any) -> int:
     return counts.pop()[0]
 
 
-def check_num_workers(batch: Any, num_workers: int, num_devices: int = 1) -> None:
+def check_num_workers(batch: PyTree, num_workers: int, num_devices: int = 1) -> None:
     """Raises ValueError unless as many workers as told share so many devices.
 
     Samples of all workers in one axis would pass for so many workers.
@@ -165,7 +165,7 @@ def check_num_workers(batch: Any, num_workers: int, num_devices: int = 1) -> Non
         )
 
 
-def _shapes_of(batch: Any) -> dict[str, tuple[int, ...]]:
+def _shapes_of(batch: PyTree) -> dict[str, tuple[int, ...]]:
     return {
         jax.tree_util.keystr(path) or "the batch": jnp.shape(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(batch)

@@ -7,7 +7,6 @@ apart: a median or a vote then meets updates that agree less.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +15,8 @@ import optax
 from jaxmedian.noise.keys import is_key
 from jaxmedian.workers import collectives, explicit
 from jaxmedian.workers.checks import as_transform, check_count
-from jaxmedian.workers.collectives import AxisName
+from jaxmedian.workers.collectives import AxisName, PyTree
 from jaxmedian.workers.gradients import LossFn, map_workers
-
-PyTree = Any
 
 
 def worker_updates(
@@ -86,7 +83,7 @@ def worker_updates(
             _check_steps(batch, num_steps)
 
         def of_worker(params: PyTree, worker_batch: PyTree) -> PyTree:
-            def step(carry: Any, step_batch: Any) -> tuple[Any, None]:
+            def step(carry: PyTree, step_batch: PyTree) -> tuple[PyTree, None]:
                 # The sum of the updates is carried, not the parameters: their
                 # difference would lose the digits that a small step has.
                 moved, state = carry

@@ -13,9 +13,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
 
 from jaxmedian.workers import collectives
-from jaxmedian.workers.collectives import AxisName
+from jaxmedian.workers.collectives import AxisName, PyTree
 from jaxmedian.workers.gradients import count_in_batch
 from jaxmedian.workers.mesh import WORKERS, check_divisible, check_mesh
 
@@ -46,7 +47,7 @@ class PerWorkerState(NamedTuple):
         return PerWorkerState(jax.tree.map(keep, new, self.inner))
 
 
-def replicate(tree: Any, mesh: Mesh) -> Any:
+def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """Places a tree whole on every device of the mesh: parameters, for example.
 
     With several processes each of them must give the same values.
@@ -60,7 +61,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda leaf: _put(leaf, mesh, P()), tree)
 
 
-def _put(x: Any, mesh: Mesh, spec: P) -> jax.Array:
+def _put(x: ArrayLike, mesh: Mesh, spec: P) -> jax.Array:
     sharding = NamedSharding(mesh, spec)
     if isinstance(x, jax.Array) and jax.dtypes.issubdtype(
         x.dtype, jax.dtypes.prng_key
@@ -70,7 +71,7 @@ def _put(x: Any, mesh: Mesh, spec: P) -> jax.Array:
     return jax.device_put(x, sharding)
 
 
-def place_state(state: Any, mesh: Mesh, axis_name: str) -> Any:
+def place_state(state: PyTree, mesh: Mesh, axis_name: str) -> PyTree:
     """Places parameters and state that are known whole, as `state_specs` says.
 
     What is on this mesh already stays as it is, sharded over a second axis perhaps.
@@ -83,20 +84,20 @@ def place_state(state: Any, mesh: Mesh, axis_name: str) -> Any:
             check_divisible(leaf.shape[0], mesh, axis_name)
         return _put(leaf, mesh, spec)
 
-    def place_node(node: Any) -> Any:
+    def place_node(node: object) -> Any:
         spec = P(axis_name) if is_per_worker(node) else P()
         return jax.tree.map(lambda leaf: place(leaf, spec), node)
 
     return jax.tree.map(place_node, state, is_leaf=is_per_worker)
 
 
-def is_on(leaf: Any, mesh: Mesh) -> bool:
+def is_on(leaf: object, mesh: Mesh) -> bool:
     """Returns whether an array lies on the devices of a mesh, by its axes."""
     sharding = getattr(leaf, "sharding", None)
     return isinstance(sharding, NamedSharding) and sharding.mesh == mesh
 
 
-def shard_workers(tree: Any, mesh: Mesh, *, axis_name: str = WORKERS) -> Any:
+def shard_workers(tree: PyTree, mesh: Mesh, *, axis_name: str = WORKERS) -> PyTree:
     """Places leaves ``[M, ...]``, a block of workers a device: batches and masks.
 
     With several processes each gives the workers of its own devices only, leaves
@@ -137,7 +138,7 @@ def state_specs(
     num_workers: int,
     *,
     axis_name: str = WORKERS,
-) -> Any:
+) -> PyTree:
     """Says which part of an optimizer's state belongs to workers.
 
     What `jaxmedian.per_worker` keeps has an entry a worker and is sharded like the
@@ -164,7 +165,7 @@ def state_specs(
     (('workers',), ())
     """
 
-    def spec_of(path: tuple[Any, ...], node: Any) -> Any:
+    def spec_of(path: tuple[object, ...], node: object) -> Any:
         if not is_per_worker(node):
             return P()
         for leaf in jax.tree.leaves(node):
@@ -187,7 +188,7 @@ def init_state(
     num_workers: int,
     *,
     axis_name: str = WORKERS,
-) -> Any:
+) -> PyTree:
     """Computes the optimizer's state where it belongs on the mesh.
 
     The state of `jaxmedian.per_worker` is never whole on any device.
@@ -248,6 +249,6 @@ def check_shared(
         )
 
 
-def is_per_worker(node: Any) -> bool:
+def is_per_worker(node: object) -> bool:
     """Returns whether a node of a state belongs to the workers, each its own."""
     return isinstance(node, PerWorkerState)

@@ -13,11 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmedian.workers import collectives
-from jaxmedian.workers.collectives import AxisName
+from jaxmedian.workers.collectives import AxisName, PyTree
 
 _LEAST = 1e-30  # weight, beside 0, that float32 holds with room for sums
-
-PyTree = Any
 
 
 class Population(NamedTuple):
@@ -401,5 +399,5 @@ def _same_structure(a: PyTree, b: PyTree) -> bool:
     return structures[0] == structures[1]
 
 
-def _name(path: tuple[Any, ...]) -> str:
+def _name(path: tuple[object, ...]) -> str:
     return f"`{jax.tree_util.keystr(path)}`" if path else "the updates' only array"

@@ -30,7 +30,7 @@ from jaxmedian.workers.blocks import (
     take_rows,
 )
 from jaxmedian.workers.checks import check_count
-from jaxmedian.workers.collectives import AxisName
+from jaxmedian.workers.collectives import AxisName, PyTree
 from jaxmedian.workers.gradients import LossFn, count_in_batch
 
 _MUCH = 2**30  # bytes of stacked gradients that are worth a warning
@@ -46,7 +46,7 @@ class Block(NamedTuple):
         divide the number of workers, the last block overlaps the one before.
     """
 
-    grads: Any
+    grads: PyTree
     first: jax.Array
     fresh: jax.Array
 
@@ -65,9 +65,9 @@ class WorkerStream:
 
     def __init__(
         self,
-        value_and_grads_of: Callable[[Any, Any], tuple[Any, Any]],
+        value_and_grads_of: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
         params: optax.Params,
-        batch: Any,
+        batch: PyTree,
         worker_chunk: int,
         axis_name: AxisName | None,
     ) -> None:
@@ -89,7 +89,7 @@ class WorkerStream:
         value = self._describe()
         self._results = {"value": blank(value)}
 
-    def _describe(self) -> Any:
+    def _describe(self) -> PyTree:
         """Sets the shapes of the gradients, and returns those of the values."""
         params, batch = self._source
         chunk = self.worker_chunk
@@ -104,20 +104,20 @@ class WorkerStream:
         return shapes_of_all(value, self._num_workers)
 
     @property
-    def value(self) -> Any:
+    def value(self) -> PyTree:
         """Losses ``[m]``, or losses and aux; zeros until it was consumed."""
         return self._results["value"]
 
     @property
-    def carry(self) -> Any:
+    def carry(self) -> PyTree:
         """What `compute` hands from block to block: values, and what it reads."""
         return self.value, self._source
 
     @carry.setter
-    def carry(self, carry: Any) -> None:
+    def carry(self, carry: PyTree) -> None:
         self._results["value"], _ = carry  # shared by the streams made of this one
 
-    def map(self, function: Callable[[Any], Any]) -> "WorkerStream":
+    def map(self, function: Callable[[PyTree], PyTree]) -> "WorkerStream":
         """Returns the stream of what a function makes of each block of gradients.
 
         Args:
@@ -126,7 +126,7 @@ class WorkerStream:
         """
         value_and_grads_of = self._block
 
-        def mapped_block(params: optax.Params, batch: Any) -> tuple[Any, Any]:
+        def mapped_block(params: optax.Params, batch: PyTree) -> tuple[PyTree, PyTree]:
             value, grads = value_and_grads_of(params, batch)
             return value, function(grads)
 
@@ -135,7 +135,7 @@ class WorkerStream:
         mapped._describe()
         return mapped
 
-    def compute(self, number: jax.Array, carry: Any) -> tuple[Block, Any]:
+    def compute(self, number: jax.Array, carry: PyTree) -> tuple[Block, PyTree]:
         """Computes block ``number``, and carries its values among those of all."""
         value, source = carry
         params, batch = source = read_anew(source)
@@ -146,7 +146,7 @@ class WorkerStream:
         fresh = first + jnp.arange(self.worker_chunk) >= number * self.worker_chunk
         return Block(grads, first, fresh), (put_rows(value, block_value, first), source)
 
-    def stack(self, transform: str) -> Any:
+    def stack(self, transform: str) -> PyTree:
         """Computes all gradients, ``[m, ...]``, for a transform that needs them."""
         if self.stacked is not None:
             return self.stacked
@@ -157,7 +157,7 @@ class WorkerStream:
                 stacklevel=2,
             )
 
-        def put_block(number: jax.Array, carry: Any) -> Any:
+        def put_block(number: jax.Array, carry: PyTree) -> PyTree:
             whole, carry = carry
             block, carry = self.compute(number, carry)
             return put_rows(whole, block.grads, block.first), carry
@@ -178,7 +178,7 @@ class WorkerStream:
             f"once, {self._num_bytes() / 2**20:,.0f} MiB"
         )
 
-    def _refuse(self, *arguments: Any) -> NoReturn:
+    def _refuse(self, *arguments: object) -> NoReturn:
         del arguments
         self.refuse("this one")
 
@@ -200,15 +200,15 @@ class WorkerStream:
 
 def stream_value_and_grads(
     loss_fn: LossFn, *, has_aux: bool, axis_name: AxisName | None, worker_chunk: int
-) -> Callable[[Any, Any], WorkerStream]:
+) -> Callable[[PyTree, PyTree], WorkerStream]:
     """Builds ``(params, batch) -> WorkerStream``, the unstacked gradients."""
     check_count("worker_chunk", worker_chunk)
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=has_aux)
 
-    def of_block(params: optax.Params, batch: Any) -> Any:
+    def of_block(params: optax.Params, batch: PyTree) -> PyTree:
         return map_block(value_and_grad, params, batch)
 
-    def value_and_grads(params: optax.Params, batch: Any) -> WorkerStream:
+    def value_and_grads(params: optax.Params, batch: PyTree) -> WorkerStream:
         params = collectives.vary(params, axis_name)
         return WorkerStream(of_block, params, batch, worker_chunk, axis_name)
 

@@ -1,7 +1,9 @@
 """The shape of the package, read off its syntax trees: imports go strictly down."""
 
 import ast
+import collections
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -237,3 +239,16 @@ def test_scipy_and_torch_are_imported_by_those_who_need_them_only():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert printed.stdout.split() == ["False", "True", "False"]
+
+
+def test_few_annotations_say_any():
+    """One in twenty at most; trees of arrays are called `PyTree`."""
+    said = []
+    for name, source in SOURCES.items():
+        for node in ast.walk(source):
+            if isinstance(node, ast.FunctionDef):
+                arguments = [a for a in ast.walk(node.args) if isinstance(a, ast.arg)]
+                found = [argument.annotation for argument in arguments] + [node.returns]
+                said += [(name, ast.unparse(a)) for a in found if a is not None]
+    with_any = [where for where, text in said if re.search(r"\bAny\b", text)]
+    assert len(with_any) <= len(said) / 20, collections.Counter(with_any).most_common(9)

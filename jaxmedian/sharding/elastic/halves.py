@@ -21,7 +21,7 @@ from jaxmedian.training.chunks import TrainState, build_drawn_proposal
 from jaxmedian.training.feeds import Feed, own_feed
 from jaxmedian.training.step import Proposal
 from jaxmedian.workers import collectives
-from jaxmedian.workers.collectives import AxisName, Exchange
+from jaxmedian.workers.collectives import AxisName, Exchange, PyTree
 from jaxmedian.workers.gradients import LossFn, count_in_batch
 from jaxmedian.workers.placing import is_per_worker
 
@@ -103,7 +103,7 @@ def build_halves(
     counts: list[int] = []
 
     def take(
-        state: TrainState, leaves: Any, step: jax.Array, exchange: _Told
+        state: TrainState, leaves: PyTree, step: jax.Array, exchange: _Told
     ) -> Proposal:
         whole = jax.tree.unflatten(jax.tree.structure(feed), leaves)
         with collectives.over_hosts(exchange):
@@ -111,20 +111,20 @@ def build_halves(
             counts[:] = [_count(own, key, jnp.asarray(step))]
             return propose(state, own, key, step)
 
-    def tell(state: TrainState, leaves: Any, step: jax.Array) -> list[jax.Array]:
+    def tell(state: TrainState, leaves: PyTree, step: jax.Array) -> list[jax.Array]:
         exchange = _Told(*place)
         take(state, leaves, step, exchange)
         return exchange.told
 
     def tell_after(
-        heard: Sequence[jax.Array], state: TrainState, leaves: Any, step: jax.Array
+        heard: Sequence[jax.Array], state: TrainState, leaves: PyTree, step: jax.Array
     ) -> list[jax.Array]:
         exchange = _Heard(*place, heard)
         take(state, leaves, step, exchange)
         return exchange.told
 
     def finish(
-        state: TrainState, leaves: Any, step: jax.Array, heard: Sequence[jax.Array]
+        state: TrainState, leaves: PyTree, step: jax.Array, heard: Sequence[jax.Array]
     ) -> tuple[TrainState, jax.Array]:
         proposal = take(state, leaves, step, _Heard(*place, heard))
 

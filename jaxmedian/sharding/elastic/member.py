@@ -32,6 +32,7 @@ from jaxmedian.training.chunks import TrainState, start_state
 from jaxmedian.training.feeds import ExtraArgs, NextBatch, build_feed, describe_feed
 from jaxmedian.training.identity import configuration_of
 from jaxmedian.workers.checks import check_count
+from jaxmedian.workers.collectives import PyTree
 from jaxmedian.workers.gradients import LossFn
 from jaxmedian.workers.mesh import WORKERS
 
@@ -64,8 +65,8 @@ class ElasticResult(NamedTuple):
     ('params', 'opt_state', 'record', 'step', 'message_bytes')
     """
 
-    params: Any
-    opt_state: Any
+    params: PyTree
+    opt_state: PyTree
     record: Record
     step: int
     message_bytes: int
@@ -233,7 +234,7 @@ class _Member:
         noted = self.history.as_json()
         return {"leaves": [np.asarray(x) for x in words], "history": noted}
 
-    def take_over(self, given: dict[str, Any]) -> None:
+    def take_over(self, given: dict[str, PyTree]) -> None:
         """Takes the state of a peer."""
         own = jax.tree.leaves(self.state)
         leaves = [

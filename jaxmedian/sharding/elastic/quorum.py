@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxmedian.workers.collectives import PyTree
+
 
 @contextlib.contextmanager
 def serve(num_processes: int, deadline: float, port: int = 0) -> Iterator[str]:
@@ -203,7 +205,7 @@ class Peers:
         )
         self.step = self._step
 
-    def _load(self, state: Any) -> None:
+    def _load(self, state: PyTree) -> None:
         self._take_over(state)
         self._has_new_state = True
 
