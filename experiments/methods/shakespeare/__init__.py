@@ -41,7 +41,9 @@ from experiments.methods.shakespeare.contenders import (
     Contender,
     learning_rate,
 )
-from experiments.methods.shakespeare.transformer import Language, language
+from experiments.methods.shakespeare.language import Language
+from experiments.methods.shakespeare.perceptron import perceptron
+from experiments.methods.shakespeare.transformer import language
 
 ONE_WORKER = "one worker, AdamW"
 PUBLISHED, PLAYS = 1.88, 1_115_394  # nanoGPT's loss, and the characters of its text
@@ -64,10 +66,11 @@ class Config:
       warm_up: steps over which the rate rises.
       batch_size: windows per worker and step.
       one_worker_batch: windows of the one worker who reads everything.
+      model: "transformer", or "perceptron", which is small: one hidden layer.
       context: characters that the model looks back on.
       layers: of the transformer.
       heads: of its attention.
-      hidden: its channels.
+      hidden: its channels, or the perceptron's hidden units.
       decay: weight decay.
       chunk: steps between two measurements.
       windows: windows to measure on.
@@ -93,6 +96,7 @@ class Config:
     warm_up: int = 100
     batch_size: Count = 2
     one_worker_batch: Count = 12
+    model: Literal["transformer", "perceptron"] = "transformer"
     context: Count = 64
     layers: Count = 4
     heads: Count = 4
@@ -122,6 +126,23 @@ PRESETS = {
         lion_rates=(1e-3, 2e-3),
         vote_rates=(1e-3, 2e-3),
         average_rates=(2e-3, 4e-3),
+    ),
+    "perceptron": Config(
+        model="perceptron",
+        num_steps=800,
+        tune_steps=800,
+        warm_up=20,
+        batch_size=32,
+        one_worker_batch=256,
+        context=8,
+        hidden=96,
+        decay=0.0,
+        windows=4000,
+        adam_rates=(0.01, 0.03),
+        lion_rates=(1e-3, 3e-3, 5e-3),
+        vote_rates=(1e-3, 3e-3, 5e-3),
+        average_rates=(3e-3, 0.01, 0.03),
+        coordinate_factors=(0.5, 1.0, 2.0),
     ),
     "tiny": tiny(
         Config(),
@@ -280,18 +301,26 @@ def build_trial(config: Config, *, validate: bool = False) -> Trial:
         source, config.context, config.windows, config.fold_rare, validate=validate
     )
     models = [
-        language(
-            len(corpus.characters),
-            context=config.context,
-            layers=config.layers,
-            heads=config.heads,
-            width=config.hidden,
-            seed=seed,
-        )
+        _build_model(config, len(corpus.characters), seed)
         for seed in range(config.num_seeds)
     ]
     params = jax.tree.map(lambda *rows: jnp.stack(rows), *[m.params for m in models])
     return Trial(config, corpus, models[0], params)
+
+
+def _build_model(config: Config, characters: int, seed: int) -> Language:
+    if config.model == "perceptron":
+        return perceptron(
+            characters, context=config.context, width=config.hidden, seed=seed
+        )
+    return language(
+        characters,
+        context=config.context,
+        layers=config.layers,
+        heads=config.heads,
+        width=config.hidden,
+        seed=seed,
+    )
 
 
 def _train(

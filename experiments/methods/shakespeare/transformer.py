@@ -8,30 +8,16 @@ Reference: https://github.com/karpathy/nanoGPT, ``config/train_shakespeare_char.
 with the options that its README gives for a CPU.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from experiments.methods.shakespeare.language import Language, writer
+
 _SPREAD = 0.02
-
-
-class Language(NamedTuple):
-    """A model of text as functions of its parameters.
-
-    Attributes:
-      params: initial parameters, a tree of arrays.
-      losses: ``(params, windows [n, t + 1]) -> [n, t]``, cross-entropy in nats.
-      continue_text: ``(params, first [k], length, key) -> [length]``, sampled
-        characters that follow ``first``, 0 < k <= context.
-    """
-
-    params: Any
-    losses: Callable[[Any, jax.Array], jax.Array]
-    continue_text: Callable[..., jax.Array]
 
 
 class Block(nnx.Module):
@@ -108,25 +94,10 @@ def language(
             logits(params, windows[:, :-1]), windows[:, 1:]
         )
 
-    def continue_text(
-        params: Any, first: jax.Array, length: int, key: jax.Array
-    ) -> jax.Array:
-        """Keeps the last ``context`` characters; what lies behind them is not seen."""
-        buffer = jnp.zeros(context, jnp.int32).at[: first.size].set(first)
+    def scores(params: Any, buffer: jax.Array, count: jax.Array) -> jax.Array:
+        return logits(params, buffer[None])[0, count - 1]
 
-        def write(carry: Any, key: jax.Array) -> tuple[Any, jax.Array]:
-            buffer, count = carry
-            scores = logits(params, buffer[None])[0, count - 1]
-            following = jax.random.categorical(key, scores).astype(jnp.int32)
-            full = count == context
-            buffer = jnp.where(full, jnp.roll(buffer, -1), buffer)
-            count = jnp.minimum(count + 1, context)
-            return (buffer.at[count - 1].set(following), count), following
-
-        start = buffer, jnp.int32(first.size)
-        return jax.lax.scan(write, start, jax.random.split(key, length))[1]
-
-    return Language(params, losses, continue_text)
+    return Language(params, losses, writer(scores, context))
 
 
 def is_matrix(params: Any) -> Any:

@@ -14,6 +14,7 @@ pytest.importorskip("flax")
 from experiments.methods import shakespeare
 from experiments.methods.shakespeare import texts
 from experiments.methods.shakespeare.contenders import CONTENDERS
+from experiments.methods.shakespeare.perceptron import perceptron
 from experiments.methods.shakespeare.transformer import is_matrix, language
 
 CONTEXT = 8
@@ -226,18 +227,57 @@ def test_heads_must_share_the_width():
         language(11, **SIZES | {"heads": 4})
 
 
+# --- the perceptron -------------------------------------------------------------------
+
+
+def slow_logits(params, text):
+    """Of one text of as many characters as the context, in float64."""
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    tree = params.to_pure_dict()
+    joined = np.concatenate([tree["tokens"]["embedding"][c] for c in text])
+    hidden = joined @ tree["hidden"]["kernel"] + tree["hidden"]["bias"]
+    hidden = np.maximum(hidden, 0)
+    return hidden @ tree["readout"]["kernel"] + tree["readout"]["bias"]
+
+
+def test_the_perceptron_is_its_slow_form():
+    model = perceptron(11, context=CONTEXT, width=6, seed=3)
+    params = shaken(model.params)
+    windows = np.random.default_rng(1).integers(0, 11, (5, CONTEXT + 1))
+    logits = np.stack([slow_logits(params, window[:-1]) for window in windows])
+    want = scipy.special.logsumexp(logits, 1) - logits[np.arange(5), windows[:, -1]]
+    got = jax.jit(model.losses)(params, jnp.asarray(windows))
+    np.testing.assert_allclose(got, want[:, None], rtol=1e-4, atol=1e-4)
+    sizes = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    assert sizes == 11 * 16 + (CONTEXT * 16 + 1) * 6 + (6 + 1) * 11
+
+
+def test_the_perceptron_writes_behind_its_last_characters():
+    """A beginning shorter than the context stands behind characters 0."""
+    model = perceptron(11, context=CONTEXT, width=6, seed=3)
+    params, key, length = shaken(model.params), jax.random.key(5), 12
+    text = [0] * (CONTEXT - 3) + [3, 1, 4]
+    got = model.continue_text(params, jnp.array(text[-3:], jnp.int32), length, key)
+    for one_key in jax.random.split(key, length):
+        logits = jnp.asarray(slow_logits(params, text[-CONTEXT:]), jnp.float32)
+        text.append(int(jax.random.categorical(one_key, logits)))
+    assert got.tolist() == text[CONTEXT:]
+
+
 # --- curves and claims ----------------------------------------------------------------
 
 
 TINY = shakespeare.PRESETS["tiny"]
 
 
-def test_contenders_train_and_write():
+@pytest.mark.parametrize("model", ["transformer", "perceptron"])
+def test_contenders_train_and_write(model):
     """Each ends below its start; who sends bits has sent a 32nd of the bytes."""
     names = ("mean + Lion", "noisy Lion vote, b per leaf")
     config = dataclasses.replace(
         TINY,
         contenders=names,
+        model=model,
         num_steps=20,
         chunk=10,
         num_seeds=1,
