@@ -5,7 +5,8 @@
 
 Both send mu + gamma p, a step from the mean of the honest in a direction p that is bad
 for training, and take the largest gamma that the distances allow. Its authors search
-for it; both have a closed form.
+for it; both have a closed form. Squared distances of float32 gradients are float32:
+between norms of some 1e-18 and 1e18 they neither vanish nor overflow.
 """
 
 import jax

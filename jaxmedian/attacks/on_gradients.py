@@ -176,14 +176,18 @@ def _largest_scale(num_workers: int, num_hostile: int) -> float:
     """Returns z of Baruch et al., Algorithm 3.
 
     Raises:
-      ValueError: if the hostile have a majority of their own.
+      ValueError: if the hostile have a majority of their own, or cannot have one but
+        with all of the honest.
     """
+    if num_hostile == 0:
+        return 0.0  # nobody sends it
     honest = num_workers - num_hostile
     supporters = num_workers // 2 + 1 - num_hostile
-    if supporters <= 0:
+    if not 0 < supporters < honest:
+        support = "nobody's support" if supporters <= 0 else "everybody's support"
         raise ValueError(
             f"`a_little_is_enough` has no `scale` of its own for {num_hostile} hostile "
-            f"of {num_workers} workers, who need nobody's support: pass one."
+            f"of {num_workers} workers, who need {support}: pass one."
         )
     return statistics.NormalDist().inv_cdf((honest - supporters) / honest)
 

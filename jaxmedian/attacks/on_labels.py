@@ -1,5 +1,6 @@
 """Label flipping: a Byzantine attack on the data, in which classes are reversed."""
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +32,7 @@ def label_flip(
     r"""Makes the hostile learn label C - 1 - y in place of y.
 
     Their gradients are honest gradients of the wrong loss: nothing in the update shows
-    it but the direction.
+    it but the direction. Labels outside 0 to C - 1, such as the -1 of padding, stay.
 
     Args:
       next_batch: ``(key, step) -> batch`` with leaves ``[M, ...]``, of
@@ -85,7 +86,14 @@ def _serve_flipped(
         state = keys.KeyState(jnp.asarray(step, jnp.int32), rng_key)
     hostile = choose("label_flip", chosen, true.shape[0], None, state)
     hostile = hostile.reshape(-1, *(1,) * (true.ndim - 1))
-    flipped = np.asarray(num_classes - 1, true.dtype) - true
+    largest = jnp.iinfo(true.dtype).max
+    if num_classes - 1 > largest:
+        raise ValueError(
+            f"`label_flip` got {num_classes} classes for labels of {true.dtype}, which "
+            f"end at {largest}: set `num_classes` to those there are."
+        )
+    last = np.asarray(num_classes - 1, true.dtype)
+    flipped = jnp.where((true >= 0) & (true <= last), last - true, true)
     return _with_labels(batch, name, jnp.where(hostile, flipped, true))
 
 
@@ -108,8 +116,10 @@ def _labels_of(batch: PyTree, name: object) -> jax.Array:
 def _with_labels(batch: PyTree, name: Any, flipped: jax.Array) -> PyTree:
     if name is None:
         return flipped
-    if isinstance(batch, dict):
-        return {**batch, name: flipped}
+    if isinstance(batch, dict):  # of its own kind, `OrderedDict` say
+        batch = copy.copy(batch)
+        batch[name] = flipped
+        return batch
     parts = [*batch]
     parts[name] = flipped
     return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)

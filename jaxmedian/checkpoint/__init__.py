@@ -84,6 +84,7 @@ def save(folder: Folder | Path, step: int, state: PyTree) -> None:
       ImportError: without orbax-checkpoint.
       TypeError: if the state holds anything else, text for instance.
       ValueError: if the folder holds this step or a later one, or foreign files.
+      OSError: if it cannot be written to, or the disk is full.
       RuntimeError: if a run is writing to the folder.
 
     >>> import tempfile, jax.numpy as jnp, jaxmedian as jm
@@ -199,6 +200,11 @@ def _as_array(name: str, leaf: object) -> jax.Array | np.ndarray:
     """Returns a leaf as an array of JAX, or of NumPy where that would change it."""
     if isinstance(leaf, jax.Array):
         return leaf
+    if isinstance(leaf, np.ma.MaskedArray):
+        raise TypeError(
+            f"A checkpoint would lose the mask of `{name}`, a masked array: save its "
+            "`data` and its `mask`."
+        )
     array = np.asarray(leaf)
     if array.dtype.kind in "OSUMm" or array.dtype.names is not None:
         raise TypeError(

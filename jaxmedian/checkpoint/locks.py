@@ -75,8 +75,10 @@ class FolderLock:
                 break
             os.close(file)  # its holder removed it before we had it
         self._file = file
-        os.ftruncate(file, 0)
-        os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        holder = f"process {os.getpid()} on {socket.gethostname()}\n"
+        with contextlib.suppress(OSError):  # a full disk locks as well, without a name
+            os.ftruncate(file, 0)
+            os.write(file, holder.encode())
         return ""
 
     def _is_there(self, file: int) -> bool:

@@ -10,6 +10,7 @@ is a second writer.
 """
 
 import contextlib
+import errno
 import json
 import os
 import threading
@@ -52,7 +53,7 @@ class Store:
         self.path = epath.Path(path)
         if "://" not in str(path):
             self.path = self.path.expanduser().resolve()
-        _check_contents(self.path)
+        _check_contents(self.path, for_writing=keep is not None)
         self._lock = None
         if keep is not None:
             if str(self.path) in _closing:
@@ -86,7 +87,8 @@ class Store:
 
     def _close(self) -> None:
         try:
-            self._manager.close()
+            with self._naming_the_folder():
+                self._manager.close()
         finally:
             self._unlock()
 
@@ -169,12 +171,29 @@ class Store:
         if arrays:
             copies = {name: _one_copy(array) for name, array in arrays.items()}
             items["arrays"] = args.StandardSave(copies)
-        self._manager.save(step, args=args.Composite(**items), force=True)
+        with self._naming_the_folder():
+            self._manager.save(step, args=args.Composite(**items), force=True)
         self._known.add(step)
 
     def _steps_on_disk(self) -> set[int]:
         names = (entry.name for entry in self.path.iterdir())
         return {int(name) for name in names if name.isdecimal()}
+
+    @contextlib.contextmanager
+    def _naming_the_folder(self) -> Iterator[None]:
+        """Says of a full disk which, and what is left."""
+        try:
+            yield
+        except Exception as error:
+            full = getattr(error, "errno", None) == errno.ENOSPC
+            if not full and "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise OSError(
+                errno.ENOSPC,
+                "no space left for a checkpoint. Those before it are whole: free some, "
+                "and go on from the newest",
+                str(self.path),
+            ) from error
 
     @contextlib.contextmanager
     def _refusing_the_unreadable(self, step: int) -> Iterator[None]:
@@ -195,29 +214,46 @@ def holds_checkpoints(path: str | os.PathLike[str]) -> bool:
 
     Raises:
       ImportError: without orbax-checkpoint.
+      ValueError: if it is a file.
     """
     _, epath = _import_orbax()
     folder = epath.Path(path).expanduser()
+    _check_folder(folder)
     return folder.exists() and any(folder.iterdir())
 
 
-def _check_contents(path: Any) -> None:
-    """Raises unless a folder is new, empty, or looks like one of checkpoints."""
+def _check_folder(path: Any) -> None:
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file: checkpoints need a folder of their own.")
+
+
+def _check_contents(path: Any, *, for_writing: bool) -> None:
+    """Raises unless a folder is new, empty, or looks like one of checkpoints.
+
+    Who writes also removes what is old, so then each number must be a checkpoint.
+    """
     if not path.exists():
         return
-    if not path.is_dir():
-        raise ValueError(f"{path} is a file: checkpoints need a folder of their own.")
-    names = sorted(entry.name for entry in path.iterdir())
+    _check_folder(path)
     foreign = [
-        name
-        for name in names
-        if not (name.isdecimal() or _UNFINISHED in name or name.startswith("."))
+        entry.name
+        for entry in sorted(path.iterdir(), key=lambda entry: entry.name)
+        if not (_UNFINISHED in entry.name or entry.name.startswith("."))
+        and not (entry.name.isdecimal() and (not for_writing or _is_step(entry)))
     ]
     if foreign:
         raise ValueError(
             f"{path} holds what is no checkpoint: {', '.join(foreign[:5])}. Nothing "
             "was changed. Give a folder that is empty or does not exist yet."
         )
+
+
+def _is_step(entry: Any) -> bool:
+    """Returns whether `Store.write` made a folder, be it that it was killed there."""
+    if not entry.is_dir():
+        return False
+    names = [inside.name for inside in entry.iterdir()]
+    return not names or any(n == "notes" or _UNFINISHED in n for n in names)
 
 
 def _one_copy(array: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ Label divergence (`jaxmedian.splits.Split.label_divergence`) needs no model; thi
 one, and says what the split does to it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -66,7 +66,8 @@ def gradient_dissimilarity(
 
     Take points along a run (its start, its end, some between): the bound depends on
     where it is asked for. For runs in one compiled program, put `squared_norms` among
-    the ``metrics`` of `jaxmedian.run` and give its columns to `fit_dissimilarity`.
+    the ``metrics`` of `jaxmedian.run` and give its columns to `fit_dissimilarity`, in
+    float64: the mean's square plus the variance, and the mean's square.
 
     Args:
       loss_fn: ``loss_fn(params, batch)`` of the batch of *one* worker -> scalar.
@@ -80,8 +81,8 @@ def gradient_dissimilarity(
       A `Dissimilarity`, fitted as in `fit_dissimilarity`.
 
     Raises:
-      TypeError, ValueError: for no points, a batch without a worker axis, a bad mask or
-        gradients that are not finite.
+      TypeError, ValueError: for no points, one tree in place of a list, a batch without
+        a worker axis, a bad mask or gradients that are not finite.
 
     >>> import jax.numpy as jnp
     >>> loss = lambda x, centre: 0.5 * (x - centre) ** 2  # mean 2, variance 2/3
@@ -93,6 +94,7 @@ def gradient_dissimilarity(
     Reference: Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for
     Federated Learning", ICML 2020, assumption A1, with its (G, B).
     """
+    points = _check_points(points)
     grads_of = worker_grads(loss_fn, worker_chunk=worker_chunk)
 
     @jax.jit
@@ -100,14 +102,30 @@ def gradient_dissimilarity(
         return squared_norms(grads_of(params, batch), worker_mask=worker_mask)
 
     rows = [measure(params, batch) for params in points]
-    if not rows:
+    squares = np.array([row["squared_mean_norm"] for row in rows], np.float64)
+    variances = np.array([row["variance"] for row in rows], np.float64)
+    return fit_dissimilarity(squares + variances, squares)
+
+
+def _check_points(points: Iterable[PyTree]) -> list[PyTree]:
+    """Raises unless they are trees of the same shapes, and not one tree."""
+    if isinstance(points, Mapping) or hasattr(points, "shape"):
+        raise TypeError(
+            "`points` must be a list of trees of parameters; got one tree. For a "
+            "single point pass `[params]`."
+        )
+    listed = list(points)
+    if not listed:
         raise ValueError(
             "`points` must hold at least one tree of parameters; got none."
         )
-    return fit_dissimilarity(
-        [row["mean_squared_norm"] for row in rows],
-        [row["squared_mean_norm"] for row in rows],
-    )
+    forms = [jax.tree.map(jnp.shape, point) for point in listed]
+    if any(form != forms[0] for form in forms):
+        raise ValueError(
+            "`points` must hold trees of parameters of the same shapes; got "
+            f"{forms[0]} and others. For a single point pass `[params]`."
+        )
+    return listed
 
 
 def squared_norms(
@@ -120,9 +138,10 @@ def squared_norms(
       worker_mask: bool ``[M]``; absent workers do not count. Both are 0 if all are.
 
     Returns:
-      Scalars: "mean_squared_norm", (1/M) sum_i ||g_i||^2, and "squared_mean_norm",
-      ||(1/M) sum_i g_i||^2. Their difference is the workers' variance, summed over the
-      coordinates.
+      Scalars: "mean_squared_norm", (1/M) sum_i ||g_i||^2; "squared_mean_norm", that of
+      the mean, ||mean g||^2; and "variance", (1/M) sum_i ||g_i - mean g||^2. The first
+      is the sum of the others; as their difference the variance would be rounded away
+      where workers are nearly alike.
 
     Raises:
       TypeError, ValueError: for gradients without a worker axis, or a bad mask.
@@ -130,25 +149,28 @@ def squared_norms(
     >>> import jax.numpy as jnp
     >>> measured = squared_norms(jnp.array([[3., 4.], [-3., 4.]]))
     >>> {name: float(value) for name, value in measured.items()}
-    {'mean_squared_norm': 25.0, 'squared_mean_norm': 16.0}
+    {'mean_squared_norm': 25.0, 'squared_mean_norm': 16.0, 'variance': 9.0}
     """
 
     def measure(grads: PyTree, mask: jax.Array | None) -> dict[str, jax.Array]:
         population = population_of("squared_norms", grads, None, worker_mask=mask)
-        squares = jax.tree.map(_squared_norm_by_worker, grads)
         mean = mean_over_workers(grads, population)
-        mean_square = mean_over_workers(squares, population)
-        square_of_mean = jax.tree.map(lambda leaf: jnp.sum(jnp.square(leaf)), mean)
+        apart = jax.tree.map(_squared_distance_by_worker, grads, mean)
+        squares = jax.tree.map(lambda leaf: jnp.sum(jnp.square(leaf)), mean)
+        variance = jax.tree.reduce(jnp.add, mean_over_workers(apart, population))
+        square_of_mean = jax.tree.reduce(jnp.add, squares)
         return {
-            "mean_squared_norm": jax.tree.reduce(jnp.add, mean_square),
-            "squared_mean_norm": jax.tree.reduce(jnp.add, square_of_mean),
+            "mean_squared_norm": square_of_mean + variance,
+            "squared_mean_norm": square_of_mean,
+            "variance": variance,
         }
 
     return explicit.on_automatic_axes(measure, explicit.place_whole, grads, worker_mask)
 
 
-def _squared_norm_by_worker(leaf: jax.Array) -> jax.Array:
-    rows = leaf.reshape(leaf.shape[0], -1).astype(working_dtype(leaf.dtype))
+def _squared_distance_by_worker(leaf: jax.Array, mean: jax.Array) -> jax.Array:
+    """Of leaves ``[M, ...]`` from ``[...]``; float32 (float64 for float64)."""
+    rows = (leaf.astype(working_dtype(leaf.dtype)) - mean[None]).reshape(len(leaf), -1)
     return jnp.sum(jnp.square(rows), axis=1)
 
 

@@ -16,7 +16,7 @@ from jaxmedian.kernels import selection, weighting
 from jaxmedian.kernels.rows import sum_of_rows, working_dtype
 from jaxmedian.workers import collectives, explicit
 from jaxmedian.workers.collectives import AxisName, PyTree
-from jaxmedian.workers.population import Population, population_of
+from jaxmedian.workers.population import Population, check_aggregated, population_of
 
 
 def of_step(
@@ -59,6 +59,7 @@ def of_step(
     def measure(
         grads: PyTree, population: Population, updates: PyTree
     ) -> dict[str, jax.Array]:
+        _check_updates("of_step", updates, grads)
         mean = mean_over_workers(grads, population)
         median = _median_over_workers(grads, population)
         uphill = jax.tree.map(lambda g, u: jnp.sign(g) * jnp.sign(u) > 0, mean, updates)
@@ -235,6 +236,7 @@ def suspicion(
     """
 
     def suspect(grads: PyTree, population: Population, updates: PyTree) -> jax.Array:
+        _check_updates("suspicion", updates, grads)
         counts = jax.tree.leaves(jax.tree.map(_num_outvoted, grads, updates))
         moved = [jnp.sum(u != 0, dtype=jnp.int32) for u in jax.tree.leaves(updates)]
         total = jnp.maximum(jnp.float32(sum(moved[1:], moved[0])), 1)
@@ -244,6 +246,12 @@ def suspicion(
         return jnp.where(population.present, share, jnp.float32(0))
 
     return _of_workers("suspicion", suspect, grads, worker_mask, None, updates)
+
+
+def _check_updates(caller: str, updates: PyTree, grads: PyTree) -> None:
+    """Raises unless updates ``[...]`` fit gradients ``[M, ...]``."""
+    means = jax.eval_shape(lambda tree: jax.tree.map(lambda g: g[0], tree), grads)
+    check_aggregated(caller, updates, means)
 
 
 def _num_outvoted(leaf: jax.Array, update: jax.Array) -> jax.Array:

@@ -56,4 +56,4 @@ def group(
             "over fewer workers.",
             stacklevel=3,
         )
-    return Split(order, np.concatenate([[0], np.cumsum(sizes)]))
+    return Split(order, np.concatenate([[0], np.cumsum(sizes)]), line.size)

@@ -34,6 +34,7 @@ class Split:
       order: [N] int64 sample numbers, worker after worker, at random within a worker.
       offsets: [M + 1] int64, from 0 to N; worker i holds
         ``order[offsets[i] : offsets[i + 1]]``.
+      num_samples: N of the data, where all of it was split; None, by hand, for any.
 
     Raises:
       TypeError: if the arrays do not hold integers.
@@ -53,6 +54,7 @@ class Split:
 
     order: np.ndarray
     offsets: np.ndarray
+    num_samples: int | None = None
 
     def __post_init__(self) -> None:
         order = _frozen_integers("order", self.order)
@@ -104,9 +106,14 @@ class Split:
         first sample of the first worker that has one. ``mask`` tells them apart.
 
         Raises:
-          ValueError: if M * n is above 100 million.
+          ValueError: if M * n is above 100 million, or a number above 2^31 - 1.
         """
         width = self._width()
+        if self.order.max() > np.iinfo(np.int32).max:
+            raise ValueError(
+                f"`indices` are int32, and sample {self.order.max():,} is above them: "
+                "use `order` and `offsets`."
+            )
         # int32 throughout: width <= N, and N <= M * n is bounded by the check above.
         columns = np.arange(width, dtype=np.int32)
         repeat_after = np.maximum(self.sizes, 1).astype(np.int32)
@@ -145,7 +152,7 @@ class Split:
 
         Raises:
           TypeError: if the labels are neither integers nor strings.
-          ValueError: if they are not those of this split's N samples, or the table
+          ValueError: if there are too few, or others than were split, or the table
             would have more than 100 million cells.
 
         >>> Split([0, 1, 2], [0, 1, 3]).label_table(["b", "a", "b"])
@@ -153,9 +160,8 @@ class Split:
                [1, 1]]))
         """
         values, codes = encode("labels", labels)
-        needed = int(self.order.max()) + 1
-        leaves_some_out = self.order.size < needed
-        if codes.size < needed or (codes.size > needed and not leaves_some_out):
+        needed = self.num_samples or int(self.order.max()) + 1
+        if codes.size < needed or (self.num_samples and codes.size > needed):
             raise ValueError(
                 f"`labels` has {codes.size} entries, but the split has {needed} "
                 "samples. Pass the labels that the split was made from."

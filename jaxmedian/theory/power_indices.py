@@ -44,13 +44,14 @@ def shapley_shubik_index(weights: npt.ArrayLike) -> Array:
     Args:
       weights: w, [M], >= 0 and not all 0. Up to 21 workers of arbitrary weights;
         whole numbers, such as numbers of samples, up to a product of M and their sum of
-        some millions.
+        some millions. Others are rounded to 2^-40 of their sum.
 
     Returns:
       [M] shares, float64.
 
     Raises:
-      ValueError: for a negative or infinite weight, only zeros, or too many sums.
+      ValueError: for a negative or infinite weight, only zeros, too many sums, or
+        weights so far apart that rounding loses the least.
       TypeError: for weights that are no numbers.
 
     Reference: Shapley and Shubik, "A method for evaluating the distribution of power in
@@ -158,9 +159,17 @@ def _whole_weights(weights: npt.ArrayLike) -> tuple[np.ndarray, int]:
     w = flat[:, 0]
     if (w < 0).any() or not w.any():
         raise ValueError(f"`weights` must be >= 0 and not all 0; got {weights!r}.")
-    if (w == np.round(w)).all() and w.sum() < _GRID:
+    if (w == np.round(w)).all() and w.max() < _GRID / len(w):
         return w.astype(np.int64), 0
-    return np.round(w / w.sum() * _GRID).astype(np.int64), len(w)
+    shares = w / w.max()
+    whole = np.round(shares / shares.sum() * _GRID).astype(np.int64)
+    lost = (w > 0) & (whole <= len(w))
+    if lost.any():
+        raise ValueError(
+            f"`weights` must not differ by more than a factor of {_GRID // len(w):.0e};"
+            f" got {w[lost][0]} beside {w.max()}. Round the least to 0."
+        )
+    return whole, len(w)
 
 
 class _Camps(NamedTuple):

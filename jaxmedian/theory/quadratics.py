@@ -28,6 +28,7 @@ from jaxmedian.theory.vote_law import vote_probability
 
 _BALANCED = 1e-14  # |P(+) - P(-)| below which a vote pulls nowhere
 _BISECTIONS = 60
+_NEAR = 1e-8  # range of the values over b below which a vote rests at their mean
 
 
 def rest_point(
@@ -68,7 +69,9 @@ def rest_point(
         return shaped(np.median(a, axis=0), shape)
     fixed = Noise(noise.law, scale, noise.coupling)
     ends = [_last(a, fixed, below) for below in (-_BALANCED, _BALANCED)]
-    return shaped(0.5 * (ends[0] + ends[1]), shape)
+    # Beyond, what rounding leaves of the pull misplaces the point by more than 1 / b.
+    is_near = np.ptp(a, axis=0) < _NEAR * scale
+    return shaped(np.where(is_near, a.mean(axis=0), 0.5 * (ends[0] + ends[1])), shape)
 
 
 def _mean_of_median(values: npt.ArrayLike, noise: Noise, even: str) -> Result:

@@ -1,5 +1,7 @@
 """Attacks against the formulas they are named after, written out in NumPy float64."""
 
+import collections
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -426,6 +428,33 @@ def test_bad_numbers_are_refused():
     attack = jm.attacks.a_little_is_enough([0, 1, 2])
     with pytest.raises(ValueError, match="need nobody's support: pass one"):
         attack.update(jnp.ones((4, 2)), attack.init(None))
+    attack = jm.attacks.a_little_is_enough([1])
+    with pytest.raises(
+        ValueError, match=r"1 hostile of 2 .* everybody's support"
+    ):
+        attack.update(jnp.ones((2, 2)), attack.init(None))
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 5])
+def test_without_hostile_workers_a_little_is_not_asked_for_its_scale(num_workers):
+    attack = jm.attacks.a_little_is_enough([])
+    grads = jnp.arange(2.0 * num_workers).reshape(num_workers, 2)
+    sent, _ = attack.update(grads, attack.init(None))
+    assert sent.tolist() == grads.tolist()
+
+
+def test_labels_of_no_class_stay_and_batches_keep_their_kind():
+    """Padding of -1, and a label beyond the classes; an OrderedDict stays one."""
+    labels = jnp.array([[-1, 0, 2, 3]] * 2, jnp.int8)
+    data = collections.OrderedDict(images=jnp.zeros((2, 4)), labels=labels)
+    batches = jm.attacks.label_flip(jm.full_batch(data), [1], 3)
+    batch = batches(None, 0)
+    assert type(batch) is collections.OrderedDict
+    assert list(batch) == ["images", "labels"]
+    assert batch["labels"].tolist() == [[-1, 0, 2, 3], [-1, 2, 0, 3]]
+    assert data["labels"] is labels
+    with pytest.raises(ValueError, match="got 129 classes for labels of int8, which"):
+        jm.attacks.label_flip(jm.full_batch(data), [1], 129)(None, 0)
 
 
 def test_bad_labels_are_refused():

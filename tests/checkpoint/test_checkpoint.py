@@ -1,5 +1,6 @@
 """Runs that are killed and resumed end with the bits of runs that nobody touched."""
 
+import errno
 import functools
 import hashlib
 import inspect
@@ -397,15 +398,59 @@ def test_folders_of_others_are_refused_and_left_alone(tmp_path):
     (tmp_path / "notes" / "todo.txt").write_text("read")
     (tmp_path / "file").write_text("read")
     for name, message in (
-        ("orbax", "4 is not a whole checkpoint of jaxmedian.*give another folder"),
-        ("torch", "7 is not a whole checkpoint of jaxmedian.*give another folder"),
+        ("orbax", r"holds what is no checkpoint: 4\..*empty or does not exist"),
+        ("torch", r"holds what is no checkpoint: 7\..*empty or does not exist"),
         ("notes", r"holds what is no checkpoint: todo\.txt.*empty or does not exist"),
         ("file", "is a file: checkpoints need a folder of their own"),
     ):
         before = fingerprint(tmp_path)
         with pytest.raises(ValueError, match=message):
             train(checkpoint=tmp_path / name)
+        with pytest.raises(ValueError, match=message):
+            jm.checkpoint.save(tmp_path / name, 100, jnp.zeros(2))
         assert fingerprint(tmp_path) == before
+    for name in ("orbax", "torch"):
+        with pytest.raises(ValueError, match="not a whole checkpoint of jaxmedian"):
+            jm.checkpoint.restore(tmp_path / name, jnp.zeros(2))
+    with pytest.raises(ValueError, match="is a file: checkpoints need a folder"):
+        jm.checkpoint.restore(tmp_path / "file", jnp.zeros(2))
+
+
+def test_folders_of_data_that_numbers_name_are_not_removed(tmp_path):
+    """As old checkpoints would be: ten classes of images, 0 to 9."""
+    for name in range(10):
+        (tmp_path / str(name)).mkdir()
+        (tmp_path / str(name) / "image.png").write_bytes(b"pixels")
+    before = fingerprint(tmp_path)
+    with pytest.raises(ValueError, match=r"no checkpoint: 0, 1, 2, 3, 4\. Nothing was"):
+        jm.checkpoint.save(tmp_path, 100, jnp.zeros(2))
+    assert fingerprint(tmp_path) == before
+
+
+def test_a_full_disk_is_named_and_locks_nothing(tmp_path, monkeypatch):
+    """Neither what holds the lock's name fits, nor then a checkpoint."""
+    jm.checkpoint.save(tmp_path, 1, jnp.zeros(2))
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("jaxmedian.checkpoint.locks.os.write", full)
+        jm.checkpoint.save(tmp_path, 2, jnp.ones(2))
+    with monkeypatch.context() as patched:
+        patched.setattr("orbax.checkpoint.CheckpointManager.save", full)
+        with pytest.raises(OSError, match="no space left for a checkpoint") as error:
+            jm.checkpoint.save(tmp_path, 3, jnp.ones(2))
+    assert error.value.filename == str(tmp_path)
+    assert jm.checkpoint.restore(tmp_path, jnp.zeros(2))[0] == 2
+    jm.checkpoint.save(tmp_path, 3, jnp.ones(2))
+    assert jm.checkpoint.restore(tmp_path, jnp.zeros(2))[0] == 3
+
+
+def test_a_masked_array_is_refused(tmp_path):
+    masked = np.ma.masked_array([1.0, 2.0], [True, False])
+    with pytest.raises(TypeError, match=r"would lose the mask of `state\['w'\]`"):
+        jm.checkpoint.save(tmp_path, 1, {"w": masked})
 
 
 def test_saving_never_goes_back(tmp_path):

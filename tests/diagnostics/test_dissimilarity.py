@@ -147,7 +147,23 @@ def test_half_precision_is_squared_in_float32():
     assert {name: float(value) for name, value in got.items()} == {
         "mean_squared_norm": 1024.0,
         "squared_mean_norm": 1024.0,
+        "variance": 0.0,
     }
+
+
+@pytest.mark.parametrize("apart", [0.0, 1e-4, 1e-3])
+def test_workers_who_are_nearly_alike_keep_their_variance(apart):
+    """Beside ||g||^2 of 2e5 it would be rounded away as a difference in float32."""
+    deviations = np.random.default_rng(0).normal(size=(10, 100_000)) * apart
+    centres = (np.sqrt(2) + deviations).astype(np.float32)
+
+    def loss(x, centre):
+        return 0.5 * jnp.sum(jnp.square(x - centre))
+
+    found = gradient_dissimilarity(loss, [jnp.zeros(100_000)], centres)
+    wide = centres.astype(np.float64)
+    variance = np.square(wide - wide.mean(0)).sum(1).mean()
+    np.testing.assert_allclose(found.G, np.sqrt(variance), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -168,5 +184,10 @@ def test_no_points_and_no_worker_axis_are_refused():
     batch = {"c": centres(), "h": np.ones(M, np.float32)}
     with pytest.raises(ValueError, match="`points`"):
         gradient_dissimilarity(quadratic, [], batch)
+    for one in (points(1)[0], np.zeros(3, np.float32), jnp.zeros(3)):
+        with pytest.raises(TypeError, match=r"`points` must be a list.*`\[params\]`"):
+            gradient_dissimilarity(quadratic, one, batch)
+    with pytest.raises(ValueError, match=r"`points` must hold trees .* of the same"):
+        gradient_dissimilarity(quadratic, (jnp.zeros(2), jnp.zeros(3)), batch)
     with pytest.raises(ValueError, match="worker axis"):
         gradient_dissimilarity(quadratic, points(1), {"c": np.float32(1)})

@@ -116,6 +116,18 @@ def test_bad_input_is_refused_by_name():
             function(jnp.ones((3, 2)), worker_mask=np.ones(2, bool))
 
 
+@pytest.mark.parametrize("name", ["of_step", "suspicion"])
+def test_updates_must_fit_the_gradients(name):
+    """Neither stacked, nor broadcast, nor of another tree."""
+    measure, grads = getattr(jm.diagnostics, name), jnp.ones((3, 2))
+    for updates in (jnp.ones((3, 2)), jnp.ones(1), jnp.ones((1, 2))):
+        with pytest.raises(ValueError, match=f"`{name}` expects updates of the param"):
+            measure(grads, updates)
+    with pytest.raises(ValueError, match=f"`{name}` expects .* same tree structure"):
+        measure(grads, {"w": jnp.ones(2)})
+    measure(grads, jnp.ones(2))
+
+
 # --- a sample of coordinates ----------------------------------------------------------
 
 

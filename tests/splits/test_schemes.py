@@ -740,3 +740,22 @@ def test_labels_that_are_refused_come_with_advice_that_works(labels, remedy, fol
     split = splits.iid(cleaned := follow(labels), 2)
     assert len(np.unique(cleaned)) == 2
     assert sum(split.sizes) == len(cleaned)
+
+
+def test_the_last_samples_may_be_left_out_by_hand():
+    """Trained on the first four of six; the labels may be those of all."""
+    labels = ["a", "b", "a", "b", "c", "c"]
+    values, counts = Split([3, 0, 1, 2], [0, 2, 4]).label_table(labels)
+    assert values.tolist() == ["a", "b", "c"]
+    assert counts.tolist() == [[1, 1, 0], [1, 1, 0]]
+    twice = Split([0, 0, 1, 1, 1], [0, 2, 5])
+    assert twice.label_table(labels)[1].tolist() == [[2, 0, 0], [0, 3, 0]]
+    with pytest.raises(ValueError, match="`labels` has 3 entries, but the split has 4"):
+        Split([3, 0], [0, 1, 2]).label_table(labels[:3])
+
+
+def test_sample_numbers_beyond_int32_are_refused_and_not_wrapped():
+    split = Split([3_000_000_000, 5], [0, 1, 2])
+    with pytest.raises(ValueError, match="sample 3,000,000,000 is above"):
+        _ = split.indices
+    assert Split([2**31 - 1, 5], [0, 1, 2]).indices.tolist() == [[2**31 - 1], [5]]

@@ -58,6 +58,15 @@ def test_votes_balance_at_the_rest_point(law, coupling, values):
         assert right.plus >= right.minus
 
 
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("coupling", ["independent", "systematic"])
+@pytest.mark.parametrize("scale", [1e7, 1e9, 1e12, 1e15, 1e30])
+def test_votes_rest_at_the_mean_under_noise_that_is_huge(law, coupling, scale):
+    """Also where rounding leaves nothing of the pull, about the range over b."""
+    x = theory.rest_point(MINIMISERS, Noise(law, scale, coupling))
+    assert x == pytest.approx(MEAN, rel=1e-5)
+
+
 def test_rest_points_without_a_pull_and_without_noise():
     values = [0.0, 1.0, 10.0, 12.0]  # two against two anywhere between 1 and 10
     assert theory.rest_point(values, Noise("uniform", 0.1)) == pytest.approx(5.5)

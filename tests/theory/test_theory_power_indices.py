@@ -92,6 +92,16 @@ def test_equal_weights_and_many_workers():
     assert phi[-1] / phi[0] == pytest.approx(2.0, rel=0.02)
 
 
+def test_weights_of_any_unit():
+    """Neither sums that overflow nor weights that are tiny are lost."""
+    for unit in (1e-300, 1e308):
+        phi = theory.shapley_shubik_index([unit] * 3)
+        assert phi == pytest.approx(1 / 3, rel=1e-12)
+    assert theory.shapley_shubik_index([1e-9, 1, 1]) == pytest.approx(1 / 3)
+    with pytest.raises(ValueError, match=r"by more than a factor of 4e\+11; got 1e-13"):
+        theory.shapley_shubik_index([1e-13, 1, 1])
+
+
 def test_what_the_indices_refuse():
     with pytest.raises(ValueError, match="`weights` must be >= 0 and not all 0"):
         theory.banzhaf_index([0.0, 0.0])
