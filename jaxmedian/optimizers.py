@@ -10,8 +10,6 @@
 Assembly only: write your own chain for other momentum or a schedule of it.
 """
 
-from typing import Any
-
 import jax
 import optax
 
@@ -168,7 +166,9 @@ def distributed_lion(
     num_workers: int,
     noise: Noise | None = None,
     key: Key | None = None,
-    **vote_options: Any,
+    ties: TieRule = "zero",
+    axis_name: AxisName | None = None,
+    transport: Transport = "tally",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Builds Distributed Lion with majority vote: one bit per coordinate and worker.
 
@@ -193,8 +193,9 @@ def distributed_lion(
       noise: law, scale and coupling of b xi, or None; scales are those of the
         interpolation.
       key: a typed key, a legacy key or an int; for noise and ``ties="random"``.
-      **vote_options: ``ties``, ``axis_name``, ``transport`` of
-        `jaxmedian.majority_vote`.
+      ties: "zero", "random" or "positive"; see `jaxmedian.majority_vote`.
+      axis_name: mesh axis over which workers are spread inside `jax.shard_map`.
+      transport: "tally" or "packed"; see `jaxmedian.majority_vote`.
 
     Returns:
       ``chain(interpolate_momentum(M, b1, b2), majority_vote(noise, key, ...),
@@ -222,7 +223,7 @@ def distributed_lion(
     has_decay = not (isinstance(weight_decay, int | float) and weight_decay == 0)
     return optax.chain(
         interpolate_momentum(num_workers, b1, b2),
-        majority_vote(noise, key, **vote_options),
+        majority_vote(noise, key, ties=ties, axis_name=axis_name, transport=transport),
         optax.add_decayed_weights(weight_decay) if has_decay else optax.identity(),
         optax.scale_by_learning_rate(learning_rate),
     )
@@ -235,7 +236,9 @@ def signum(
     num_workers: int,
     noise: Noise | None = None,
     key: Key | None = None,
-    **vote_options: Any,
+    ties: TieRule = "zero",
+    axis_name: AxisName | None = None,
+    transport: Transport = "tally",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Builds Signum with majority vote: signSGD on each worker's momentum.
 
@@ -250,8 +253,9 @@ def signum(
       num_workers: M, the global number.
       noise: law, scale and coupling of b xi, or None; scales are those of the momentum.
       key: a typed key, a legacy key or an int; for noise and ``ties="random"``.
-      **vote_options: ``ties``, ``axis_name``, ``transport`` of
-        `jaxmedian.majority_vote`.
+      ties: "zero", "random" or "positive"; see `jaxmedian.majority_vote`.
+      axis_name: mesh axis over which workers are spread inside `jax.shard_map`.
+      transport: "tally" or "packed"; see `jaxmedian.majority_vote`.
 
     Returns:
       ``chain(interpolate_momentum(M, decay, decay), majority_vote(noise, key, ...),
@@ -272,7 +276,7 @@ def signum(
     """
     return optax.chain(
         interpolate_momentum(num_workers, decay, decay),
-        majority_vote(noise, key, **vote_options),
+        majority_vote(noise, key, ties=ties, axis_name=axis_name, transport=transport),
         optax.scale_by_learning_rate(learning_rate),
     )
 

@@ -46,7 +46,7 @@ def standard_deviation(rows: jax.Array, present: jax.Array | None) -> jax.Array:
     held = held.astype(working_dtype(rows.dtype))
     # One pass over the rows where the first worker's values are finite, else two.
     held = jax.lax.cond(
-        jnp.isfinite(held).all(), lambda: held, lambda: _largest(rows, present, 1)
+        jnp.isfinite(held).all(), lambda: held, lambda: _ends(rows, present)[0]
     )
 
     def distance_and_square(row: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -63,7 +63,8 @@ def extent(rows: jax.Array, present: jax.Array | None) -> jax.Array:
 
     Shapes as in `mean_square`.
     """
-    width = _largest(rows, present, 1) + _largest(rows, present, -1)
+    largest, least = _ends(rows, present)
+    width = largest - least
     return jnp.where(width >= 0, width, 0)
 
 
@@ -86,15 +87,17 @@ def median_deviation(rows: jax.Array, present: jax.Array | None) -> jax.Array:
     return median_of_rows(away, noise=None, even="midpoint", present=present)
 
 
-def _largest(rows: jax.Array, present: jax.Array | None, sign: int) -> jax.Array:
-    """Returns the largest of sign * g of each coordinate; -inf where there is none."""
+def _ends(rows: jax.Array, present: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Returns the largest and the least value; -inf and inf where there is none."""
     wide = working_dtype(rows.dtype)
-    result = jnp.full_like(rows[0], -jnp.inf, dtype=wide)
-    for worker in range(rows.shape[0]):
+
+    def both_ways(worker: int | jax.Array) -> tuple[jax.Array, jax.Array]:
         counted = _is_counted(rows[worker], worker, present)
-        row = jnp.where(counted, sign * rows[worker].astype(wide), -jnp.inf)
-        result = jnp.maximum(result, row)
-    return result
+        row = rows[worker].astype(wide)
+        return jnp.where(counted, row, -jnp.inf), jnp.where(counted, -row, -jnp.inf)
+
+    largest, negative = add_up(both_ways, rows.shape[0], combine=jnp.maximum)
+    return largest, -negative
 
 
 def _sums(

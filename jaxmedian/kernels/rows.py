@@ -18,13 +18,19 @@ Row = Callable[[int | jax.Array], Any]  # worker -> [d], or a tree of such rows
 BLOCK = 8
 
 
-def add_up(row: Row, num_workers: int, block_size: int = BLOCK) -> Any:
+def add_up(
+    row: Row,
+    num_workers: int,
+    block_size: int = BLOCK,
+    combine: Callable[[jax.Array, jax.Array], jax.Array] = jnp.add,
+) -> Any:
     """Adds ``row(0)`` to ``row(num_workers - 1)``, a block of them a loop step.
 
     Args:
       row: what one worker adds; its number is a Python int or traced.
       num_workers: at least 1.
       block_size: rows a loop step.
+      combine: what to do in place of adding, `jax.numpy.maximum` say.
 
     >>> import jax.numpy as jnp
     >>> add_up(lambda worker: jnp.full([2], worker), num_workers=20).tolist()
@@ -33,7 +39,7 @@ def add_up(row: Row, num_workers: int, block_size: int = BLOCK) -> Any:
 
     def add(workers: Sequence[int | jax.Array], total: Any) -> Any:
         for worker in workers:
-            total = jax.tree.map(jnp.add, total, row(worker))
+            total = jax.tree.map(combine, total, row(worker))
         return total
 
     def add_block(block: jax.Array, total: Any) -> Any:

@@ -113,9 +113,12 @@ class Noise:
                 f"`coupling` must be one of {', '.join(COUPLINGS)}; got "
                 f"{self.coupling!r}."
             )
-        is_statistic = isinstance(self.scale, Relative | PerCoordinate)
-        if not is_statistic and not callable(self.scale):
-            _check_number("scale", self.scale)
+        scale = self.scale
+        if isinstance(scale, Relative | PerCoordinate) or callable(scale):
+            return
+        _check_number("scale", scale)
+        if not isinstance(scale, jax.Array):  # a number of NumPy's, or a fraction
+            object.__setattr__(self, "scale", float(scale))
 
     @property
     def _law(self) -> Law:

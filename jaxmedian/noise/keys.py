@@ -12,6 +12,7 @@ drawn twice. Nothing depends on the device that asks, so a mesh draws the words 
 device.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -39,6 +40,8 @@ HOSTILE_NOISE = np.uint32(3 * 2**30 + 6)  # what an attack draws
 LOSS_KEYS = np.uint32(3 * 2**30 + 7)  # keys handed to losses, such as for dropout
 COORDINATES = np.uint32(3 * 2**30 + 8)  # which coordinates diagnostics look at
 RUN = np.uint32(3 * 2**30 + 9)  # what a run hands to the functions that serve it
+
+_KEY_NAME = re.compile("key|rng|seed")
 
 Key = Any  # a typed key, a legacy key, or an int
 
@@ -159,10 +162,11 @@ def fold_in_each(key: jax.Array, numbers: jax.Array) -> jax.Array:
 def is_key(path: tuple[object, ...], leaf: jax.Array) -> bool:
     """Returns whether a leaf of an optimizer state is a key, typed or legacy.
 
-    Legacy keys are plain uint32 arrays: only the name of their field tells.
+    Legacy keys are plain uint32 arrays: only the name of their field tells, if it has
+    one. "key", "rng" and "seed" in it do; so does the shape where there is no name.
     """
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return True
     name = str(getattr(path[-1], "name", getattr(path[-1], "key", ""))) if path else ""
     is_key_shaped = leaf.dtype == jnp.uint32 and leaf.ndim == 1 and leaf.size in (2, 4)
-    return is_key_shaped and "key" in name
+    return is_key_shaped and (not name or bool(_KEY_NAME.search(name)))

@@ -76,7 +76,8 @@ def packed_routes(
         )
     named = jax.tree_util.tree_leaves_with_path(params)
     rows = [
-        jax.ShapeDtypeStruct((1, *jnp.shape(leaf)), leaf.dtype) for _, leaf in named
+        jax.ShapeDtypeStruct((1, *jnp.shape(leaf)), jnp.result_type(leaf))
+        for _, leaf in named
     ]
     routes = []
     for group in joined_leaves(rows):

@@ -90,6 +90,12 @@ def transformation(
       each_alone: whether it treats every worker by itself, and so may do without
         ``axis_name`` on a mesh.
     """
+    if isinstance(axis_name, tuple | list):
+        raise TypeError(
+            f"`{name}` has its workers along one mesh axis; `axis_name` is "
+            f"{axis_name!r}. Make a mesh with an axis for all of them: "
+            '`jax.make_mesh((num_devices,), ("workers",))`.'
+        )
 
     def init_fn(params: optax.Params) -> optax.OptState:
         return optax.EmptyState() if init is None else init(params)

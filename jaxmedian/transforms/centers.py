@@ -55,7 +55,9 @@ def geometric_median(
     Returns:
       A transformation without state. ``update`` takes ``worker_mask``, bool ``[M]``:
       absent workers have no weight; the result is 0 if nobody is left. It takes
-      ``worker_weights``, ``[M]``, too: each counts as so many workers.
+      ``worker_weights``, ``[M]``, too: each counts as so many workers. Its steps end
+      when they have converged, so that JAX differentiates it forwards only (`jax.jvp`,
+      `jax.jacfwd`).
 
     Raises:
       TypeError, ValueError: for a bad number or option; while tracing, for updates
@@ -207,7 +209,7 @@ def centered_clipping(
 
     def init(params: optax.Params) -> CenteredClippingState:
         def zeros(leaf: Any) -> jax.Array:
-            return jnp.zeros(jnp.shape(leaf), working_dtype(leaf.dtype))
+            return jnp.zeros(jnp.shape(leaf), working_dtype(jnp.result_type(leaf)))
 
         return CenteredClippingState(jax.tree.map(zeros, params))
 

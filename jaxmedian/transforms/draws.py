@@ -38,11 +38,13 @@ class RunningScaleState(NamedTuple):
       rng_key: its unchanging key.
       mean_squares: tree like the parameters, float32 (float64 for float64): the mean
         over workers of g_ij^2, averaged over the steps in which it was sent.
+      num_sent: how often that was, int32.
     """
 
     count: jax.Array  # type: ignore[assignment]
     rng_key: jax.Array
     mean_squares: Any
+    num_sent: jax.Array
 
 
 DrawState = keys.KeyState | RunningScaleState
@@ -62,9 +64,10 @@ def init_state(
         )
 
     def zeros(leaf: jax.Array) -> jax.Array:
-        return jnp.zeros(jnp.shape(leaf), working_dtype(leaf.dtype))
+        return jnp.zeros(jnp.shape(leaf), working_dtype(jnp.result_type(leaf)))
 
-    return RunningScaleState(*state, jax.tree.map(zeros, params))
+    squares = jax.tree.map(zeros, params)
+    return RunningScaleState(*state, squares, jnp.zeros([], jnp.int32))
 
 
 class LeafDraws(NamedTuple):
@@ -296,9 +299,12 @@ def _scales(
         sizes = coordinate_scales(scale.statistic, leaves, population)
         return [factor.astype(size.dtype) * size for size in sizes], after
     before, treedef = jax.tree.flatten(state.mean_squares)
-    squares = running_squares(scale, state.count, before, leaves, population)
+    squares, num_sent = running_squares(
+        scale, state.count, state.num_sent, before, leaves, population
+    )
     scales = [factor.astype(x.dtype) * jnp.sqrt(x.reshape(-1)) for x in squares]
-    return scales, RunningScaleState(*after, jax.tree.unflatten(treedef, squares))
+    kept = jax.tree.unflatten(treedef, squares)
+    return scales, RunningScaleState(*after, kept, num_sent)
 
 
 def _number(name: str, value: object, count: jax.Array) -> jax.Array:

@@ -28,7 +28,12 @@ def per_worker(
 
     Every leaf of its state gets a leading worker axis. An inner transform that owns a
     key, such as `optax.add_noise`, gets ``fold_in(key, worker)`` for each worker, or
-    all of them would draw the same numbers.
+    all of them would draw the same numbers. A typed key is known for one; a legacy key,
+    uint32 of 2 or 4 words, if its field has no name or "key", "rng" or "seed" in it.
+
+    What is not finite stays in a momentum for good, and a vote behind it hides that: a
+    NaN abstains, and no update shows it. `interpolate_momentum` leaves it out; before
+    another momentum put ``per_worker(optax.zero_nans(), M)``, or bound what overflows.
 
     What ``inner`` refuses on one worker's updates it refuses here. A default that needs
     a tree shaped like the parameters must be given: `optax.contrib.scale_by_muon`, for

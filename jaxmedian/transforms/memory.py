@@ -20,7 +20,7 @@ from jaxmedian.transforms.build import Step, transformation
 from jaxmedian.transforms.lifting import lift
 from jaxmedian.workers.checks import as_transform, check_count, check_decay
 from jaxmedian.workers.placing import PerWorkerState
-from jaxmedian.workers.population import Population
+from jaxmedian.workers.population import Population, check_aggregated
 
 
 class MomentumState(NamedTuple):
@@ -48,7 +48,8 @@ def interpolate_momentum(
 
     Returns:
       A worker transform whose state starts from 0. ``update`` takes ``worker_mask``,
-      bool ``[M]``: absent workers keep their momentum.
+      bool ``[M]``: absent workers keep their momentum. So does an entry of g_i that is
+      not finite: it goes out once, and a vote hides it.
 
     Raises:
       TypeError, ValueError: for a bad number of workers or decay; while tracing, for
@@ -74,13 +75,14 @@ def interpolate_momentum(
     ) -> tuple[optax.Updates, MomentumState]:
         del params
 
-        def mix(share: float | jax.Array) -> optax.Updates:
-            return jax.tree.map(
-                lambda g, m: _interpolate(share, m, g), updates, state.momentum
-            )
+        def send(g: jax.Array, m: jax.Array) -> jax.Array:
+            return _interpolate(b1, m, g).astype(g.dtype)
 
-        sent = jax.tree.map(lambda c, g: c.astype(g.dtype), mix(b1), updates)
-        return sent, MomentumState(mix(b2))
+        def keep(g: jax.Array, m: jax.Array) -> jax.Array:
+            return _unless_finite(_interpolate(b2, m, g), m)
+
+        sent = jax.tree.map(send, updates, state.momentum)
+        return sent, MomentumState(jax.tree.map(keep, updates, state.momentum))
 
     inner = optax.GradientTransformation(
         lambda params: MomentumState(_nothing_like(params)), update_fn
@@ -233,6 +235,8 @@ def correct_drift(
       A worker transform. ``update`` hands extra arguments on to the aggregator, and
       takes ``worker_mask``, bool ``[M]``: absent workers keep their memory and are
       absent to the aggregator; a worker who missed every refresh is not corrected.
+      If nobody is present at a refresh, h is what the aggregator makes of it, 0 until
+      the next. Entries of g_i that are not finite go out, and leave m_i as it is.
 
     Raises:
       TypeError, ValueError: for a bad aggregator, number or decay; while tracing, for
@@ -271,9 +275,11 @@ def correct_drift(
         )
 
         def renew() -> tuple[optax.Updates, optax.OptState]:
-            return aggregator.update(
+            center, inner = aggregator.update(
                 anchor, state.aggregator, step.params, **heard, **step.extra_args
             )
+            check_aggregated("correct_drift", center, state.center)
+            return center, inner
 
         center, inner = jax.lax.cond(
             refresh, renew, lambda: (state.center, state.aggregator)
@@ -319,9 +325,10 @@ def _drift_of_worker(decay: float | jax.Array) -> optax.GradientTransformationEx
         del params
 
         def follow(g: jax.Array, m: jax.Array) -> jax.Array:
-            return jnp.where(
+            new = jnp.where(
                 state.has_momentum, _interpolate(decay, m, g), g.astype(m.dtype)
             )
+            return _unless_finite(new, m)
 
         momentum = jax.tree.map(follow, updates, state.momentum)
         anchor = jax.tree.map(
@@ -338,6 +345,11 @@ def _interpolate(share: float | jax.Array, m: jax.Array, g: jax.Array) -> jax.Ar
     """Returns share m + (1 - share) g, in the dtype of m."""
     share = jnp.asarray(share).astype(m.dtype)
     return share * m + (1 - share) * g.astype(m.dtype)
+
+
+def _unless_finite(new: jax.Array, old: jax.Array) -> jax.Array:
+    """Keeps what was remembered where the new would be infinite or NaN for good."""
+    return jnp.where(jnp.isfinite(new), new, old)
 
 
 def _nothing_like(params: optax.Params) -> optax.Updates:

@@ -24,7 +24,7 @@ from jaxmedian.transforms.whole_gradients import (
 from jaxmedian.workers import collectives
 from jaxmedian.workers.checks import as_transform, check_count, check_f, check_minority
 from jaxmedian.workers.collectives import AxisName
-from jaxmedian.workers.population import Population
+from jaxmedian.workers.population import Population, check_aggregated
 
 
 def nearest_neighbor_mixing(
@@ -196,6 +196,8 @@ def bucketing(
             worker_mask=bucket_mask,
             **step.extra_args,
         )
+        if step.params is not None:
+            check_aggregated("bucketing", result, step.params)
         return result, BucketingState(own, inner)
 
     return transformation("bucketing", apply, init=init, axis_name=axis_name)

@@ -89,20 +89,25 @@ def coordinate_scales(
 def running_squares(
     scale: PerCoordinate,
     count: jax.Array,
+    num_sent: jax.Array,
     before: list[jax.Array],
     leaves: list[jax.Array],
     population: Population,
-) -> list[jax.Array]:
+) -> tuple[list[jax.Array], jax.Array]:
     """Updates running mean squares ``[...]`` if those of step ``count`` are sent.
 
     The k-th sent weigh d^(n - k) after n were sent, with d = decay^every. Coordinates
-    of which nobody present has a finite square stay as they were.
-    """
+    of which nobody present has a finite square stay as they were; with nobody present
+    nothing is sent.
 
-    def send(before: list[jax.Array]) -> list[jax.Array]:
+    Returns:
+      The squares, and how often they were sent.
+    """
+    Sent = tuple[list[jax.Array], jax.Array]
+
+    def send(before: list[jax.Array], num_sent: jax.Array) -> Sent:
         kept = jnp.float32(scale.decay**scale.every)
-        number = (count // scale.every).astype(jnp.float32)
-        weight = (1 - kept) / (1 - kept ** (number + 1))
+        weight = (1 - kept) / (1 - kept ** (num_sent.astype(jnp.float32) + 1))
         after = []
         for was, leaf in zip(before, leaves, strict=True):
             now = _over_workers(dispersion.mean_square, leaf, population)
@@ -110,16 +115,17 @@ def running_squares(
             moved = was + weight.astype(was.dtype) * (now - was)
             after.append(jnp.where(jnp.isfinite(now), moved, was))
         if population.present is None:
-            return after
+            return after, num_sent + 1
         anybody = population.num_present() > 0
-        return [jnp.where(anybody, a, b) for a, b in zip(after, before, strict=True)]
+        after = [jnp.where(anybody, a, b) for a, b in zip(after, before, strict=True)]
+        return after, num_sent + anybody.astype(jnp.int32)
 
     if scale.every == 1:
-        return send(before)
+        return send(before, num_sent)
     # `diagnostics.wire_bytes` reads from this name how often the branch is taken.
     with jax.named_scope(f"sent_every_{scale.every}"):
         is_sent = count % scale.every == 0
-        return jax.lax.cond(is_sent, send, lambda before: before, before)
+        return jax.lax.cond(is_sent, send, lambda *held: held, before, num_sent)
 
 
 def _over_workers(

@@ -149,6 +149,7 @@ def check_extra_args(transform: str, extra_args: Mapping[str, object]) -> None:
         meant = _NEAR_MISSES.get(name, close[0] if close else None)
         if meant is not None and name not in OUR_EXTRA_ARGS:
             raise TypeError(
-                f"`{transform}` was given an extra argument `{name}`, which nothing "
-                f"reads. Did you mean `{meant}`?"
+                f"`{transform}` was given an extra argument `{name}`, which it does "
+                f"not read. Did you mean `{meant}`? If another transform of the chain "
+                "reads it, rename it there: a misspelt mask would be lost."
             )

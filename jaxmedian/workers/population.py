@@ -374,7 +374,8 @@ def refuse_weights(transform: str) -> NoReturn:
     """Raises ValueError for a transform that knows no weights and was given some."""
     raise ValueError(
         f"`{transform}` takes no `worker_weights`: `worker_mean`, `majority_vote`, "
-        "`coordinate_median`, `trimmed_mean` and `geometric_median` do."
+        "`mean_of_signs`, `coordinate_median`, `trimmed_mean` and `geometric_median` "
+        "do."
     )
 
 

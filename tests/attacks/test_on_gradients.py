@@ -429,9 +429,7 @@ def test_bad_numbers_are_refused():
     with pytest.raises(ValueError, match="need nobody's support: pass one"):
         attack.update(jnp.ones((4, 2)), attack.init(None))
     attack = jm.attacks.a_little_is_enough([1])
-    with pytest.raises(
-        ValueError, match=r"1 hostile of 2 .* everybody's support"
-    ):
+    with pytest.raises(ValueError, match=r"1 hostile of 2 .* everybody's support"):
         attack.update(jnp.ones((2, 2)), attack.init(None))
 
 

@@ -1,5 +1,7 @@
 """What every transform must obey. A new transform joins by one row of the table."""
 
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -254,6 +256,12 @@ def test_every_transform_refuses_leaves_that_disagree_on_the_number_of_workers()
             transform.update(grads, transform.init(params), params)
 
 
+def test_transforms_have_their_workers_along_one_mesh_axis():
+    for build in (jm.coordinate_median, jm.worker_mean, jm.majority_vote):
+        with pytest.raises(TypeError, match=r"along one mesh axis; .*\('h', 'd'\)"):
+            build(axis_name=("h", "d"))
+
+
 def test_every_transform_refuses_no_workers():
     for transform in TRANSFORMS.values():
         state = transform.init(jnp.zeros(2))
@@ -382,6 +390,8 @@ NOISE = jm.noise.uniform(0.5)
             {"learning_rate": 0.5, "noise": NOISE, "key": jax.random.key(KEY)},
         ),
         (jm.majority_vote, {"noise": NOISE, "key": jax.random.PRNGKey(KEY)}),
+        (jm.signum, {"learning_rate": 0.5, "num_workers": M}),
+        (jm.distributed_lion, {"learning_rate": 0.5, "num_workers": M}),
     ],
 )
 def test_inject_hyperparams_takes_factories_as_they_are(build, options):
@@ -389,7 +399,8 @@ def test_inject_hyperparams_takes_factories_as_they_are(build, options):
     grads = np.random.default_rng(0).normal(size=(M, 40)).astype(np.float32)
     params = jnp.zeros(40)
     with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic
-        injected = optax.inject_hyperparams(build)(**options)
+        static = {"num_workers"} & set(options)
+        injected = optax.inject_hyperparams(build, static_args=static)(**options)
         state = injected.init(params)
         updates, _ = jax.jit(injected.update)(grads, state, params)
         if "learning_rate" in options:
@@ -525,3 +536,32 @@ def test_optax_aggregating_accepts_the_transforms():
     )
     expected, _ = jax.jit(chained.update)(grads, chained.init(params), params)
     np.testing.assert_array_equal(updates, expected)
+
+
+def test_a_scale_is_one_float_whoever_made_the_number():
+    """NumPy's too are arguments of compiled programs, not part of them."""
+    for number in (np.float32(0.5), np.float64(0.5), np.array(0.5), Fraction(1, 2)):
+        noise = jm.noise.gaussian(number)
+        assert type(noise.scale) is float
+        assert noise == jm.noise.gaussian(0.5)
+    assert jm.noise.gaussian(1) == jm.noise.gaussian(1.0)
+
+
+RUNNING = jm.noise.gaussian(jm.noise.per_coordinate(1.0, "rms"))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: jm.centered_clipping(1.0),
+        lambda: jm.majority_vote(
+            jm.noise.gaussian(jm.noise.per_coordinate(1, "rms")), 0
+        ),
+    ],
+    ids=["centered_clipping", "rms"],
+)
+def test_parameters_may_be_python_numbers(build):
+    tx = build()
+    state = tx.init({"w": 1.0})
+    updates, _ = tx.update({"w": jnp.ones(3)}, state)
+    assert updates["w"].shape == ()

@@ -63,6 +63,16 @@ def test_values_that_are_not_finite_are_left_out(name):
         np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", SLOW)
+def test_programs_do_not_grow_with_the_number_of_workers(name):
+    def lines(num_workers):
+        rows = jax.ShapeDtypeStruct((num_workers, 9), jnp.float32)
+        lowered = jax.jit(getattr(dispersion, name)).lower(rows, None)
+        return lowered.as_text().count("\n")
+
+    assert lines(2001) < 1.2 * lines(1001)
+
+
 def test_a_minority_of_any_values_leaves_the_median_deviation_among_the_others():
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(9, 40)).astype(np.float32)

@@ -100,6 +100,34 @@ def test_a_key_in_the_state_is_folded_with_the_number_of_the_worker(legacy):
     np.testing.assert_array_equal(state.inner["numbers"], np.zeros((M, 2)))
 
 
+@pytest.mark.parametrize(
+    "held",
+    [
+        lambda key: {"rng": key},
+        lambda key: {"seeds": key},
+        lambda key: (jnp.zeros([], jnp.int32), key),
+        lambda key: key,
+    ],
+    ids=["rng", "seeds", "no name", "alone"],
+)
+def test_legacy_keys_are_known_by_other_names_too(held):
+    """Or else all workers would draw the same numbers."""
+
+    def init_fn(params):
+        return held(jax.random.PRNGKey(3))
+
+    def update_fn(updates, state, params=None):
+        key = jax.tree.leaves(state)[-1]
+        return updates + jax.random.normal(key, updates.shape, jnp.float32), state
+
+    transform = jm.per_worker(optax.GradientTransformation(init_fn, update_fn), M)
+    got = first_update(transform, np.zeros((M, SIZE), np.float32))
+    for worker in range(M):
+        key = jax.random.fold_in(jax.random.PRNGKey(3), worker)
+        expected = jax.random.normal(key, (SIZE,))
+        np.testing.assert_allclose(got[worker], expected, rtol=1e-6)
+
+
 @pytest.mark.usefixtures("promoting")
 def test_optax_add_noise_draws_other_numbers_for_every_worker():
     transform = jm.per_worker(optax.add_noise(eta=1.0, gamma=0.5, key=0), M)

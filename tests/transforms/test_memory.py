@@ -161,6 +161,37 @@ def test_one_bad_gradient_leaves_the_estimates_finite():
     np.testing.assert_array_equal(sent[2]["dot"], clean[2]["dot"])
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: jm.interpolate_momentum(M),
+        lambda: jm.correct_drift(jm.coordinate_median(), 2, M),
+    ],
+    ids=["interpolate_momentum", "correct_drift"],
+)
+def test_one_bad_gradient_goes_out_once_and_is_not_remembered(build, bad):
+    """Behind a vote nobody would see that a worker votes one way ever after."""
+    grads = gradients()
+    grads[2]["w"][1, 0] = bad
+    sent, states = results(build(), grads)
+    finite = [np.isfinite(out["w"]) for out in sent]
+    assert not finite[2][1, 0].any()
+    finite[2][1, 0] = True
+    assert all(rows.all() for rows in finite)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(states[3:]))
+
+
+def test_a_worker_votes_on_its_gradients_again_after_a_bad_one():
+    tx, params = jm.signum(1.0, num_workers=3), jnp.zeros(1)
+    state, update = tx.init(params), jax.jit(tx.update)
+    grads = jnp.array([[-1.0], [1.0], [-1.0]])
+    for step in range(30):
+        here = grads.at[0, 0].set(jnp.inf) if step == 0 else grads
+        updates, state = update(here, state, params)
+    assert updates.tolist() == [1.0]
+
+
 def test_a_robust_rule_after_ef21_moves_little_for_a_liar():
     """Quadratics whose minima differ: the mean of the honest, and one who sends 1e6."""
     minima = np.float32([[1.0], [2.0], [4.0], [5.0], [3.0]])
@@ -256,6 +287,16 @@ def test_a_worker_absent_in_pieces_does_not_poison_itself():
     ):
         sent, _ = results(transform, grads, mask)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(sent[3:]))
+
+
+def test_what_leaves_the_worker_axis_is_no_aggregator():
+    grads, params = jnp.ones((3, 2)), jnp.zeros(2)
+    for name, tx in {
+        "correct_drift": jm.correct_drift(jm.clip_workers(1.0), 2, 3),
+        "bucketing": jm.bucketing(2, 0, jm.clip_workers(1.0)),
+    }.items():
+        with pytest.raises(ValueError, match=f"`{name}` expects updates of the par"):
+            tx.update(grads, tx.init(params), params)
 
 
 def test_corrected_signs_vote_for_the_mean_where_plain_ones_do_not():

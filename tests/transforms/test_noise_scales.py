@@ -253,6 +253,25 @@ def test_mean_squares_stay_where_nobody_sent_a_finite_number():
     np.testing.assert_array_equal(before.mean_squares, after.mean_squares)
 
 
+@pytest.mark.parametrize("every", [1, 2])
+def test_what_was_not_sent_has_no_weight(every):
+    """Nobody was there in the first steps: the first sent weighs 1 when it comes."""
+    scale = jm.noise.per_coordinate(1.0, "rms", every=every, decay=0.8)
+    tx = jm.add_worker_noise(jm.noise.gaussian(scale), 2)
+    grads = [skewed(3, 4, seed=step) for step in range(8)]
+    state, sent = tx.init(jnp.zeros(4)), []
+    for step, here in enumerate([False, False, True, True, False, True, True, True]):
+        mask = jnp.full(3, here)
+        _, state = tx.update(grads[step], state, jnp.zeros(4), worker_mask=mask)
+        if here and step % every == 0:
+            sent.append(np.mean(np.float64(grads[step]) ** 2, axis=0))
+        assert int(state.num_sent) == len(sent)
+        if sent:
+            ages = 0.8 ** (every * np.arange(len(sent) - 1, -1, -1))
+            expected = np.tensordot(ages, sent, 1) / ages.sum()
+            np.testing.assert_allclose(state.mean_squares, expected, rtol=1e-5)
+
+
 def test_a_vote_with_mean_squares_sends_them_once_in_so_many_steps():
     """32 / K bits per coordinate and worker up, beside the packed vote's 2 (D - 1) / D.
 
