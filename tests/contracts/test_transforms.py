@@ -554,9 +554,7 @@ RUNNING = jm.noise.gaussian(jm.noise.per_coordinate(1.0, "rms"))
     "build",
     [
         lambda: jm.centered_clipping(1.0),
-        lambda: jm.majority_vote(
-            jm.noise.gaussian(jm.noise.per_coordinate(1, "rms")), 0
-        ),
+        lambda: jm.coordinate_median(RUNNING, 0),
     ],
     ids=["centered_clipping", "rms"],
 )
