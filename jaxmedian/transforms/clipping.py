@@ -35,7 +35,8 @@ def clip_workers(
       axis_name: mesh axis over which workers are spread inside `jax.shard_map`.
 
     Returns:
-      A worker transform without state. Rows whose norm is not finite become 0.
+      A worker transform without state. Rows whose norm is not finite become 0, those
+      too whose square float32 does not hold (norms above some 1e19).
       ``worker_mask`` and ``worker_weights`` change nothing here.
 
     Raises:
