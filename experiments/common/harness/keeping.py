@@ -13,6 +13,7 @@ import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +50,7 @@ def keep(options: Sequence[str]) -> int:
     name = options[1] if options[1:] else usual
     if not f"{name}-".startswith(f"{usual}-"):
         raise ValueError(f"The name of this record begins with {usual}; got {name}.")
-    (RECORDS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+    (RECORDS / f"{name}.json").write_text(_written(record))
     with metrics.open(newline="") as file:
         rows = list(csv.reader(file))
     with (RECORDS / f"{name}.csv").open("w", newline="") as file:
@@ -57,6 +58,20 @@ def keep(options: Sequence[str]) -> int:
     shutil.copyfile(figure, FIGURES / f"{name}.png")
     print(f"Kept {folder} as {name}. Quote it in {RECORDS.name}/tables.md.")
     return 0
+
+
+def _written(record: dict[str, Any]) -> str:
+    """Writes a field a line, and of a list of rows a row a line."""
+    lines = []
+    for field, value in record.items():
+        text = json.dumps(value)
+        if isinstance(value, list) and value:
+            rows = ",\n    ".join(json.dumps(row) for row in value)
+            text = f"[\n    {rows}\n  ]"
+        elif isinstance(value, dict) and value:
+            text = json.dumps(value, indent=2).replace("\n", "\n  ")
+        lines.append(f"  {json.dumps(field)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def portable(command: str) -> str:

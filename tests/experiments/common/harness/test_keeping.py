@@ -79,3 +79,21 @@ def test_no_part_is_kept_and_nothing_that_is_not_there(kept, capsys):
 
 def test_docstring_examples():
     assert doctest.testmod(keeping).failed == 0
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"seconds": 1.5, "partial": False, "data": None, "claims": [], "last": {}},
+        {
+            "claims": [{"here": "a, {b}", "holds": None}],
+            "last": {"x": {"step": [1, 2]}},
+        },
+    ],
+)
+def test_a_record_is_written_with_a_row_a_line_and_nothing_changed(record):
+    text = keeping._written(record)
+    assert json.loads(text) == record
+    assert list(json.loads(text)) == list(record)
+    rows = [json.dumps(row) for row in record["claims"]]
+    assert [line.strip(" ,") for line in text.split("\n") if "here" in line] == rows
