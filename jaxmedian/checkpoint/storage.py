@@ -28,6 +28,11 @@ Arrays = dict[str, jax.Array]
 
 _MARK = "jaxmedian checkpoint 1"
 _UNFINISHED = ".orbax-checkpoint-tmp"
+_ITEMS = (
+    "notes",
+    "arrays",
+    "commit_success.txt",
+)  # of a step, beside orbax's own files
 
 # Stores that are closed behind the back of a user who did not want to wait.
 _closing: dict[str, threading.Thread] = {}
@@ -249,11 +254,13 @@ def _check_contents(path: Any, *, for_writing: bool) -> None:
 
 
 def _is_step(entry: Any) -> bool:
-    """Returns whether `Store.write` made a folder, be it that it was killed there."""
-    if not entry.is_dir():
-        return False
-    names = [inside.name for inside in entry.iterdir()]
-    return not names or any(n == "notes" or _UNFINISHED in n for n in names)
+    """Returns whether `Store.write` made a folder, or began to remove one it made."""
+    return entry.is_dir() and all(
+        inside.name in _ITEMS
+        or inside.name.startswith(("_", "."))
+        or _UNFINISHED in inside.name
+        for inside in entry.iterdir()
+    )
 
 
 def _one_copy(array: jax.Array) -> jax.Array:

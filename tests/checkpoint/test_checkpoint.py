@@ -427,6 +427,15 @@ def test_folders_of_data_that_numbers_name_are_not_removed(tmp_path):
     assert fingerprint(tmp_path) == before
 
 
+def test_what_a_kill_left_of_a_step_that_was_being_removed_is_no_obstacle(tmp_path):
+    jm.checkpoint.save(jm.checkpoint.Folder(tmp_path, keep=2), 1, jnp.zeros(2))
+    jm.checkpoint.save(jm.checkpoint.Folder(tmp_path, keep=2), 2, jnp.ones(2))
+    shutil.rmtree(tmp_path / "1" / "notes")
+    jm.checkpoint.save(tmp_path, 3, jnp.full(2, 3.0))
+    step, state = jm.checkpoint.restore(tmp_path, jnp.zeros(2))
+    assert (step, state.tolist()) == (3, [3.0, 3.0])
+
+
 def test_a_full_disk_is_named_and_locks_nothing(tmp_path, monkeypatch):
     """Neither what holds the lock's name fits, nor then a checkpoint."""
     jm.checkpoint.save(tmp_path, 1, jnp.zeros(2))
