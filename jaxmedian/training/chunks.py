@@ -25,9 +25,8 @@ from jaxmedian.workers.placing import check_shared
 from jaxmedian.workers.population import population_of
 
 Metric = Callable[[PyTree, PyTree, PyTree], dict[str, jax.Array]]
-TrainState = tuple[
-    PyTree, ...
-]  # params, opt_state, and the model's state if it has one
+# Parameters, the optimizer's state, and the model's if it has one.
+TrainState = tuple[PyTree, ...]
 
 
 def build_chunk(

@@ -20,7 +20,7 @@ from jaxmedian.transforms.build import Step, transformation
 from jaxmedian.transforms.lifting import lift
 from jaxmedian.workers.checks import as_transform, check_count, check_decay
 from jaxmedian.workers.placing import PerWorkerState
-from jaxmedian.workers.population import Population, check_aggregated
+from jaxmedian.workers.population import check_aggregated
 
 
 class MomentumState(NamedTuple):
@@ -48,8 +48,8 @@ def interpolate_momentum(
 
     Returns:
       A worker transform whose state starts from 0. ``update`` takes ``worker_mask``,
-      bool ``[M]``: absent workers keep their momentum. So does an entry of g_i that is
-      not finite: it goes out once, and a vote hides it.
+      bool ``[M]``: absent workers keep their momentum. An entry of g_i that is not
+      finite goes out once, and leaves its momentum as it is.
 
     Raises:
       TypeError, ValueError: for a bad number of workers or decay; while tracing, for
@@ -268,7 +268,7 @@ def correct_drift(
         )
 
     def apply(step: Step) -> tuple[optax.Updates, DriftState]:
-        state, heard = step.state, _heard(step.population)
+        state, heard = step.state, step.population.as_extra_args()
         refresh = state.count % every == 0
         (anchor, has_anchor), workers = remember.update(
             step.updates, state.workers, step.params, refresh=refresh, **heard
@@ -297,15 +297,6 @@ def correct_drift(
     return transformation(
         "correct_drift", apply, init=init, weighted=True, each_alone=True
     )
-
-
-def _heard(population: Population) -> dict[str, jax.Array]:
-    """Returns the extra arguments that tell others who is present, and weighs what."""
-    told = {
-        "worker_mask": population.present,
-        "worker_weights": population.weights,
-    }
-    return {name: value for name, value in told.items() if value is not None}
 
 
 def _drift_of_worker(decay: float | jax.Array) -> optax.GradientTransformationExtraArgs:
