@@ -125,6 +125,22 @@ def population_of(
       TypeError: if a leaf is not floating point of 16 bits or more, or the mask not
         boolean.
     """
+    num_local = _count_rows(transform, updates, params)
+    if not each_alone:
+        check_spread(transform, _spread(updates, params, axis_name), axis_name)
+    present = _check_mask(transform, worker_mask, num_local)
+    num_workers = num_local * collectives.size(axis_name)
+    if worker_weights is None:
+        return Population(num_local, num_workers, axis_name, present)
+    weights = _check_weights(transform, worker_weights, num_local, num_workers)
+    counted = weights > 0
+    present = counted if present is None else counted & present
+    weights = jnp.where(present, weights, np.asarray(0, weights.dtype))
+    return Population(num_local, num_workers, axis_name, present, weights)
+
+
+def _count_rows(transform: str, updates: PyTree, params: PyTree | None) -> int:
+    """Counts the workers on this device, of which every leaf has a row."""
     leaves = jax.tree_util.tree_leaves_with_path(updates)
     if not leaves:
         raise ValueError(
@@ -132,18 +148,7 @@ def population_of(
             "or `optax.partition`, does a mask or label match no parameter?"
         )
     for path, leaf in leaves:
-        dtype = jnp.dtype(_dtype(leaf))
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(
-                f"`{transform}` expects floating-point updates: {_name(path)} is "
-                f"{dtype}. Cast it to a floating-point type, or keep it out of the "
-                "parameters that are trained."
-            )
-        if dtype.itemsize < 2:
-            raise TypeError(
-                f"`{transform}` expects updates of 16 bits or more: {_name(path)} is "
-                f"{dtype}. Cast it to bfloat16, or to float32, which hold its numbers."
-            )
+        _check_floating(transform, path, leaf)
     if params is None:
         without_axis = [
             f"{_name(path)} has shape {jnp.shape(leaf)}"
@@ -175,17 +180,22 @@ def population_of(
         )
     if num_local == 0:
         raise ValueError(f"`{transform}` expects at least one worker; got M = 0.")
-    if not each_alone:
-        check_spread(transform, _spread(updates, params, axis_name), axis_name)
-    present = _check_mask(transform, worker_mask, num_local)
-    num_workers = num_local * collectives.size(axis_name)
-    if worker_weights is None:
-        return Population(num_local, num_workers, axis_name, present)
-    weights = _check_weights(transform, worker_weights, num_local, num_workers)
-    counted = weights > 0
-    present = counted if present is None else counted & present
-    weights = jnp.where(present, weights, np.asarray(0, weights.dtype))
-    return Population(num_local, num_workers, axis_name, present, weights)
+    return num_local
+
+
+def _check_floating(transform: str, path: tuple[object, ...], leaf: Any) -> None:
+    dtype = jnp.dtype(_dtype(leaf))
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"`{transform}` expects floating-point updates: {_name(path)} is "
+            f"{dtype}. Cast it to a floating-point type, or keep it out of the "
+            "parameters that are trained."
+        )
+    if dtype.itemsize < 2:
+        raise TypeError(
+            f"`{transform}` expects updates of 16 bits or more: {_name(path)} is "
+            f"{dtype}. Cast it to bfloat16, or to float32, which hold its numbers."
+        )
 
 
 def check_spread(
