@@ -66,6 +66,41 @@ def build_trainer(
     # are, which on CPUs take longer over all runs than run by run.
     is_whole = batch_size is None or worker_chunk is not None
     over_runs = _one_by_one if is_whole else _all_at_once
+    start = _build_start(build, over_runs)
+    advance = _build_advance(problem, build, over_runs, measure, spoil, worker_chunk)
+
+    def train(
+        settings: Settings,
+        split: jm.splits.Split,
+        checkpoint: Path | None = None,
+        on: Problem = problem,
+        **common: Any,
+    ) -> Runs:
+        traced = {name: jnp.asarray(v, jnp.float32) for name, v in settings.items()}
+        shared = {name: jnp.asarray(value) for name, value in common.items()}
+        arrays = {name: getattr(on, name) for name in ("keys", "validation", "test")}
+        next_batch = serve(on.train, split, batch_size, replace)
+        num_settings = len(next(iter(traced.values())))
+        params = jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (num_settings, *leaf.shape)),
+            on.params,
+        )
+
+        def go_on(state: Any, done: int) -> tuple[Any, dict[str, jax.Array]]:
+            length = min(chunk, num_steps - done)
+            steps = jnp.int32(done), length
+            return advance(traced, arrays, state, shared, next_batch, *steps)
+
+        state = start(traced, on.keys, params, shared)
+        return Runs(
+            settings, *_chunk_by_chunk(go_on, state, num_steps, chunk, checkpoint)
+        )
+
+    return train
+
+
+def _build_start(build: Build, over_runs: Callable[..., Any]) -> Callable[..., Any]:
+    """Builds ``(settings, seeds, params, common) -> state`` of all runs at step 0."""
 
     @jax.jit
     def start(settings: Any, seeds: jax.Array, params: Any, common: Any) -> Any:
@@ -73,6 +108,19 @@ def build_trainer(
             return params, build(key=key, **setting, **common).init(params)
 
         return over_runs(start_one, settings, seeds, params)
+
+    return start
+
+
+def _build_advance(
+    problem: Problem,
+    build: Build,
+    over_runs: Callable[..., Any],
+    measure: Callable[[Any], dict[str, jax.Array]] | None,
+    spoil: Callable[..., Callable[..., Any]] | None,
+    worker_chunk: int | None,
+) -> Callable[..., Any]:
+    """Builds what takes all runs through a chunk of ``length`` steps, and measures."""
 
     @functools.partial(jax.jit, static_argnames="length")
     def advance(
@@ -115,34 +163,7 @@ def build_trainer(
 
         return over_runs(advance_one, settings, own.keys, state)
 
-    def train(
-        settings: Settings,
-        split: jm.splits.Split,
-        checkpoint: Path | None = None,
-        on: Problem = problem,
-        **common: Any,
-    ) -> Runs:
-        traced = {name: jnp.asarray(v, jnp.float32) for name, v in settings.items()}
-        shared = {name: jnp.asarray(value) for name, value in common.items()}
-        arrays = {name: getattr(on, name) for name in ("keys", "validation", "test")}
-        next_batch = serve(on.train, split, batch_size, replace)
-        num_settings = len(next(iter(traced.values())))
-        params = jax.tree.map(
-            lambda leaf: jnp.broadcast_to(leaf, (num_settings, *leaf.shape)),
-            on.params,
-        )
-
-        def go_on(state: Any, done: int) -> tuple[Any, dict[str, jax.Array]]:
-            length = min(chunk, num_steps - done)
-            steps = jnp.int32(done), length
-            return advance(traced, arrays, state, shared, next_batch, *steps)
-
-        state = start(traced, on.keys, params, shared)
-        return Runs(
-            settings, *_chunk_by_chunk(go_on, state, num_steps, chunk, checkpoint)
-        )
-
-    return train
+    return advance
 
 
 def part_folder(checkpoints: Path | None, name: str) -> Path | None:
