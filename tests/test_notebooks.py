@@ -14,6 +14,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from compiling import xla_flags
 
 ROOT = Path(__file__).parents[1]
 NAMES = [
@@ -185,7 +186,7 @@ def test_every_notebook_runs_at_tiny_size(name, tmp_path):
         "JAX_PLATFORMS": "cpu",
         "MPLBACKEND": "agg",
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "",  # on one device
+        "XLA_FLAGS": xla_flags(1),
     }
     finished = subprocess.run(
         [sys.executable, str(source_of(name))],

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import xla_flags
 
 # As the pages' readers run them
 pytestmark = pytest.mark.usefixtures("promoting")
@@ -148,12 +149,17 @@ def test_the_script_for_a_pod_ends_alike_wherever_it_runs(tmp_path):
     job = next(job for job in range(os.getpid(), os.getpid() + 999) if is_free(job))
     slurm = {"SLURM_JOB_ID": job, "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": 2}
     starts = [
-        ([], {"XLA_FLAGS": ""}),
-        ([], {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}),
+        ([], {"XLA_FLAGS": xla_flags(1)}),
+        ([], {"XLA_FLAGS": xla_flags(8)}),
         *(
             (
                 ["cluster"],
-                {"XLA_FLAGS": "", "SLURM_PROCID": i, "SLURM_LOCALID": i, **slurm},
+                {
+                    "XLA_FLAGS": xla_flags(1),
+                    "SLURM_PROCID": i,
+                    "SLURM_LOCALID": i,
+                    **slurm,
+                },
             )
             for i in range(2)
         ),

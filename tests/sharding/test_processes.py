@@ -10,6 +10,7 @@ import sys
 import jax
 import pytest
 import run_of_a_process
+from compiling import xla_flags
 from rules_of_a_process import data, digests, updates
 
 import jaxmedian as jm
@@ -23,7 +24,7 @@ def said_by_two_processes(script, *arguments, devices=2):
         probe.bind(("", 0))
         port = probe.getsockname()[1]
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": xla_flags(devices),
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join([str(SUPPORT.parents[1]), str(SUPPORT)]),
     }

@@ -55,10 +55,13 @@ def start_module(
       enter: what to put before the command, such as to run it on another host.
       **files: where its output goes, as `subprocess.Popen` takes it.
     """
-    flag = f"--xla_force_host_platform_device_count={num_devices}"
+    flags = [
+        os.environ.get("XLA_FLAGS", ""),
+        f"--xla_force_host_platform_device_count={num_devices}",
+    ]
     return subprocess.Popen(
         [*enter, sys.executable, "-m", module, *options],
-        env=os.environ | {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"},
         cwd=_ROOT,
         text=True,
         **files,

@@ -138,7 +138,8 @@ def _survive(said: Path, task: str, options: str) -> None:
     for stream, number in (("stdout", 1), ("stderr", 2)):
         with said.with_suffix(f".{stream}").open("w") as file:
             os.dup2(file.fileno(), number)
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=1"
     from experiments.systems.elastic import survivor
 
     survivor.main(task, options)
