@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmedian.checkpoint import is_key
 from jaxmedian.training.batches import Queue
 from jaxmedian.training.feeds import Feed, describe_feed
 from jaxmedian.training.identity import check_alike, describe
@@ -344,7 +345,10 @@ def _own(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
     `jax.device_put`, and those that a loader makes by `jax.numpy.asarray`.
     """
     if isinstance(array, jax.Array):
-        return jnp.copy(array)
+        if array.committed or is_key(array) or jax.default_backend() != "cpu":
+            # Not later, behind steps that still run: the buffer may be filled by then.
+            return jax.block_until_ready(jnp.copy(array))
+        array = np.asarray(array)
     if array.dtype.hasobject:  # refused where it is placed
         return array
     # Aligned, so that the copy is the only one where memory can be shared.

@@ -230,6 +230,25 @@ def test_a_loader_may_fill_the_same_buffer_again(given, unbroken, monkeypatch):
     assert_same_end(train(batches(), chunk=STEPS), unbroken)
 
 
+def test_a_buffer_may_be_filled_while_steps_wait_for_it():
+    """Steps that take longer than their batches; the model's state notes each mean."""
+
+    def batches():
+        buffer = aligned_copy(np.zeros((10, 4096), np.float32))
+        for step in range(40):
+            buffer[:] = step
+            yield jnp.asarray(buffer)
+
+    def note(params, seen, batch):
+        place, number = jnp.mean(batch), seen[-1].astype(jnp.int32)
+        return 0 * params, seen.at[number].set(place).at[-1].add(1)
+
+    optimizer, zero = optax.chain(jm.worker_mean(), optax.sgd(0.1)), jnp.float32(0)
+    options = {"chunk": 20, "model_state": jnp.zeros(41)}
+    result = jm.run(note, optimizer, zero, batches(), 40, 0, **options)
+    np.testing.assert_array_equal(result.model_state[:40], np.arange(40))
+
+
 def test_a_loader_may_delete_its_arrays(unbroken, monkeypatch):
     """As one does that donates them to the function which makes the next."""
     monkeypatch.setattr(sources, "_is_busy", lambda running: True)
