@@ -76,7 +76,7 @@ def interpolate_momentum(
         del params
 
         def send(g: jax.Array, m: jax.Array) -> jax.Array:
-            return _interpolate(b1, m, g).astype(g.dtype)
+            return _as_sent(_interpolate(b1, m, g), g.dtype)
 
         def keep(g: jax.Array, m: jax.Array) -> jax.Array:
             return _unless_finite(_interpolate(b2, m, g), m)
@@ -236,7 +236,8 @@ def correct_drift(
       takes ``worker_mask``, bool ``[M]``: absent workers keep their memory and are
       absent to the aggregator; a worker who missed every refresh is not corrected.
       If nobody is present at a refresh, h is what the aggregator makes of it, 0 until
-      the next. Entries of g_i that are not finite go out, and leave m_i as it is.
+      the next. Entries of g_i that are not finite go out, and leave m_i as it is, at
+      0 if there was none before.
 
     Raises:
       TypeError, ValueError: for a bad aggregator, number or decay; while tracing, for
@@ -264,11 +265,12 @@ def correct_drift(
             count=jnp.zeros([], jnp.int32),
             workers=remember.init(params),
             center=_nothing_like(params),
-            aggregator=aggregator.init(params),
+            aggregator=aggregator.init(_in_working_dtype(params)),
         )
 
     def apply(step: Step) -> tuple[optax.Updates, DriftState]:
         state, heard = step.state, step.population.as_extra_args()
+        params = None if step.params is None else _in_working_dtype(step.params)
         refresh = state.count % every == 0
         (anchor, has_anchor), workers = remember.update(
             step.updates, state.workers, step.params, refresh=refresh, **heard
@@ -276,7 +278,7 @@ def correct_drift(
 
         def renew() -> tuple[optax.Updates, optax.OptState]:
             center, inner = aggregator.update(
-                anchor, state.aggregator, step.params, **heard, **step.extra_args
+                anchor, state.aggregator, params, **heard, **step.extra_args
             )
             check_aggregated("correct_drift", center, state.center)
             return center, inner
@@ -288,7 +290,7 @@ def correct_drift(
         def correct(g: jax.Array, h_i: jax.Array, h: jax.Array) -> jax.Array:
             known = has_anchor.reshape(-1, *[1] * h.ndim)
             correction = jnp.where(known, h[None] - h_i, 0)
-            return (g.astype(h.dtype) + correction).astype(g.dtype)
+            return _as_sent(g.astype(h.dtype) + correction, g.dtype)
 
         sent = jax.tree.map(correct, step.updates, anchor, center)
         count = optax.safe_increment(state.count)
@@ -343,10 +345,21 @@ def _unless_finite(new: jax.Array, old: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(new), new, old)
 
 
+def _as_sent(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Casts to the dtype of the gradients; what float16 lacks keeps its sign."""
+    cast, info = x.astype(dtype), jnp.finfo(dtype)
+    if info.tiny <= jnp.finfo(x.dtype).tiny:
+        return cast
+    least = jnp.sign(x).astype(dtype) * info.smallest_subnormal.astype(dtype)
+    return jnp.where((cast == 0) & (x != 0), least, cast)
+
+
+def _in_working_dtype(params: optax.Params) -> optax.Params:
+    return jax.tree.map(
+        lambda p: jnp.asarray(p, working_dtype(jnp.result_type(p))), params
+    )
+
+
 def _nothing_like(params: optax.Params) -> optax.Updates:
     """Returns zeros shaped like the parameters, in the working dtype of each leaf."""
-
-    def zeros(p: jax.Array) -> jax.Array:
-        return jnp.zeros(jnp.shape(p), working_dtype(jnp.result_type(p)))
-
-    return jax.tree.map(zeros, params)
+    return jax.tree.map(jnp.zeros_like, _in_working_dtype(params))

@@ -50,6 +50,9 @@ def assert_rows_close(got, expected, present, atol=1e-6):
         )
 
 
+WITHOUT_DECAY = {jm.distributed_lion: {"weight_decay": 0.0}}
+
+
 # --- momentum -------------------------------------------------------------------------
 
 
@@ -190,6 +193,34 @@ def test_a_worker_votes_on_its_gradients_again_after_a_bad_one():
         here = grads.at[0, 0].set(jnp.inf) if step == 0 else grads
         updates, state = update(here, state, params)
     assert updates.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("build", [jm.signum, jm.distributed_lion])
+def test_what_float16_lacks_keeps_its_sign(build):
+    """(1 - b1) g = 2e-8 is below its least number, 6e-8."""
+    params, grads = jnp.zeros(2, jnp.float16), jnp.float16([[2e-7, -2e-7]] * 3)
+    tx = build(1.0, num_workers=3, **WITHOUT_DECAY.get(build, {}))
+    updates, _ = tx.update(grads, tx.init(params), params)
+    assert updates.tolist() == [-1.0, 1.0]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("inner", ["momentum of each worker", "mean of means"])
+def test_an_aggregator_with_state_corrects_half_precision(inner, dtype, promoting):
+    """It hears the float32 that a worker remembers, and so do its own states."""
+    aggregator = {
+        "momentum of each worker": optax.chain(
+            jm.per_worker(optax.trace(0.0), 3), jm.worker_mean()
+        ),
+        "mean of means": optax.chain(jm.worker_mean(), optax.ema(0.0)),
+    }[inner]
+    tx, params = jm.correct_drift(aggregator, 2, 3), jnp.zeros(1, dtype)
+    state, update = tx.init(params), jax.jit(tx.update)
+    grads = jnp.asarray([[1.0], [2.0], [-9.0]], dtype)
+    for _ in range(3):
+        sent, state = update(grads, state, params)
+        assert sent.dtype == dtype
+        assert sent.ravel().tolist() == [-2.0, -2.0, -2.0]
 
 
 def test_a_robust_rule_after_ef21_moves_little_for_a_liar():
