@@ -233,8 +233,8 @@ class _Reader:
             inside.append(value.update)
         elif name == "update_fns":
             inside.extend(value)
-        elif name == "inner_factory" and value.__name__ != "<lambda>":
-            options[name] = value.__qualname__
+        elif name == "inner_factory":
+            self._sort_factory(name, value, options, inside)
         elif _is_ours(value):
             for field, held in self._parts_of(value):
                 self._sort(field, held, True, options, inside)
@@ -242,6 +242,17 @@ class _Reader:
             parts: Any = value if isinstance(value, dict) else dict(enumerate(value))
             for field, held in parts.items():
                 self._sort(f"{name}.{field}", held, ours, options, inside)
+
+    def _sort_factory(
+        self, name: str, factory: Any, options: Options, inside: list[Any]
+    ) -> None:
+        """Names what `optax.inject_hyperparams` calls, sorts what a partial binds."""
+        while isinstance(factory, functools.partial):
+            for word, bound in factory.keywords.items():
+                self._sort(f"{name}.{word}", bound, False, options, inside)
+            factory = factory.func
+        if getattr(factory, "__name__", "<lambda>") != "<lambda>":
+            options[name] = factory.__qualname__
 
     def _parts_of(self, value: object) -> list[tuple[str, Any]]:
         if id(value) in self._seen:

@@ -1,5 +1,6 @@
 """What every transform must obey. A new transform joins by one row of the table."""
 
+import functools
 from fractions import Fraction
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from harness import enable_x64, params_like
 
 import jaxmedian as jm
+from jaxmedian.training.identity import transforms_in
 
 M = 3
 KEY = 7
@@ -410,6 +412,20 @@ def test_inject_hyperparams_takes_factories_as_they_are(build, options):
     plain = build(**options)
     expected, _ = jax.jit(plain.update)(grads, plain.init(params), params)
     np.testing.assert_allclose(updates, expected, rtol=1e-6)
+
+
+def test_partial_factories_train_and_are_known_by_what_they_bind():
+    def known(ties):
+        build = functools.partial(jm.sign_sgd, ties=ties)
+        optimizer = optax.inject_hyperparams(build)(learning_rate=0.5)
+        step = jm.make_step(lambda params, batch: jnp.sum(params * batch), optimizer)
+        batch = jnp.array([1.0, 1.0, -1.0])
+        with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic
+            params, *_ = step(jnp.float32(0), optimizer.init(jnp.float32(0)), batch)
+        assert float(params) == -0.5
+        return transforms_in(optimizer)
+
+    assert known("positive") == known("positive") != known("zero")
 
 
 @pytest.mark.parametrize(
