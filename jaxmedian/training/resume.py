@@ -6,6 +6,7 @@ state. The metrics of all edges so far travel along.
 
 import contextlib
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from jaxmedian.checkpoint import Folder, Path, as_folder, read_state, write_stat
 from jaxmedian.checkpoint.storage import Store
 from jaxmedian.training.chunks import model_of
 from jaxmedian.training.evaluation import Best, better_of
-from jaxmedian.training.identity import differences, identity_of
+from jaxmedian.training.identity import describe, differences, identity_of
 from jaxmedian.training.reporting import Row
 from jaxmedian.training.sources import Drawn, Loaded, Taken
 from jaxmedian.workers.collectives import PyTree
@@ -31,7 +32,7 @@ class Edge(NamedTuple):
       step: steps taken.
       state: ``(params, opt_state)``, and the model's state if it has one.
       rows: the metrics of all edges so far.
-      best: the best parameters of all edges so far, if they are kept.
+      best: the best parameters of all full chunks' edges, if they are kept.
     """
 
     step: int
@@ -44,7 +45,7 @@ class Edge(NamedTuple):
     ) -> "Edge":
         """Returns the next edge, its metrics on the host.
 
-        The row of an edge that was one only because a run ended there is dropped.
+        An edge that was one only because a run ended there has no part in what goes on.
 
         Raises:
           ValueError: if its metrics are others than those of a resumed run so far.
@@ -57,8 +58,14 @@ class Edge(NamedTuple):
                 "folder."
             )
         rows = [row for row in self.rows if not row["step"] % chunk]
-        best = better_of(self.best, keep_best, new, model_of(taken.state))
-        return Edge(taken.step, taken.state, [*rows, new], best)
+        edge = Edge(taken.step, taken.state, [*rows, new], self.best)
+        return edge if taken.step % chunk else edge._replace(best=edge.final(keep_best))
+
+    def final(self, keep_best: str | None) -> Best | None:
+        """Returns the best parameters if the run ends here."""
+        if not self.rows:
+            return self.best
+        return better_of(self.best, keep_best, self.rows[-1], model_of(self.state))
 
     def shown(self, names: Iterable[str]) -> Row:
         """Returns the loss and those numbers among ``names``, for a progress bar."""
@@ -107,6 +114,7 @@ class RunCheckpoints:
         self._source = source
         self._saved_step = 0
         self._edges = 0
+        self._start: dict[str, Any] = {}
 
     def restore(self, start: Edge, num_steps: int) -> Edge:
         """Returns the newest edge saved, or ``start`` if there is none.
@@ -115,7 +123,11 @@ class RunCheckpoints:
           ValueError: if the checkpoint is damaged, foreign, or of another run.
         """
         step = None if self._store is None else self._store.latest_step()
-        if self._store is None or step is None:
+        if self._store is None:
+            return start
+        params, _, *model_state = start.state
+        self._start = describe("params", params) | describe("model_state", model_state)
+        if step is None:
             return start
         notes = self._store.read_notes(step)
         place = self._store.path / str(step)
@@ -130,6 +142,7 @@ class RunCheckpoints:
                 f"{place} is a checkpoint before `step` {start.step}, at which this "
                 "run starts: give another folder."
             )
+        self._start = _same_start(place, notes.get("start"), self._start)
         state = read_state(self._store, step, start.saved_state(), notes)
         self._saved_step = step
         rows = [_from_json(row) for row in notes["rows"]]
@@ -151,6 +164,7 @@ class RunCheckpoints:
             return
         rows = [_as_json(row) for row in edge.rows]
         notes: dict[str, Any] = {"run": self._identity, "rows": rows}
+        notes["start"] = self._start
         notes["data"] = self._source.position()
         if edge.best is not None:
             notes["best"] = edge.best.value
@@ -197,6 +211,21 @@ def open_run(
     identity = identity_of(optimizer, key, opt_state, chunk) | {"keep_best": keep_best}
     with Store(folder.path, folder.keep) as store:
         yield RunCheckpoints(store, folder.every, identity, source)
+
+
+def _same_start(
+    place: object, saved: dict[str, Any] | None, here: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns what a run started from; warns where this call gives something else."""
+    saved = here if saved is None else saved
+    if changed := [name for name, value in here.items() if saved.get(name) != value]:
+        warnings.warn(
+            f"{place} is of a run that started from other {', '.join(changed[:3])} "
+            "than this call gives, and goes on from where it is. For a run from these "
+            "give another folder.",
+            stacklevel=2,
+        )
+    return saved
 
 
 def _check_identity(

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -132,6 +133,23 @@ def whole():
 
 def stop_at(step):
     return lambda here, row: here >= step
+
+
+def test_a_run_from_other_parameters_says_that_it_goes_on_from_its_own(tmp_path):
+    """A sweep over starts with one folder would get one result, silently."""
+
+    def run_from(place, num_steps=2):
+        loss = lambda params, batch: 0.5 * (params - batch) ** 2  # noqa: E731
+        batches = jm.full_batch(jnp.array([1.0, 2.0, 10.0]))
+        args = (loss, jm.sign_sgd(0.5), jnp.float32(place), batches, num_steps, 0)
+        return float(jm.run(*args, chunk=2, checkpoint=tmp_path).params)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run_from(0) == run_from(0) == 1
+    for _ in range(2):  # what is noted is the first start
+        with pytest.warns(UserWarning, match="started from other `params` than"):
+            assert run_from(7, num_steps=4) == 2
 
 
 def test_a_stopped_run_goes_on_and_a_finished_one_returns_at_once(
