@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -98,6 +99,10 @@ def shard_step(
         batch: PyTree,
         extra_args: dict[str, Any],
     ) -> tuple[PyTree, ...]:
+        extra_args = {
+            name: jnp.asarray(value) if isinstance(value, list | tuple) else value
+            for name, value in extra_args.items()
+        }
         num_workers = count_in_batch(batch)
         if expected is not None:
             check_num_workers(batch, expected)

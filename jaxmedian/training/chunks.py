@@ -15,6 +15,7 @@ import optax
 from jaxmedian import diagnostics
 from jaxmedian.diagnostics.measures import mean_over_workers
 from jaxmedian.noise import keys
+from jaxmedian.training.evaluation import as_number
 from jaxmedian.training.feeds import Feed, kind_of
 from jaxmedian.training.model_state import StateOverWorkers, hold, release
 from jaxmedian.training.step import Proposal, build_proposal
@@ -215,7 +216,8 @@ def _means_of_aux(
     rows = {name: as_float(value) for name, value in named.items()}
     mask, weights = map(proposal.workers.get, ("worker_mask", "worker_weights"))
     population = population_of("has_aux", rows, None, axis_name, mask, weights)
-    return mean_over_workers(rows, population)
+    means = mean_over_workers(rows, population)
+    return jax.tree.map(population.unless_empty, means)
 
 
 def _check_metrics(metrics: Any) -> None:
@@ -260,32 +262,9 @@ def _measure_all(
                 "function. Rename them."
             )
         taken = taken | measured.keys()
-        row |= {name: _as_number(metric, name, x) for name, x in measured.items()}
+        own = f"A function of `metrics`, {metric!r},"
+        row |= {name: as_number(own, name, x) for name, x in measured.items()}
     return row
-
-
-def _as_number(metric: Metric, name: object, value: object) -> jax.Array:
-    """Returns a measurement as an array of real numbers.
-
-    Raises:
-      TypeError: if it is none, or has no name.
-    """
-    try:
-        if value is None or isinstance(value, list | tuple):
-            raise TypeError
-        array = jnp.asarray(value)
-        is_real = any(
-            jnp.issubdtype(array.dtype, kind)
-            for kind in (jnp.floating, jnp.integer, jnp.bool_)
-        )
-        if not (isinstance(name, str) and is_real):
-            raise TypeError
-    except TypeError:
-        raise TypeError(
-            "A function of `metrics` must return {name: array}, names that are strings "
-            f"and arrays of real numbers; {metric!r} returned {value!r} as {name!r}."
-        ) from None
-    return array
 
 
 def start_state(

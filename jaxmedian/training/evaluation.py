@@ -7,18 +7,26 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxmedian.training.feeds import as_partial, kind_of
+from jaxmedian.training.remembering import remember
 from jaxmedian.workers.collectives import PyTree
 
 Evaluate = Callable[..., dict[str, Any]]  # of the parameters, and a model's state
+Scores = dict[str, jax.Array]
 
 
-def build_evaluation(evaluate: Evaluate | None) -> Evaluate:
+def build_evaluation(
+    evaluate: Evaluate | None, optimizer: optax.GradientTransformation
+) -> Evaluate:
     """Builds ``(params[, model_state]) -> {name: value}``, compiled, of a user's.
 
+    It lives as long as the optimizer of the run.
+
     Raises:
-      TypeError: if it is no function; when called, if it returns no dictionary.
+      TypeError: if it is no function; when called, if it returns no dictionary of
+        numbers.
     """
     if evaluate is None:
         return lambda *model: {}
@@ -28,7 +36,24 @@ def build_evaluation(evaluate: Evaluate | None) -> Evaluate:
             "(params, model_state) of a model with state; got "
             f"{kind_of(evaluate)}."
         )
-    return functools.partial(_evaluated, as_partial(evaluate))
+
+    def evaluated(evaluate: jax.tree_util.Partial, *model: PyTree) -> Scores:
+        scores = evaluate(*model)
+        if not isinstance(scores, dict):
+            raise TypeError(
+                f"`evaluate` must return {{name: value}}; it returned "
+                f"{kind_of(scores)}."
+            )
+        return {name: as_number("`evaluate`", name, x) for name, x in scores.items()}
+
+    # Of a Partial the data are an argument: others of the same form compile once.
+    partial = as_partial(evaluate)
+    compiled = remember(
+        optimizer,
+        ("evaluate", jax.tree.structure(partial)),
+        lambda: jax.jit(evaluated),
+    )
+    return functools.partial(compiled, partial)
 
 
 def join_scores(row: dict[str, Any], scores: dict[str, Any]) -> dict[str, Any]:
@@ -45,14 +70,28 @@ def join_scores(row: dict[str, Any], scores: dict[str, Any]) -> dict[str, Any]:
     return row | scores
 
 
-@jax.jit
-def _evaluated(evaluate: jax.tree_util.Partial, *model: PyTree) -> dict[str, jax.Array]:
-    scores = evaluate(*model)
-    if not isinstance(scores, dict):
-        raise TypeError(
-            f"`evaluate` must return {{name: value}}; it returned {kind_of(scores)}."
+def as_number(function: str, name: object, value: object) -> jax.Array:
+    """Returns a measurement as an array of real numbers.
+
+    Raises:
+      TypeError: if it is none, or has no name; naming the function that returned it.
+    """
+    try:
+        if value is None or isinstance(value, list | tuple):
+            raise TypeError
+        array = jnp.asarray(value)
+        is_real = any(
+            jnp.issubdtype(array.dtype, kind)
+            for kind in (jnp.floating, jnp.integer, jnp.bool_)
         )
-    return {name: jnp.asarray(value) for name, value in scores.items()}
+        if not (isinstance(name, str) and is_real):
+            raise TypeError
+    except TypeError:
+        raise TypeError(
+            f"{function} must return {{name: array}}, names that are strings and "
+            f"arrays of real numbers; it returned {value!r} as {name!r}."
+        ) from None
+    return array
 
 
 class Best(NamedTuple):

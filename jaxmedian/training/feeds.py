@@ -6,11 +6,15 @@ for, so each device holds and draws its own; whole draws of other functions are 
 """
 
 import dataclasses
+import functools
 import inspect
+import types
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from jaxmedian.training.batches import Server
@@ -70,11 +74,38 @@ def as_extra_args(extra_args: ExtraArgs | None) -> jax.tree_util.Partial:
 def as_partial(function: Callable[..., Any]) -> jax.tree_util.Partial:
     """Makes a function an argument of jitted code, so that its data is one too.
 
-    Data that a closure captures is compiled into the program as a constant, slowly.
+    Data that a closure captures is compiled into the program as a constant, slowly. The
+    caller holds the function for as long as it may be called.
     """
     if isinstance(function, jax.tree_util.Partial):
         return function
+    if type(function) in (types.FunctionType, functools.partial):
+        return jax.tree_util.Partial(_NotKept(function))
     return jax.tree_util.Partial(function)
+
+
+class _NotKept:
+    """A function that somebody else holds.
+
+    It stands in the structure of a tree, which JAX's caches keep long after a run: so
+    would they the data that it closes over.
+    """
+
+    def __init__(self, function: Callable[..., Any]):
+        self._reference = weakref.ref(function)
+        name = getattr(function, "__qualname__", type(function).__qualname__)
+        self.__qualname__: str = name
+
+    def __call__(self, *args: Any) -> Any:
+        function = self._reference()
+        assert function is not None
+        return function(*args)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _NotKept) and self._reference == other._reference
+
+    def __hash__(self) -> int:
+        return hash(self._reference)
 
 
 def kind_of(value: object) -> str:
@@ -171,8 +202,18 @@ class _OwnExtraArgs:
 
     def __call__(self, args: Any, key: jax.Array, step: jax.Array) -> dict[str, Any]:
         return {
-            name: collectives.own_block(value, self.axis_name)
-            if name.startswith("worker_")
-            else value
+            name: self._own_part(name, value) if name.startswith("worker_") else value
             for name, value in args(key, step).items()
         }
+
+    def _own_part(self, name: str, value: Any) -> jax.Array | None:
+        if value is None:
+            return None
+        array, num_devices = jnp.asarray(value), collectives.size(self.axis_name)
+        if array.ndim == 0 or array.shape[0] % num_devices:
+            raise ValueError(
+                f"`extra_args` returns `{name}` of shape {array.shape}, which "
+                f"{num_devices} devices cannot share out: on a mesh, what belongs to "
+                "workers is [M, ...], of all M of them."
+            )
+        return collectives.own_block(array, self.axis_name)

@@ -107,7 +107,7 @@ def take_chunks(
                     row = join_scores(taken.row, scores)
                     edge = edge.go_on(taken, row, chunk, plan.keep_best)
                     advance_bar(edge.step, edge.shown(scores))
-                    if plan.report(edge.step, edge.rows[-1], taken.state[0]):
+                    if plan.report(edge.step, dict(edge.rows[-1]), taken.state[0]):
                         break
                     saved.visit(edge)
                     if edge.step < end:  # the data ended before it
@@ -120,7 +120,7 @@ def take_chunks(
     if stop.is_made:
         sys.stderr.write(f"\nInterrupted: returning the run at step {edge.step}.\n")
     columns = _columns(edge, plan, advance)
-    return result_of(edge.state, columns, edge.step, edge.best)
+    return result_of(edge.state, columns, edge.step, edge.final(plan.keep_best))
 
 
 def result_of(

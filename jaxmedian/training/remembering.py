@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import optax
 
-_MOST = 4  # programs kept with one optimizer; the oldest goes first
+_MOST = 8  # programs kept with one optimizer; the oldest goes first
 
 Built = TypeVar("Built")
 

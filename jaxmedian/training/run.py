@@ -165,7 +165,9 @@ def run(
         ``ties``, ``even``, ``nesterov``. Not compared are numbers (learning rates,
         noise scales, how many workers a rule trims), schedules, what
         `optax.inject_hyperparams` builds from a lambda, mesh axes and transports, the
-        loss and the data: change them and change the folder.
+        loss and the data: change them and change the folder. The parameters and the
+        model's state come from the checkpoint; a warning says where those given are
+        others than the run started from.
       worker_chunk: as in `jaxmedian.make_step`. Measurements that need the gradients
         of all workers are left out where they are streamed; functions in ``metrics``
         then get None for them.
@@ -173,7 +175,8 @@ def run(
       extra_args: ``extra_args(key, step) -> {name: value}``, traced: what the optimizer
         gets beside the gradients in each step, a ``worker_mask`` of
         `jaxmedian.participants`, say. Its key is that of ``next_batch``. "loss" is the
-        mean over the workers present; what is measured of gradients is of all workers.
+        mean over the workers present, NaN if nobody is; what is measured of gradients
+        is of all workers.
       model_state: what the model remembers from step to step beside its parameters, the
         running statistics of BatchNorm for example: a tree of arrays, handed to the
         loss, which returns it anew in the same structure, shapes and types. It has no
@@ -298,7 +301,7 @@ def run(
             key,
             num_steps,
             chunk,
-            build_evaluation(evaluate),
+            build_evaluation(evaluate, optimizer),
             keep_best,
             build_report(on_chunk),
             progress and jax.process_index() == 0,
@@ -393,7 +396,7 @@ def run_pure(
         has_model_state=model_state is not None,
     )
     feed, key = build_feed(next_batch, extra_args), keys.as_threefry_key(key)
-    feed, evaluation = feed.spread(axis_name), build_evaluation(evaluate)
+    feed, evaluation = feed.spread(axis_name), build_evaluation(evaluate, optimizer)
     edges = range(step - step % chunk + chunk, num_steps, chunk)
     starts = jnp.asarray([step, *edges] if step < num_steps else [], jnp.int32)
 

@@ -101,7 +101,7 @@ def make_step(
       the optimizer, and so does "loss" as ``value``, for
       `optax.contrib.reduce_on_plateau` and its like, if no other is given. metrics:
       "loss", the mean over the workers present (float32, or float64 for float64; by
-      ``worker_weights``, if they are given), and "aux",
+      ``worker_weights``, if they are given; NaN if nobody is), and "aux",
       ``[M, ...]``, if there is any. What absent workers computed, NaN say, reaches
       nothing but their own rows of "aux".
 
@@ -434,8 +434,9 @@ def _population_of(
 def _mean_loss(losses: jax.Array, population: Population) -> jax.Array:
     """Takes the mean over the workers present, each times what it weighs, in float32.
 
-    16-bit sums would overflow, and 16-bit counts stall.
+    16-bit sums would overflow, and 16-bit counts stall. NaN if nobody is present: a 0
+    would be the lowest loss of all.
     """
     rows = losses[:, None]
     total = sum_of_rows(rows, present=population.present, weights=population.weights)
-    return population.mean_from_sum(total)[0]
+    return population.unless_empty(population.mean_from_sum(total)[0])

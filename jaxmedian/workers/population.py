@@ -84,6 +84,12 @@ class Population(NamedTuple):
         total = collectives.total(local_sum, self.axis_name)
         return total / self.total_weight(total.dtype)
 
+    def unless_empty(self, mean: jax.Array) -> jax.Array:
+        """Returns a mean of what workers report, NaN if nobody is present."""
+        is_anybody = self.is_anybody_present()
+        nan = np.asarray(np.nan, mean.dtype)
+        return mean if is_anybody is None else jnp.where(is_anybody, mean, nan)
+
     def total_weight(self, dtype: jnp.dtype) -> jax.Array:
         """Returns how many workers all those present count as, 1 if nobody is."""
         if self.weights is None:

@@ -74,6 +74,18 @@ def test_a_run_of_no_steps_names_what_would_be_evaluated():
     [
         ([1], TypeError, "`evaluate` must be a function"),
         (lambda params: params, TypeError, "`evaluate` must return {name: value}"),
+        *(
+            (lambda params, row=row: row, TypeError, r"`evaluate` must return {name: a")
+            for row in (
+                {0: 1.0},
+                {"x": None},
+                {"x": [1.0, 2.0]},
+                {"x": {"y": 1.0}},
+                {"x": 1j},
+                {"x": jax.random.key(0)},
+                {"x": "words"},
+            )
+        ),
         (
             lambda params: {"loss": params},
             ValueError,
@@ -139,6 +151,17 @@ def test_the_best_parameters_survive_a_resume(tmp_path):
     assert (float(result.best_params), float(result.params)) == (1, 3)
     with pytest.raises(ValueError, match=r"keep_best \(score there, -score here\)"):
         overshoot(8, **options | {"keep_best": "-score"})
+
+
+def test_an_edge_that_only_the_end_made_is_best_of_no_longer_run(tmp_path):
+    """At step 3 of chunks of two: 1.5, the best there until the run goes on."""
+    pytest.importorskip("orbax.checkpoint")
+    near = lambda params: {"score": -jnp.square(params - 1.4)}  # noqa: E731
+    options = {"evaluate": near, "keep_best": "score"}
+    saved = options | {"checkpoint": tmp_path / "run"}
+    for num_steps, best in ((3, 1.5), (3, 1.5), (6, 1.0)):
+        assert float(overshoot(num_steps, **saved).best_params) == best
+        assert float(overshoot(num_steps, **options).best_params) == best
 
 
 @pytest.mark.parametrize(

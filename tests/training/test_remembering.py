@@ -86,16 +86,37 @@ def test_what_differs_is_told_apart():
 
 def test_losses_live_no_longer_than_their_optimizer():
     optimizer = jm.sign_sgd(0.1)
-    losses = [new_loss() for _ in range(8)]
+    losses = [new_loss() for _ in range(12)]
     for loss in losses:
         step_once(loss, optimizer)
     seen = [weakref.ref(loss) for loss in losses]
     del loss, losses
     gc.collect()
-    assert sum(ref() is not None for ref in seen) <= 4
+    assert sum(ref() is not None for ref in seen) <= 8
     del optimizer
     gc.collect()
     assert not any(ref() for ref in seen)
+
+
+@pytest.mark.parametrize("name", ["evaluate", "next_batch", "extra_args"])
+def test_data_of_functions_live_no_longer_than_their_optimizer(name):
+    """A test set, say, that `evaluate` closes over."""
+    loss, seen = new_loss(), []
+    for _ in range(3):
+        data = np.ones((2, 1, 3), np.float32)
+        seen.append(weakref.ref(data))
+        function = {
+            "evaluate": lambda params, data=data: {"sum": jnp.asarray(data).sum()},
+            "next_batch": lambda key, step, data=data: jnp.asarray(data),
+            "extra_args": lambda key, step, data=data: {"more": jnp.asarray(data)},
+        }[name]
+        options = {"next_batch": lambda key, step: jnp.ones((2, 1, 3)), name: function}
+        jm.run(
+            loss, jm.sign_sgd(0.1), jnp.zeros(3), num_steps=2, key=0, chunk=2, **options
+        )
+        del data, function, options
+    gc.collect()
+    assert not any(ref() is not None for ref in seen)
 
 
 def test_what_has_no_hash_is_built_each_time():

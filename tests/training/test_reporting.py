@@ -50,6 +50,15 @@ def test_anything_else_is_refused_with_what_to_do(answer, shown):
         train(logger)
 
 
+def test_a_row_is_the_callers_to_change():
+    def logger(step, row):
+        row["rate"] = row.pop("loss")
+
+    np.testing.assert_array_equal(
+        train(logger).metrics["loss"], train(None).metrics["loss"]
+    )
+
+
 def test_parameters_come_on_request_and_stay():
     """sign_sgd moves by 0.25 a step from 0 towards 1; chunks overwrite their state."""
     kept = []

@@ -137,7 +137,32 @@ def test_a_step_passes_extra_arguments_on_and_measures_who_is_present():
     nobody = np.zeros(M, bool)
     params, _, metrics = step(start(), state, batch, worker_mask=nobody)
     assert_close(params, start())
-    assert float(metrics["loss"]) == 0
+    assert np.isnan(metrics["loss"])
+
+
+def test_a_step_of_nobody_is_no_lowest_loss(promoting):
+    """Neither to what lowers the rate on a plateau, nor to the best parameters."""
+    plateau = optax.contrib.reduce_on_plateau(patience=5)
+    result = jm.run(
+        lambda params, batch: (loss_fn(params, batch), params["b"]),
+        optax.chain(jm.median_sgd(RATE), plateau),
+        start(),
+        jm.full_batch(worker_data()),
+        12,
+        0,
+        chunk=4,
+        has_aux=True,
+        extra_args=lambda key, step: {
+            "worker_mask": jnp.full(M, (step != 3) & (step != 8))
+        },
+        keep_best="-loss",
+    )
+    losses, aux = result.metrics["loss"], result.metrics["aux"]
+    np.testing.assert_array_equal(np.isnan(losses), [False, True, False])
+    np.testing.assert_array_equal(np.isnan(aux), [False, True, False])
+    assert float(result.opt_state[1].scale) == 1
+    assert float(result.opt_state[1].best_value) > 0
+    np.testing.assert_array_equal(result.best_params["b"], result.params["b"])
 
 
 def test_a_step_returns_auxiliary_output():

@@ -186,6 +186,39 @@ def test_functions_of_the_user_see_all_workers(capsys):
     )
 
 
+@pytest.mark.parametrize("name", ["worker_mask", "worker_weights"])
+def test_lists_and_none_are_masks_on_a_mesh_too(name):
+    present = [1, 0, 1, 1, 0, 1, 1, 1]
+    listed = [bool(x) for x in present] if name == "worker_mask" else present
+
+    def train(value, axis_name=None, mesh=None):
+        args = lambda key, step: {name: value}  # noqa: E731
+        batches = jm.full_batch(DATA)
+        options = {"extra_args": args, "mesh": mesh, "worker_chunk": 1}
+        return jm.run(loss, median(axis_name), start(), batches, 2, 2, **options)
+
+    mesh = jm.sharding.workers_mesh(4)
+    for value in (listed, None):
+        got, expected = train(value, "workers", mesh), train(value)
+        jax.tree.map(np.testing.assert_array_equal, got.params, expected.params)
+
+
+@pytest.mark.parametrize("length", [9, 5, 12])
+def test_a_mask_of_another_number_of_workers_is_refused(length):
+    """It would be cut to fit: 9 over 4 devices to the first 8."""
+    with pytest.raises(ValueError, match=r"`worker_mask` of shape"):
+        jm.run(
+            loss,
+            median("workers"),
+            start(),
+            jm.full_batch(DATA),
+            2,
+            2,
+            mesh=jm.sharding.workers_mesh(4),
+            extra_args=lambda key, step: {"worker_mask": jnp.ones(length, bool)},
+        )
+
+
 def test_a_run_goes_on_from_memory_on_the_mesh():
     first = train(2, num_steps=2)
     result = jm.run(
