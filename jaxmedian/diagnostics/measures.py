@@ -188,15 +188,18 @@ def _norm(tree: PyTree) -> jax.Array:
     return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
-def mean_over_workers(tree: PyTree, population: Population) -> PyTree:
+def mean_over_workers(
+    tree: PyTree, population: Population, *, of_nobody_nan: bool = False
+) -> PyTree:
     """Takes the mean of those present on this device, leaf by leaf.
 
     Args:
       tree: leaves ``[M, ...]``, floating point.
       population: who is there, as `workers.population.population_of` counted them.
+      of_nobody_nan: whether the mean over nobody is NaN.
 
     Returns:
-      Leaves ``[...]``, float32 (float64 for float64); 0 if nobody is present.
+      Leaves ``[...]``, float32 (float64 for float64); 0 if nobody is present, or NaN.
     """
 
     def mean(leaf: jax.Array) -> jax.Array:
@@ -204,7 +207,8 @@ def mean_over_workers(tree: PyTree, population: Population) -> PyTree:
         total = sum_of_rows(
             rows, present=population.present, weights=population.weights
         )
-        return population.mean_from_sum(total).reshape(leaf.shape[1:])
+        whole = population.mean_from_sum(total, of_nobody_nan=of_nobody_nan)
+        return whole.reshape(leaf.shape[1:])
 
     return jax.tree.map(mean, tree)
 

@@ -216,8 +216,7 @@ def _means_of_aux(
     rows = {name: as_float(value) for name, value in named.items()}
     mask, weights = map(proposal.workers.get, ("worker_mask", "worker_weights"))
     population = population_of("has_aux", rows, None, axis_name, mask, weights)
-    means = mean_over_workers(rows, population)
-    return jax.tree.map(population.unless_empty, means)
+    return mean_over_workers(rows, population, of_nobody_nan=True)
 
 
 def _check_metrics(metrics: Any) -> None:

@@ -142,8 +142,8 @@ class RunCheckpoints:
                 f"{place} is a checkpoint before `step` {start.step}, at which this "
                 "run starts: give another folder."
             )
-        self._start = _same_start(place, notes.get("start"), self._start)
         state = read_state(self._store, step, start.saved_state(), notes)
+        self._start = _same_start(place, notes.get("start"), self._start)
         self._saved_step = step
         rows = [_from_json(row) for row in notes["rows"]]
         if jax.process_index() == 0:

@@ -142,7 +142,9 @@ def run(
         which parameters the result holds as ``best_params``, and which state of a
         model as ``best_model_state``; "-loss" for the lowest.
         Edges alone count, NaN never; without any number they are those of the start.
-        They are saved with checkpoints, of which they are a part then.
+        They are saved with checkpoints, of which they are a part then; but for those of
+        an edge at the end of a run that its ``chunk`` does not divide, which a longer
+        run does not have.
       has_aux: whether ``loss_fn`` returns ``(loss, aux)``, aux an array or a flat
         dictionary of arrays. The mean of each over the workers present is measured at
         chunk edges, under its name or "aux". With a model's state it returns

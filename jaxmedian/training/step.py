@@ -169,26 +169,6 @@ def _build_step(
         states = [release(proposal.model_state)] if has_model_state else []
         return params, proposal.opt_state, *states, metrics
 
-    return jit_step(take, state_over_workers, donate)
-
-
-def jit_step(
-    take: Callable[..., tuple[PyTree, ...]],
-    state_over_workers: StateOverWorkers | None,
-    donate: bool,
-) -> Callable[..., tuple[PyTree, ...]]:
-    """Jits a step, of a model with state or without, and says what parameters are.
-
-    JAX refuses what is no array before any code of ours is traced. ``lower`` is that of
-    the jitted function.
-
-    Args:
-      take: ``take(params, opt_state, held, batch, extra_args)``, ``held`` the model's
-        state in a tuple, empty of a model without.
-      state_over_workers: its kind; None of a model without.
-      donate: whether the step may overwrite the parameters and states it is given.
-    """
-
     def step(
         params: optax.Params,
         opt_state: optax.OptState,
@@ -198,21 +178,30 @@ def jit_step(
         return take(params, opt_state, (), batch, extra_args)
 
     if state_over_workers is None:
-        jitted = jax.jit(step, donate_argnums=(0, 1) if donate else ())
-    else:
-        over = check_kind(state_over_workers)
+        return jit_step(step, (0, 1) if donate else ())
+    over = check_kind(state_over_workers)
 
-        def stateful_step(
-            params: optax.Params,
-            opt_state: optax.OptState,
-            model_state: PyTree,
-            batch: PyTree,
-            **extra_args: Any,
-        ) -> tuple[PyTree, ...]:
-            held = (hold(model_state, over),)
-            return take(params, opt_state, held, batch, extra_args)
+    def stateful_step(
+        params: optax.Params,
+        opt_state: optax.OptState,
+        model_state: PyTree,
+        batch: PyTree,
+        **extra_args: Any,
+    ) -> tuple[PyTree, ...]:
+        return take(params, opt_state, (hold(model_state, over),), batch, extra_args)
 
-        jitted = jax.jit(stateful_step, donate_argnums=(0, 1, 2) if donate else ())
+    return jit_step(stateful_step, (0, 1, 2) if donate else ())
+
+
+def jit_step(
+    step: Callable[..., tuple[PyTree, ...]], donated: tuple[int, ...]
+) -> Callable[..., tuple[PyTree, ...]]:
+    """Jits a step of parameters, states and batch, and says what parameters are.
+
+    JAX refuses what is no array before any code of ours is traced. ``lower`` is that of
+    the jitted function.
+    """
+    jitted = jax.jit(step, donate_argnums=donated)
 
     @functools.wraps(jitted)
     def checked_step(*args: Any, **kwargs: Any) -> tuple[PyTree, ...]:
@@ -439,4 +428,4 @@ def _mean_loss(losses: jax.Array, population: Population) -> jax.Array:
     """
     rows = losses[:, None]
     total = sum_of_rows(rows, present=population.present, weights=population.weights)
-    return population.unless_empty(population.mean_from_sum(total)[0])
+    return population.mean_from_sum(total, of_nobody_nan=True)[0]

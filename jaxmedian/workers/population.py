@@ -71,32 +71,29 @@ class Population(NamedTuple):
             return None
         return collectives.gather(self.weights, self.axis_name)
 
-    def mean_from_sum(self, local_sum: jax.Array) -> jax.Array:
+    def mean_from_sum(
+        self, local_sum: jax.Array, *, of_nobody_nan: bool = False
+    ) -> jax.Array:
         """Divides the sum over all devices by how many workers those present count as.
 
-        The one mean over workers: of gradients, losses and diagnostics. 0 if nobody is
-        present.
+        The one mean over workers: of gradients, losses and diagnostics.
 
         Args:
           local_sum: floating point, the sum over the local workers present, each times
             its weight.
+          of_nobody_nan: whether the mean is NaN if nobody is present, and not 0.
         """
         total = collectives.total(local_sum, self.axis_name)
-        return total / self.total_weight(total.dtype)
+        least = 0 if of_nobody_nan else 1
+        return total / self.total_weight(total.dtype, least)
 
-    def unless_empty(self, mean: jax.Array) -> jax.Array:
-        """Returns a mean of what workers report, NaN if nobody is present."""
-        is_anybody = self.is_anybody_present()
-        nan = np.asarray(np.nan, mean.dtype)
-        return mean if is_anybody is None else jnp.where(is_anybody, mean, nan)
-
-    def total_weight(self, dtype: jnp.dtype) -> jax.Array:
-        """Returns how many workers all those present count as, 1 if nobody is."""
+    def total_weight(self, dtype: jnp.dtype, of_nobody: int = 1) -> jax.Array:
+        """Returns how many workers all those present count as."""
         if self.weights is None:
-            return jnp.maximum(self.num_present(), 1).astype(dtype)
+            return jnp.maximum(self.num_present(), of_nobody).astype(dtype)
         total = jnp.sum(self.weights.astype(dtype))
         total = collectives.total(total, self.axis_name)
-        return jnp.where(total > 0, total, np.asarray(1, dtype))
+        return jnp.where(total > 0, total, np.asarray(of_nobody, dtype))
 
 
 def population_of(

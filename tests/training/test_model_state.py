@@ -250,8 +250,8 @@ def test_states_resume_to_the_bit_on_another_number_of_devices(kind, tmp_path):
         "keep_best": "seen",
         "extra_args": functools.partial(extra_args, weighted=False),
     }
-    expected = train(kind, median(), **options)
-    for num_steps, num_devices in ((2, 2), (4, None), (STEPS, 4)):
+    expected = train(kind, median(), num_steps=6, **options)
+    for num_steps, num_devices in ((2, 2), (4, None), (6, 4)):
         mesh = num_devices and jm.sharding.workers_mesh(num_devices)
         chain = median(mesh and "workers")
         result = train(
@@ -259,14 +259,15 @@ def test_states_resume_to_the_bit_on_another_number_of_devices(kind, tmp_path):
             checkpoint=tmp_path / "run", **options,
         )  # fmt: skip
     assert_same_bits(result, expected)
-    np.testing.assert_array_equal(result.metrics["seen"], expected.metrics["seen"])
+    seen = [end.metrics["seen"] for end in (result, expected)]
+    np.testing.assert_allclose(*seen, rtol=1e-6)  # sums over devices
     for end in (result, expected):
         best = -np.abs(np.asarray(end.best_model_state["seen"])).mean()
         assert best == pytest.approx(end.metrics["seen"].max(), rel=1e-6)
     saved = (result.params, result.opt_state, first(kind), result.best_params,
              first(kind))  # fmt: skip
     step, (_, _, restored, _, best) = jm.checkpoint.restore(tmp_path / "run", saved)
-    assert step == STEPS
+    assert step == 6
     jax.tree.map(np.testing.assert_array_equal, restored, result.model_state)
     jax.tree.map(np.testing.assert_array_equal, best, result.best_model_state)
 
