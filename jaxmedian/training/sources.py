@@ -345,8 +345,10 @@ def _own(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
     `jax.device_put`, and those that a loader makes by `jax.numpy.asarray`.
     """
     if isinstance(array, jax.Array):
-        if array.committed or is_key(array) or jax.default_backend() != "cpu":
-            # Not later, behind steps that still run: the buffer may be filled by then.
+        if any(device.platform != "cpu" for device in array.devices()):
+            return jnp.copy(jax.block_until_ready(array))
+        # Now: behind steps that still run it would copy what is there by then.
+        if array.committed or is_key(array):
             return jax.block_until_ready(jnp.copy(array))
         array = np.asarray(array)
     if array.dtype.hasobject:  # refused where it is placed

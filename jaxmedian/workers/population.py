@@ -88,7 +88,7 @@ class Population(NamedTuple):
         return total / self.total_weight(total.dtype, least)
 
     def total_weight(self, dtype: jnp.dtype, of_nobody: int = 1) -> jax.Array:
-        """Returns how many workers all those present count as."""
+        """Returns how many workers all those present count as, or what nobody does."""
         if self.weights is None:
             return jnp.maximum(self.num_present(), of_nobody).astype(dtype)
         total = jnp.sum(self.weights.astype(dtype))
