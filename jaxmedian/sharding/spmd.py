@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jaxmedian.training.model_state import StateOverWorkers, check_rows, hold, release
+from jaxmedian.training.remembering import remember
 from jaxmedian.training.step import jit_step, make_step
 from jaxmedian.workers.checks import check_count
 from jaxmedian.workers.collectives import PyTree
@@ -35,7 +36,8 @@ def shard_step(
     The step of `jaxmedian.make_step`: with ``worker_chunk=1`` whole runs give the bits
     of one device on any number of devices, whatever votes or medians the chain takes.
     Nothing but what the aggregator sends, and one number for the loss, crosses the
-    mesh.
+    mesh. Asked again with the same optimizer, loss and settings it returns the same
+    step, compiled once.
 
     Args:
       loss_fn: as in `jaxmedian.make_step`.
@@ -79,9 +81,27 @@ def shard_step(
     (1.0, 17.5)
     """
     check_mesh(mesh, axis_name)
-    expected = num_workers
-    if expected is not None:
-        check_count("num_workers", expected)
+    if num_workers is not None:
+        check_count("num_workers", num_workers)
+    settings = (axis_name, has_aux, worker_chunk, num_workers, state_over_workers)
+    return remember(
+        optimizer,
+        ("shard_step", loss_fn, mesh, *settings, donate),
+        lambda: _build_step(loss_fn, optimizer, mesh, *settings, donate),
+    )
+
+
+def _build_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    axis_name: str,
+    has_aux: bool,
+    worker_chunk: int | None,
+    expected: int | None,
+    state_over_workers: StateOverWorkers | None,
+    donate: bool,
+) -> Callable[..., tuple[PyTree, ...]]:
     local_step = make_step(
         loss_fn,
         optimizer,

@@ -34,6 +34,12 @@ def step_once(loss, optimizer, **options):
     return step(params, optimizer.init(params), jnp.asarray(DATA))
 
 
+def step_on_mesh(loss, optimizer, **options):
+    params, mesh = jnp.zeros(3), jm.sharding.workers_mesh(5)
+    step = jm.sharding.shard_step(loss, optimizer, mesh, **options)
+    return step(params, optimizer.init(params), jnp.asarray(DATA))
+
+
 def compiles(caplog, function):
     """Returns what a call compiled."""
     caplog.clear()
@@ -42,16 +48,17 @@ def compiles(caplog, function):
     return [text for text in caplog.messages if text.startswith("Compiling")]
 
 
-@pytest.mark.parametrize("take", [train, step_once])
+@pytest.mark.parametrize("take", [train, step_once, step_on_mesh])
 def test_equal_settings_compile_once(take, caplog):
-    loss, optimizer = new_loss(), jm.sign_sgd(0.1)
+    axis_name = "workers" if take is step_on_mesh else None
+    loss, optimizer = new_loss(), jm.sign_sgd(0.1, axis_name=axis_name)
     first = compiles(caplog, lambda: take(loss, optimizer))
     assert any("advance" in text or "step" in text for text in first)
     take(loss, optimizer)  # JAX's own small programs have all been seen
     assert not compiles(caplog, lambda: take(loss, optimizer))
     others = {
         "another loss": lambda: take(new_loss(), optimizer),
-        "another optimizer": lambda: take(loss, jm.sign_sgd(0.2)),
+        "another optimizer": lambda: take(loss, jm.sign_sgd(0.2, axis_name=axis_name)),
         "other settings": lambda: take(loss, optimizer, num_workers=5),
     }
     for name, other in others.items():
