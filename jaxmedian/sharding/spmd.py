@@ -120,7 +120,9 @@ def _build_step(
         extra_args: dict[str, Any],
     ) -> tuple[PyTree, ...]:
         extra_args = {
-            name: jnp.asarray(value) if isinstance(value, list | tuple) else value
+            name: jnp.asarray(value)
+            if name.startswith("worker_") and isinstance(value, list | tuple)
+            else value
             for name, value in extra_args.items()
         }
         num_workers = count_in_batch(batch)

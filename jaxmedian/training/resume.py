@@ -122,9 +122,9 @@ class RunCheckpoints:
         Raises:
           ValueError: if the checkpoint is damaged, foreign, or of another run.
         """
-        step = None if self._store is None else self._store.latest_step()
         if self._store is None:
             return start
+        step = self._store.latest_step()
         params, _, *model_state = start.state
         self._start = describe("params", params) | describe("model_state", model_state)
         if step is None:

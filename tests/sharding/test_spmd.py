@@ -287,3 +287,23 @@ def test_models_trained_apart_need_no_axis_name():
     grads = np.float32([[[1, -1], [1, -1], [-1, 1]], [[-1, 2], [-1, 1], [1, 1]]])
     got = jax.jit(apart)(grads, jnp.zeros((2, 2)))
     np.testing.assert_array_equal(got, [[1, -1], [-1, 1]])
+
+
+def test_a_list_is_a_mask_and_other_trees_stay_as_they_are():
+    """A tuple of arrays of other shapes for a transform of the user's own."""
+
+    def shift(updates, state, params=None, *, pair=None, **extra_args):
+        own, whole = pair
+        return jax.tree.map(lambda u: u * own + jnp.sum(whole), updates), state
+
+    params, batch = problem()
+    shifted = optax.GradientTransformationExtraArgs(lambda p: optax.EmptyState(), shift)
+    optimizer = optax.chain(VOTE, shifted)
+    step = sharding.shard_step(loss_fn, optimizer, sharding.workers_mesh(4))
+    given = {"worker_mask": MASK.tolist(), "pair": (jnp.float32(2), jnp.ones(3))}
+    got, *_ = step(params, optimizer.init(params), batch, **given)
+    plain = sharding.shard_step(loss_fn, VOTE, sharding.workers_mesh(4))
+    voted, *_ = plain(params, VOTE.init(params), batch, worker_mask=MASK)
+    for name, before in params.items():
+        expected = before + 2 * (np.asarray(voted[name]) - before) + 3
+        np.testing.assert_allclose(got[name], expected, rtol=1e-5, atol=1e-5)

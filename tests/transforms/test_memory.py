@@ -50,9 +50,6 @@ def assert_rows_close(got, expected, present, atol=1e-6):
         )
 
 
-WITHOUT_DECAY = {jm.distributed_lion: {"weight_decay": 0.0}}
-
-
 # --- momentum -------------------------------------------------------------------------
 
 
@@ -199,7 +196,7 @@ def test_a_worker_votes_on_its_gradients_again_after_a_bad_one():
 def test_what_float16_lacks_keeps_its_sign(build):
     """(1 - b1) g = 2e-8 is below its least number, 6e-8."""
     params, grads = jnp.zeros(2, jnp.float16), jnp.float16([[2e-7, -2e-7]] * 3)
-    tx = build(1.0, num_workers=3, **WITHOUT_DECAY.get(build, {}))
+    tx = build(1.0, num_workers=3)
     updates, _ = tx.update(grads, tx.init(params), params)
     assert updates.tolist() == [-1.0, 1.0]
 

@@ -55,17 +55,20 @@ def start_module(
       enter: what to put before the command, such as to run it on another host.
       **files: where its output goes, as `subprocess.Popen` takes it.
     """
-    flags = [
-        os.environ.get("XLA_FLAGS", ""),
-        f"--xla_force_host_platform_device_count={num_devices}",
-    ]
     return subprocess.Popen(
         [*enter, sys.executable, "-m", module, *options],
-        env=os.environ | {"XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"},
+        env=os.environ | virtual_devices(num_devices),
         cwd=_ROOT,
         text=True,
         **files,
     )
+
+
+def virtual_devices(num_devices: int) -> dict[str, str]:
+    """Returns what splits the CPU into devices, beside the user's own `XLA_FLAGS`."""
+    flag = f"--xla_force_host_platform_device_count={num_devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+    return {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 
 def free_port() -> int:

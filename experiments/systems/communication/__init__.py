@@ -14,7 +14,6 @@ takes 2 to 3 times as long as the mean): for times over a real link see
 """
 
 import dataclasses
-import os
 from typing import Any
 
 import jax
@@ -22,7 +21,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.common.harness.options import Count
-from experiments.common.harness.own_process import run_module
+from experiments.common.harness.own_process import run_module, virtual_devices
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Result
 
@@ -75,12 +74,8 @@ def run(config: Config) -> Result:
 
 def _in_process(config: Config) -> dict[str, Any]:
     """Runs `measure` in a process with enough devices."""
-    flag = f"--xla_force_host_platform_device_count={max(config.devices)}"
-    environment = {
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip(),
-        "JAX_PLATFORMS": "cpu",
-    }
     module = "experiments.systems.communication.measure"
+    environment = virtual_devices(max(config.devices))
     return run_module(module, config, environment, timeout=1800)
 
 

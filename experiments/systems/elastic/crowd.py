@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from experiments.common.harness.own_process import free_port
+from experiments.common.harness.own_process import free_port, virtual_devices
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["experiments.systems.elastic.survivor", "torchft"])
@@ -138,8 +138,7 @@ def _survive(said: Path, task: str, options: str) -> None:
     for stream, number in (("stdout", 1), ("stderr", 2)):
         with said.with_suffix(f".{stream}").open("w") as file:
             os.dup2(file.fileno(), number)
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=1"
+    os.environ.update(virtual_devices(1))
     from experiments.systems.elastic import survivor
 
     survivor.main(task, options)

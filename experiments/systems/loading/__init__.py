@@ -16,14 +16,13 @@ gives the batch on the device each time, and loads nothing, shows what calls cos
 """
 
 import dataclasses
-import os
 from typing import Any
 
 import jax
 from matplotlib.figure import Figure
 
 from experiments.common.harness.options import Count
-from experiments.common.harness.own_process import run_module
+from experiments.common.harness.own_process import run_module, virtual_devices
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Result
 
@@ -74,9 +73,7 @@ def run(config: Config) -> Result:
     _check(config)
     environment = {}
     if len(jax.devices()) < config.devices:
-        flag = f"--xla_force_host_platform_device_count={config.devices}"
-        environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
-        environment["JAX_PLATFORMS"] = "cpu"
+        environment = virtual_devices(config.devices)
     module = "experiments.systems.loading.measure"
     measured = run_module(module, config, environment, timeout=7200)
     for name, row in measured["rows"].items():
