@@ -183,8 +183,9 @@ def _claims(
         )
     ]
     for rule in config.rules:
-        last = {size: runs[f"{rule}, batch {size}"].last(0) for size in sizes}
-        best = sizes[int(np.argmax([last[size].mean() for size in sizes]))]
+        of_size = {size: runs[f"{rule}, batch {size}"] for size in sizes}
+        last = {size: found.last(0) for size, found in of_size.items()}
+        best = max(sizes, key=lambda size: of_size[size].validated()[0])
         claims.append(
             claim_ahead(
                 f"The noise-free {rule} trains better on some smaller batch than on "

@@ -21,6 +21,7 @@ import jaxmedian as jm
 from experiments.common.harness.options import Count
 from experiments.common.harness.plots import draw_curves, panels
 from experiments.common.harness.results import Claim, Curves, Result
+from experiments.common.training.outcomes import judge, report, seeds_in_words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,8 @@ def run(config: Config) -> Result:
         curves[name] = {key: values[0] for key, values in seeds.items()}
     curves = jax.tree.map(np.asarray, curves)
     shown = {name: _up_to(curve, config.num_steps) for name, curve in curves.items()}
-    return Result(shown, _claims(config, noise, curves, ends))
+    claims = _claims(config, noise, curves, ends)
+    return Result(shown, claims, {"centres": config.centres})
 
 
 def _train(
@@ -139,14 +141,13 @@ def _claims(
         "noisy medianSGD": jm.theory.rest_point(centres, noise, rule="median"),
     }
     for name, rests in ends.items():
-        rest = float(rests.mean())
-        error = float(rests.std(ddof=1) / np.sqrt(len(rests)))
+        exact = expected[name]
         claims.append(
             Claim(
                 f"{name} (b = {config.scale:g}) hovers at its exact rest point "
-                f"{expected[name]:.4f}",
-                f"x = {rest:.4f} +- {error:.4f} over {len(rests)} seeds",
-                abs(rest - expected[name]) <= 5 * error,
+                f"{exact:.4f}",
+                f"x = {report(rests, 4)} over {seeds_in_words(len(rests))}",
+                judge(rests, lambda x, error, at=exact: abs(x - at) <= 5 * error),
                 paper=f"tends to the mean {np.mean(centres):.4f} as b grows",
             )
         )
@@ -165,8 +166,10 @@ def plot(result: Result) -> Figure:
 def draw(axes: Any, result: Result) -> None:
     """Draws x against the step, on axes of somebody else's figure too."""
     draw_curves(axes, result.curves, "x")
-    axes.axhline(13 / 3, color="grey", linewidth=0.8, linestyle="--")
-    axes.set_title("x: the optimum is 13/3, the median 2")
+    centres = result.extra["centres"]
+    optimum, median = np.mean(centres), np.median(centres)
+    axes.axhline(optimum, color="grey", linewidth=0.8, linestyle="--")
+    axes.set_title(f"x: the optimum is {optimum:.3g}, the median {median:.3g}")
     axes.legend()
 
 

@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 import jaxmedian as jm
 from experiments.common.harness.options import Count, tiny
 from experiments.common.harness.results import Claim, Result, each_part
-from experiments.common.training.outcomes import Runs, grid, standard_error
+from experiments.common.training.outcomes import Runs, grid, judge, report, standard_error
 from experiments.common.training.problems import Problem, load_problem, serve
 from experiments.common.training.trainer import (
     build_trainer,
@@ -269,7 +269,6 @@ def _claims(config: Config, table: dict[str, Cells]) -> tuple[Claim, ...]:
         rows = {name: row for name, row in table.items() if name.startswith(rule)}
         ahead = np.concatenate([row.ahead for row in rows.values()])  # [cells, S]
         of_a_seed = ahead.mean(axis=0)
-        error = float(standard_error(of_a_seed))
         expected = np.concatenate(
             [
                 r.expected["systematic"] - r.expected["independent"]
@@ -283,10 +282,10 @@ def _claims(config: Config, table: dict[str, Cells]) -> tuple[Claim, ...]:
             Claim(
                 f"{rule}: over all {len(ahead)} cells systematic noise is ahead (two "
                 "standard errors)",
-                f"by {100 * of_a_seed.mean():.2f} +- {100 * error:.2f} points; ahead "
-                f"in {(ahead.mean(axis=1) > 0).sum()} cells, rank correlation with "
-                f"what theory expects {agreement:.2f}",
-                bool(of_a_seed.mean() > 2 * error) if judged else None,
+                f"by {report(100 * of_a_seed, 2)} points; ahead in "
+                f"{(ahead.mean(axis=1) > 0).sum()} cells, rank correlation with what "
+                f"theory expects {agreement:.2f}",
+                judge(of_a_seed, lambda x, error: x > 2 * error) if judged else None,
             ),
             *[_row_claim(config, name, row) for name, row in rows.items()],
         ]

@@ -15,8 +15,8 @@ from typing import Any
 from experiments.common.harness.results import as_json
 
 SETTINGS = "settings.json"
-# Where data lie, and which parts are wanted.
-_SAME_RUNS = {"data_dir", "attacks", "contenders", "curves", "methods", "rules"}
+# Where data lie, which the trainer knows by content, and which parts are wanted.
+_SAME_RUNS = {"data_dir", "contenders", "curves", "methods", "rules"}
 
 
 def can_resume(run: Callable[..., Any]) -> bool:

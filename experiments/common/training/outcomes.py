@@ -3,7 +3,7 @@
 The best setting is chosen on validation digits, never on test ones.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -80,9 +80,13 @@ class Runs(NamedTuple):
             one_after_another(self.metrics, other.metrics),
         )
 
+    def validated(self) -> np.ndarray:
+        """Returns the last validation accuracy of each setting over seeds, [G]."""
+        return self.metrics["validation_accuracy"][:, :, -1].mean(axis=1)
+
     def best(self) -> int:
-        """Returns the setting with the best last validation accuracy over seeds."""
-        return int(self.metrics["validation_accuracy"][:, :, -1].mean(axis=1).argmax())
+        """Returns the setting with the best last validation accuracy."""
+        return int(self.validated().argmax())
 
     def chosen(self) -> Chosen:
         """Returns what the best setting reached."""
@@ -116,11 +120,28 @@ def standard_error(samples: np.ndarray) -> np.ndarray:
     return samples.std(axis=0, ddof=1) / np.sqrt(len(samples))
 
 
-def report(samples: np.ndarray) -> str:
+def report(samples: np.ndarray, digits: int = 3) -> str:
     """Writes "mean +- standard error" of one number a seed, the number if it is one."""
     if len(samples) == 1:
-        return f"{samples[0]:.3f}"
-    return f"{samples.mean():.3f} +- {standard_error(samples):.3f}"
+        return f"{samples[0]:.{digits}f}"
+    return f"{samples.mean():.{digits}f} +- {standard_error(samples):.{digits}f}"
+
+
+def judge(
+    samples: np.ndarray, holds: Callable[[float, float], bool | np.bool_]
+) -> bool | None:
+    """Judges one number a seed by its mean and standard error.
+
+    Returns:
+      What ``holds(mean, error)`` says; None of one seed, which leaves no error.
+
+    >>> judge(np.array([0.5, 0.7]), lambda mean, error: mean > 2 * error)
+    True
+    >>> judge(np.array([0.5]), lambda mean, error: mean > 2 * error)
+    """
+    if len(samples) < 2:
+        return None
+    return bool(holds(samples.mean(), standard_error(samples)))
 
 
 def seeds_in_words(number: int) -> str:
@@ -157,10 +178,9 @@ def claim_ahead(
       here: what was measured; by default the difference in points.
     """
     ahead = 100 * (better - worse)
-    error = standard_error(ahead)
     return Claim(
         f"{statement} (two standard errors)",
-        here or f"by {ahead.mean():.2f} +- {error:.2f} points",
-        bool(ahead.mean() > 2 * error) if judged else None,
+        here or f"by {report(ahead, 2)} points",
+        judge(ahead, lambda mean, error: mean > 2 * error) if judged else None,
         paper=paper,
     )

@@ -110,9 +110,14 @@ def load_problem(
         digits, 500. 0 for none.
 
     Raises:
-      ValueError: for an unknown name.
+      ValueError: for an unknown name, or a ``validation`` of 1 or below 0.
       ConnectionError: for data that are neither there nor to be downloaded.
     """
+    if validation < 0 or validation == 1:
+        raise ValueError(
+            "`validation` takes 0 for none, or 2 and more, for one in so many training "
+            f"images; got {validation}."
+        )
     loaded = load_data(data, data_dir, first_seed)
     images, labels = loaded.train_images, loaded.train_labels
     size = len(labels) // validation if validation else 0

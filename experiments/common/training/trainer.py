@@ -7,6 +7,7 @@ on to the same bits, and what is finished is not trained again.
 """
 
 import functools
+import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +62,9 @@ def build_trainer(
       spoil: ``spoil(next_batch, **common)`` -> what serves the workers instead.
       worker_chunk: workers whose gradients are computed at a time, run by run; None for
         all. On CPUs large networks are faster with 1.
+
+    What it builds raises:
+      ValueError: for a checkpoint of runs on other data.
     """
     # Small batches are mostly overhead, which runs share; of whole ones the products
     # are, which on CPUs take longer over all runs than run by run.
@@ -92,9 +96,8 @@ def build_trainer(
             return advance(traced, arrays, state, shared, next_batch, *steps)
 
         state = start(traced, on.keys, params, shared)
-        return Runs(
-            settings, *_chunk_by_chunk(go_on, state, num_steps, chunk, checkpoint)
-        )
+        folder = None if checkpoint is None else _Folder(checkpoint, on, split)
+        return Runs(settings, *_chunk_by_chunk(go_on, state, num_steps, chunk, folder))
 
     return train
 
@@ -191,12 +194,42 @@ def _one_by_one(one: Any, settings: Any, keys: jax.Array, state: Any) -> Any:
     return jax.lax.map(over_seeds, (settings, state))
 
 
+class _Folder:
+    """A folder of checkpoints, which know the data that their runs were made on."""
+
+    def __init__(self, path: Path, problem: Problem, split: jm.splits.Split) -> None:
+        parts = (problem.train, problem.validation, problem.test)
+        data = (parts, split.order, split.offsets)
+        digest = hashlib.blake2b(digest_size=16)
+        for leaf in jax.tree.leaves(data):
+            digest.update(np.ascontiguousarray(leaf))
+        self.path = path
+        self._digest = np.frombuffer(digest.digest(), np.uint8)
+
+    def save(self, done: int, state: Any, table: dict[str, np.ndarray]) -> None:
+        """Saves the runs and what was measured so far."""
+        jm.checkpoint.save(self.path, done, (state, table, self._digest))
+
+    def restore(
+        self, state: Any, table: dict[str, np.ndarray]
+    ) -> tuple[int, Any, dict[str, np.ndarray]]:
+        """Returns the steps done, 0 without a checkpoint, and what was saved then."""
+        wanted = (state, table, self._digest)
+        done, (state, rows, digest) = jm.checkpoint.restore(self.path, wanted)
+        if not np.array_equal(digest, self._digest):
+            raise ValueError(
+                f"the checkpoints in {self.path} are of runs on other data. Give the "
+                "same data, or leave out --resume to start from the beginning."
+            )
+        return done, state, {name: np.array(row) for name, row in rows.items()}
+
+
 def _chunk_by_chunk(
     go_on: Callable[[Any, int], tuple[Any, dict[str, jax.Array]]],
     state: Any,
     num_steps: int,
     chunk: int,
-    checkpoint: Path | None,
+    folder: _Folder | None,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Trains to the end from where the checkpoint is.
 
@@ -205,7 +238,7 @@ def _chunk_by_chunk(
       state: at step 0.
       num_steps: steps to take.
       chunk: steps between two edges.
-      checkpoint: folder of the runs; None saves nothing.
+      folder: where the runs are kept; None saves nothing.
 
     Returns:
       Metrics [G, S, T], and seconds and core seconds [T, 2] of the chunks.
@@ -217,11 +250,11 @@ def _chunk_by_chunk(
         for name, row in shapes.items()
     } | {_CLOCK: np.zeros((len(edges), 2), np.float32)}
     saved = done = 0
-    if checkpoint is not None:
-        saved, (state, rows) = jm.checkpoint.restore(checkpoint, (state, table))
-        done, table = saved, {name: np.array(row) for name, row in rows.items()}
+    if folder is not None:
+        saved, state, table = folder.restore(state, table)
+        done = saved
         if done:
-            print(f"  found in {checkpoint}/: {done} of {num_steps} steps")
+            print(f"  found in {folder.path}/: {done} of {num_steps} steps")
     last_saved = time.monotonic()
     try:
         for number in tqdm(
@@ -232,12 +265,12 @@ def _chunk_by_chunk(
             for name, values in (row | {_CLOCK: _clock() - start}).items():
                 table[name][number] = values
             done = edges[number]
-            if checkpoint is not None and time.monotonic() - last_saved > _SAVED_EVERY:
+            if folder is not None and time.monotonic() - last_saved > _SAVED_EVERY:
                 saved, last_saved = done, time.monotonic()
-                jm.checkpoint.save(checkpoint, done, (state, table))
+                folder.save(done, state, table)
     finally:  # Ctrl-C included
-        if checkpoint is not None and done > saved:
-            jm.checkpoint.save(checkpoint, done, (state, table))
+        if folder is not None and done > saved:
+            folder.save(done, state, table)
     clock = table.pop(_CLOCK)
     return {name: np.moveaxis(rows, 0, 2) for name, rows in table.items()}, clock
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import jaxmedian as jm
 from experiments.common.harness.results import Claim
-from experiments.common.training.outcomes import report, standard_error
+from experiments.common.training.outcomes import judge, report
 from experiments.common.training.rules import FAMILIES, bucketed_rule, noisy_rule
 from experiments.hostile.byzantine.attacks import NO_ATTACK
 from experiments.hostile.byzantine.trials import Config, Trial, split_name
@@ -92,12 +92,12 @@ def price_claim(met: dict[str, Trial], where: str, judged: bool) -> Claim | None
         _, accuracy = trial.worst(trial.unprepared())
         losses[name] = without - accuracy
     here = "; ".join(f"{name} {report(loss)} below" for name, loss in losses.items())
-    lower = all(loss.mean() > 2 * standard_error(loss) for loss in losses.values())
+    lower = [judge(loss, lambda x, error: x > 2 * error) for loss in losses.values()]
     return Claim(
         "With a b that only peace would choose, the worst accuracy of the noisy median "
         f"is below the noise-free median's (two standard errors), {where}",
         here,
-        lower if judged else None,
+        all(lower) if judged and None not in lower else None,
         paper="robustness falls (Remarks)",
     )
 
@@ -118,19 +118,18 @@ def pivotal_claim(met: dict[str, Trial], where: str, judged: bool) -> Claim | No
     if not differences:
         return None
     here = "; ".join(
-        f"{name} {100 * difference.mean():.2f} +- "
-        f"{100 * standard_error(difference):.2f} points"
+        f"{name} {report(100 * difference, 2)} points"
         for name, difference in differences.items()
     )
-    close = all(
-        abs(difference.mean()) <= 0.01 + 3 * standard_error(difference)
+    close = [
+        judge(difference, lambda x, error: abs(x) <= 0.01 + 3 * error)
         for difference in differences.values()
-    )
+    ]
     return Claim(
         "Hostile voters who lie only where it decides do the harm of those who always "
         f"lie (a point, and three standard errors), {where}",
         here,
-        close if judged else None,
+        all(close) if judged and None not in close else None,
     )
 
 

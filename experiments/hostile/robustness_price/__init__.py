@@ -66,7 +66,7 @@ def plot(result: Result) -> Figure:
     _draw(axes[1], result, "median", "rmse", "median: worst rms error / sd")
     _draw(axes[2], result, "vote", "right", "vote: P(right) at worst")
     for panel, rule in zip(axes[3:], rules, strict=True):
-        title = f"8x8 digits, {rule}: test accuracy"
+        title = f"{result.data}, {rule}: test accuracy"
         _draw(panel, result, f"digits, {rule}", "test_accuracy", title)
         panel.set_ylim(0, 1)
     for panel in axes[:2]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
 import optax
 from matplotlib.figure import Figure
 
@@ -33,6 +34,7 @@ from experiments.common.training.outcomes import (
     Chosen,
     Runs,
     claim_ahead,
+    judge,
     grid,
     report,
     standard_error,
@@ -249,7 +251,10 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
     }
     settings = {name: chosen.setting for name, chosen in reached.items()}
     behind = _points_behind(reached)
-    figures = {f"{name}, behind": points for name, points in behind.items()}
+    figures = {
+        f"{name}, behind": (float(points.mean()), float(standard_error(points)))
+        for name, points in behind.items()
+    }
     claims = _claims(config, reached, behind)
     extra = {"chosen": settings, "figures": figures}
     data = problems[0].description
@@ -259,7 +264,7 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
 def _claims(
     config: Config,
     reached: dict[str, Chosen],
-    behind: dict[str, tuple[float, float]],
+    behind: dict[str, np.ndarray],
 ) -> tuple[Claim, ...]:
     claims = [
         Claim(
@@ -286,44 +291,39 @@ def _claims(
     return tuple(claims)
 
 
-def _behind_the_mean(
-    config: Config, found: dict[str, tuple[float, float]]
-) -> list[Claim]:
-    """States how far votes and medians are behind the mean.
+def _behind_the_mean(config: Config, found: dict[str, np.ndarray]) -> list[Claim]:
+    """States how far votes and medians are behind the mean, in points a seed.
 
     Medians with one b are held to nothing: the goals were the votes', and they miss.
     """
     claims = []
     judged = config.data == "mnist5k" and config.num_steps >= 3000
-    for name, (behind, error) in found.items():
-        points = GOALS[name]
-        close = behind <= points + 2 * error
-        is_held = judged and name not in ONE_SCALE_MEDIANS
-        goal = f"{name}: within {points:g} points of the mean"
+    for name, behind in found.items():
+        goal = GOALS[name]
+        close = None
+        if judged:
+            close = judge(behind, lambda x, error, goal=goal: x <= goal + 2 * error)
         claims.append(
             Claim(
-                f"{goal} on 5,000 digits in 3,000 steps (two standard errors)",
-                f"{behind:.2f} +- {error:.2f} points behind on "
-                f"{config.data} in {config.num_steps:,}",
-                close if is_held else None,
-                reason="missed" if judged and not close else "",
+                f"{name}: within {goal:g} points of the mean on 5,000 digits in 3,000 "
+                "steps (two standard errors)",
+                f"{report(behind, 2)} points behind on {config.data} in "
+                f"{config.num_steps:,}",
+                None if name in ONE_SCALE_MEDIANS else close,
+                reason="missed" if close is False else "",
             )
         )
     return claims
 
 
-def _points_behind(reached: dict[str, Chosen]) -> dict[str, tuple[float, float]]:
-    """Returns by how much those with a goal are behind the mean, and its error."""
+def _points_behind(reached: dict[str, Chosen]) -> dict[str, np.ndarray]:
+    """Returns by how much those with a goal are behind the mean, ``[S]``."""
     if "mean" not in reached:
         return {}
-    differences = {
+    return {
         name: 100 * (reached["mean"].last - reached[name].last)
         for name in GOALS
         if name in reached
-    }
-    return {
-        name: (float(points.mean()), float(standard_error(points)))
-        for name, points in differences.items()
     }
 
 

@@ -33,7 +33,7 @@ from matplotlib.figure import Figure
 from experiments.common.harness.options import Count, tiny
 from experiments.common.harness.plots import draw_band, panels
 from experiments.common.harness.results import Claim, Result, each_part
-from experiments.common.training.outcomes import Runs, grid, report, standard_error
+from experiments.common.training.outcomes import Runs, grid, judge, report
 from experiments.common.training.trainer import build_trainer, part_folder
 from experiments.methods.shakespeare import texts
 from experiments.methods.shakespeare.contenders import (
@@ -311,7 +311,7 @@ def _claims(trial: Trial, reached: dict[str, Reached]) -> tuple[Claim, ...]:
 def _compare(name: str, reached: dict[str, Reached], judged: bool) -> list[Claim]:
     """States how far noise is behind Lion on the mean, and ahead of no noise."""
     claims = []
-    ours, counts = reached[name].last, judged and len(reached[name].last) > 1
+    ours = reached[name].last
     if "mean + Lion" in reached:
         behind = ours - reached["mean + Lion"].last
         claims.append(
@@ -327,7 +327,7 @@ def _compare(name: str, reached: dict[str, Reached], judged: bool) -> list[Claim
             Claim(
                 f"{name} is ahead of Distributed Lion (two standard errors)",
                 f"by {report(ahead)} nats",
-                bool(ahead.mean() > 2 * standard_error(ahead)) if counts else None,
+                judge(ahead, lambda mean, error: mean > 2 * error) if judged else None,
             )
         )
     return claims

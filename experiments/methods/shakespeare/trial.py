@@ -43,7 +43,7 @@ class Trial(NamedTuple):
             jax.vmap(jax.random.key)(jnp.arange(num_seeds)),
             {"labels": jnp.asarray(self.corpus.starts)},
             validation={},
-            test={},
+            test={"text": text},  # the loss reads it, and checkpoints are of it
             description="text",
         )
 

@@ -140,6 +140,9 @@ def until_target(
 
     Returns:
       "step" and "held_out_loss" at each measurement.
+
+    Raises:
+      KeyboardInterrupt: if the run was stopped.
     """
     trial = _trial(config)
 
@@ -147,8 +150,12 @@ def until_target(
         losses = trial.model.losses(params, jnp.asarray(trial.corpus.held_out))
         return {"held_out_loss": jnp.mean(losses)}
 
+    reached = False
+
     def stop(step: int, row: dict[str, Any]) -> bool:
-        return row["held_out_loss"] <= config.target
+        nonlocal reached
+        reached = bool(row["held_out_loss"] <= config.target)
+        return reached
 
     result = jm.run(
         trial.problem(1).model.loss,
@@ -164,6 +171,8 @@ def until_target(
         # As in `shakespeare`; a mean of our own needs the gradients of all at once.
         worker_chunk=None if name == HALF else 1,
     )
+    if result.step < config.num_steps and not reached:
+        raise KeyboardInterrupt  # which ends the experiment, not this run alone
     return {
         name: np.asarray(result.metrics[name]) for name in ("step", "held_out_loss")
     }

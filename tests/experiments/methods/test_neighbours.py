@@ -1,10 +1,13 @@
 """The neighbours' chains against their definitions, and the two identities."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import jaxmedian as jm
+from experiments.methods import neighbours
 from experiments.methods.neighbours import sign_methods
 
 M, STEPS, RATE = 5, 4, 0.1
@@ -119,3 +122,17 @@ def test_gaussian_noise_has_the_bits_of_dp_sign():
     sigma = np.sqrt(expected * (1 - expected) / DRAWS)
     moved = votes(sign_methods.dp_sign(1.0, scale, 3))
     assert abs((moved < 0).mean() - expected) < 5 * sigma
+
+
+def test_one_seed_neither_meets_a_goal_nor_misses_it():
+    """Votes that are ahead of the mean, with seeds and with one alone."""
+    config = dataclasses.replace(neighbours.Config(), data="mnist5k", num_steps=3000)
+    points = {"vote, systematic": np.array([-0.7, -0.6])}
+    (claim,) = neighbours._behind_the_mean(config, points)
+    assert (claim.holds, claim.reason) == (True, "")
+    assert claim.here == "-0.65 +- 0.05 points behind on mnist5k in 3,000"
+    points = {"vote, systematic": np.array([3.0, 3.1])}
+    (claim,) = neighbours._behind_the_mean(config, points)
+    assert (claim.holds, claim.reason) == (False, "missed")
+    (claim,) = neighbours._behind_the_mean(config, {"vote, systematic": np.ones(1)})
+    assert (claim.holds, claim.reason) == (None, "")

@@ -33,3 +33,14 @@ def test_the_mean_reaches_the_optimum(result):
 def test_a_run_that_is_too_short_fails_its_claims():
     short = dataclasses.replace(toy.Config(), num_steps=100, settle_steps=100)
     assert [claim.holds for claim in toy.run(short).claims] == [False] * 4
+
+
+def test_one_seed_is_not_judged_by_an_error_it_does_not_have(recwarn):
+    one = dataclasses.replace(
+        toy.Config(), num_seeds=1, num_steps=100, settle_steps=100, centres=(1.0, 3.0)
+    )
+    result = toy.run(one)
+    assert [claim.holds for claim in result.claims[2:]] == [None, None]
+    assert not [w for w in recwarn if "freedom" in str(w.message)]
+    titles = [axes.get_title() for axes in toy.plot(result).axes]
+    assert "x: the optimum is 2, the median 2" in titles

@@ -86,3 +86,12 @@ def test_a_loss_that_is_not_reached_is_said_and_does_not_win():
     assert claim.holds is False
     assert f"{language_link.VOTE}: never" in claim.here
     assert _judge([never, never, never], [0.5, 0.3, 0.1]).holds is None
+
+
+def test_ctrl_c_ends_the_experiment_and_not_a_rule_alone(monkeypatch):
+    """A run that was stopped before its loss is no rule that never gets there."""
+    stopped = jm.RunResult(*[None] * len(jm.RunResult._fields))._replace(step=1)
+    monkeypatch.setattr(jm, "run", lambda *arguments, **options: stopped)
+    monkeypatch.setattr(reader, "build", lambda name, config: None)
+    with pytest.raises(KeyboardInterrupt):
+        reader.until_target(CONFIG, reader.HALF, None)

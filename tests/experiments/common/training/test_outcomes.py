@@ -35,6 +35,9 @@ def test_the_choice_is_by_validation_and_never_by_test():
 def test_one_seed_has_no_standard_error():
     assert np.isnan(outcomes.standard_error(np.ones((1, 4)))).all()
     assert outcomes.report(np.array([0.5, 0.7])) == "0.600 +- 0.100"
+    assert outcomes.report(np.array([0.5]), 2) == "0.50"
+    claim = outcomes.claim_ahead("A", np.array([0.9]), np.array([0.3]), judged=True)
+    assert (claim.holds, claim.here) == (None, "by 60.00 points")
 
 
 def test_a_grid_has_every_combination():

@@ -80,3 +80,9 @@ def test_images_of_any_shape_and_number_of_classes_are_trained_on(monkeypatch):
         unscaled.loss(problem.model.params, scaled),
         rtol=1e-5,
     )
+
+
+@pytest.mark.parametrize("validation", [-1, 1])
+def test_a_part_for_validation_that_leaves_nothing_is_refused(validation):
+    with pytest.raises(ValueError, match="`validation` takes 0 for none"):
+        problems.load_problem("digits8x8", 4, 1, validation=validation)

@@ -154,3 +154,23 @@ def test_ctrl_c_ends_an_experiment_and_not_a_single_run_alone(monkeypatch):
 
 def test_docstring_examples():
     assert doctest.testmod(trainer).failed == 0
+
+
+def test_checkpoints_of_other_data_are_not_gone_on_from(problem, split, tmp_path):
+    """One pixel differs, the labels of the test digits, or who holds what."""
+    train = build_trainer(problem, 8)
+    first = train(SETTINGS, split, tmp_path)
+    again = train(SETTINGS, split, tmp_path)
+    for name, values in first.metrics.items():
+        np.testing.assert_array_equal(values, again.metrics[name])
+    images = problem.train["images"].at[0, 0].add(1)
+    others = [
+        problem._replace(train=problem.train | {"images": images}),
+        problem._replace(test=problem.test | {"labels": problem.test["labels"][::-1]}),
+    ]
+    for other in others:
+        with pytest.raises(ValueError, match="of runs on other data"):
+            train(SETTINGS, split, tmp_path, on=other)
+    swapped = jm.splits.Split(split.order[::-1], split.offsets)
+    with pytest.raises(ValueError, match="of runs on other data"):
+        train(SETTINGS, swapped, tmp_path)
