@@ -29,7 +29,13 @@ from matplotlib.figure import Figure
 import jaxmedian as jm
 from experiments.common.harness.options import Count, tiny
 from experiments.common.harness.results import Claim, Result, each_part
-from experiments.common.training.outcomes import Runs, grid, judge, report, standard_error
+from experiments.common.training.outcomes import (
+    Runs,
+    grid,
+    judge,
+    report,
+    standard_error,
+)
 from experiments.common.training.problems import Problem, load_problem, serve
 from experiments.common.training.trainer import (
     build_trainer,

@@ -14,7 +14,7 @@ from typing import Any
 
 from experiments.common.harness.results import as_json
 
-SETTINGS = "settings.json"
+SETTINGS, SECONDS = "settings.json", "seconds.json"
 # Where data lie, which the trainer knows by content, and which parts are wanted.
 _SAME_RUNS = {"data_dir", "contenders", "curves", "methods", "rules"}
 
@@ -45,6 +45,14 @@ def open_checkpoints(out: Path, config: Any, resume: bool) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     settings.write_text(wanted)
     return folder
+
+
+def add_seconds(folder: Path, seconds: float) -> float:
+    """Adds what one call took to what those before it took, and returns the sum."""
+    file = folder / SECONDS
+    total = seconds + (json.loads(file.read_text()) if file.exists() else 0.0)
+    file.write_text(json.dumps(total))
+    return total
 
 
 def _check_settings(settings: Path, wanted: dict[str, Any]) -> None:

@@ -13,7 +13,13 @@ from types import ModuleType
 from experiments.common.harness.options import parse
 from experiments.common.harness.plots import look
 from experiments.common.harness.results import all_hold, print_table, save
-from experiments.common.harness.resuming import SETTINGS, can_resume, open_checkpoints
+from experiments.common.harness.resuming import (
+    SECONDS,
+    SETTINGS,
+    add_seconds,
+    can_resume,
+    open_checkpoints,
+)
 
 
 def run_experiment(
@@ -32,15 +38,20 @@ def run_experiment(
     with _writable(out):
         start, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
         if can_resume(experiment.run):
-            result = experiment.run(config, open_checkpoints(out, config, resume))
+            folder = open_checkpoints(out, config, resume)
+            try:
+                result = experiment.run(config, folder)
+            finally:
+                seconds = add_seconds(folder, time.perf_counter() - clock)
         elif resume:
             raise ValueError(f"{name} saves no checkpoints: run it without --resume.")
         else:
             result = experiment.run(config)
+            seconds = time.perf_counter() - clock
         about = {
             "command": shlex.join(["python", "-m", "experiments", name, *options]),
             "date": start.date().isoformat(),
-            "seconds": round(time.perf_counter() - clock, 1),
+            "seconds": round(seconds, 1),
         }
         with look():
             save(out, config, result, experiment.plot(result), about)
@@ -64,6 +75,8 @@ def _writable(folder: Path) -> Iterator[None]:
         yield
     finally:
         if made and all(
-            path.name == SETTINGS for path in folder.rglob("*") if path.is_file()
+            path.name in (SETTINGS, SECONDS)
+            for path in folder.rglob("*")
+            if path.is_file()
         ):
             shutil.rmtree(folder)

@@ -64,7 +64,7 @@ def works(x: np.ndarray, only: tuple[str, ...] = ()) -> list[Work]:
         ):
             title = f"noisy {kind}, {name}"
             transforms[title] = build(noise, 0)
-            peers[title] = functools.partial(_noisy_peers, x, noise.law, kind)
+            peers[title] = functools.partial(_noisy_peers, x, noise, kind)
     unknown = set(only) - set(transforms)
     if unknown:
         raise ValueError(f"--only takes some of {list(transforms)}; got {unknown}.")
@@ -153,42 +153,80 @@ def _median_peers(x: np.ndarray) -> dict[str, Run]:
     return peers
 
 
-def _noisy_peers(x: np.ndarray, law: str, kind: str) -> dict[str, Run]:
-    """The vote or the median after independent noise of the same law."""
-    on_device = jnp.asarray(x)
-    sample = {
-        "gaussian": jax.random.normal,
-        "laplace": jax.random.laplace,
-        "logistic": jax.random.logistic,
-        "uniform": lambda key, shape: jax.random.uniform(key, shape, minval=-1.0),
-    }[law]
-    unit = {"gaussian": 1, "laplace": 2**-0.5, "logistic": 3**0.5 / np.pi}.get(
-        law, 3**0.5
-    )
-    key = jax.random.key(0)
-
-    def noisy(x: jax.Array, key: jax.Array) -> jax.Array:
-        return x + SCALE * unit * sample(key, x.shape)
+def _noisy_peers(x: np.ndarray, noise: jm.noise.Noise, kind: str) -> dict[str, Run]:
+    """The vote or the median after noise of the same law and coupling."""
+    on_device, key = jnp.asarray(x), jax.random.key(0)
+    draw = {"independent": _independent, "systematic": _systematic}[noise.coupling]
 
     def naive(x: jax.Array, key: jax.Array) -> jax.Array:
+        noisy = x + SCALE * draw(key, x.shape, noise.law)
         if kind == "median":
-            return jnp.median(noisy(x, key), axis=0)
-        return jnp.sign(jnp.sum(jnp.sign(noisy(x, key)), axis=0))
+            return jnp.median(noisy, axis=0)
+        return jnp.sign(jnp.sum(jnp.sign(noisy), axis=0))
 
     peers = {"jax.numpy": compiled(naive, on_device, key)[0]}
-    if (torch := installed_torch()) is not None and law in ("gaussian", "uniform"):
+    if (torch := installed_torch()) is not None and noise.law in (
+        "gaussian",
+        "uniform",
+    ):
         finish = _torch_vote if kind == "vote" else _torch_median
-        for name, draw in _torch_noise(torch, x, law).items():
-            peers[name] = finish(torch, draw)
+        for name, noisy in _torch_noise(torch, x, noise).items():
+            peers[name] = finish(torch, noisy)
     return peers
 
 
-def _torch_noise(torch: Any, x: np.ndarray, law: str) -> dict[str, Callable[[], Any]]:
-    """Two ways to write x + b xi in torch: a fresh array, and one buffer in place."""
+def _independent(key: jax.Array, shape: tuple[int, ...], law: str) -> jax.Array:
+    """Draws noise of standard deviation 1, each number by itself."""
+    if law == "gaussian":
+        return jax.random.normal(key, shape)
+    return jax.random.uniform(key, shape, minval=-(3**0.5), maxval=3**0.5)
+
+
+def _systematic(key: jax.Array, shape: tuple[int, ...], law: str) -> jax.Array:
+    """Draws it at M evenly spaced quantiles a coordinate, from one random number."""
+    number, order = jax.random.split(key)
+    places = jax.random.permutation(order, shape[0]) / shape[0]
+    numbers = jax.random.uniform(number, shape[1:], minval=2.0**-24)  # no infinity
+    quantiles = (numbers + places[:, None]) % 1
+    if law == "gaussian":
+        return jax.scipy.special.ndtri(quantiles)
+    return 3**0.5 * (2 * quantiles - 1)
+
+
+def _torch_noise(
+    torch: Any, x: np.ndarray, noise: jm.noise.Noise
+) -> dict[str, Callable[[], Any]]:
+    """Two ways to write x + b xi in torch: fresh arrays, and one buffer in place."""
     t = torch.from_numpy(x)
     buffer = torch.empty_like(t)
     width = SCALE * 3**0.5
-    if law == "gaussian":
+    if noise.coupling == "systematic":
+
+        def places() -> Any:
+            return torch.randperm(len(t))[:, None] / len(t)
+
+        def quantiles() -> Any:
+            return (torch.rand(t.shape[1]) + places()) % 1
+
+        def in_place() -> Any:
+            return torch.add(torch.rand(t.shape[1]), places(), out=buffer).frac_()
+
+        if noise.law == "gaussian":
+            return {
+                "torch rand, ndtri": lambda: (
+                    t + SCALE * torch.special.ndtri(quantiles())
+                ),
+                "torch rand, ndtri in place": lambda: (
+                    torch.special.ndtri(in_place(), out=buffer).mul_(SCALE).add_(t)
+                ),
+            }
+        return {
+            "torch rand": lambda: t + width * (2 * quantiles() - 1),
+            "torch rand, in place": lambda: (
+                in_place().mul_(2 * width).sub_(width).add_(t)
+            ),
+        }
+    if noise.law == "gaussian":
         return {
             "torch randn_like": lambda: t + SCALE * torch.randn_like(t),
             "torch normal_": lambda: buffer.normal_(0.0, SCALE).add_(t),

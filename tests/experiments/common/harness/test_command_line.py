@@ -190,6 +190,9 @@ def test_a_killed_experiment_resumes_to_the_same_results(tiny_mnist, tmp_path, c
     assert capsys.readouterr().out.count("4 of 4 steps") == 4
     metrics = (tmp_path / "metrics.csv").read_text()
     assert metrics == (tiny_mnist / "metrics.csv").read_text()
+    seconds = json.loads((tmp_path / "summary.json").read_text())["seconds"]
+    before = json.loads((tiny_mnist / "summary.json").read_text())["seconds"]
+    assert seconds > before  # those of the calls before it count
     assert main([*command, "--vote-rate", "0.01"]) == 2
     assert "made with --vote-rate 0.001 (now 0.01)" in capsys.readouterr().err
 
