@@ -22,7 +22,7 @@ import jaxmedian as jm
 from experiments.common.harness.options import tiny
 from experiments.common.harness.plots import draw_heatmap, heatmaps
 from experiments.common.harness.results import Claim, Result, each_part
-from experiments.common.training.outcomes import Chosen, judge, report
+from experiments.common.training.outcomes import Chosen, report, verdict
 from experiments.common.training.problems import Problem
 from experiments.common.training.rules import (
     FAMILIES,
@@ -168,7 +168,7 @@ def _claims(
 
 def _no_larger(one: np.ndarray, other: np.ndarray) -> bool | None:
     """Compares paired samples ``[S]``."""
-    return judge(one - other, lambda mean, error: mean <= 2 * error)
+    return verdict(one - other, lambda mean, error: mean <= 2 * error)
 
 
 def plot(result: Result) -> Figure:

@@ -21,7 +21,7 @@ import jaxmedian as jm
 from experiments.common.harness.options import Count
 from experiments.common.harness.plots import draw_curves, panels
 from experiments.common.harness.results import Claim, Curves, Result
-from experiments.common.training.outcomes import judge, report, seeds_in_words
+from experiments.common.training.outcomes import report, seeds_in_words, verdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _claims(
                 f"{name} (b = {config.scale:g}) hovers at its exact rest point "
                 f"{exact:.4f}",
                 f"x = {report(rests, 4)} over {seeds_in_words(len(rests))}",
-                judge(rests, lambda x, error, at=exact: abs(x - at) <= 5 * error),
+                verdict(rests - exact, lambda x, error: abs(x) <= 5 * error),
                 paper=f"tends to the mean {np.mean(centres):.4f} as b grows",
             )
         )

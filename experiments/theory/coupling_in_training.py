@@ -32,9 +32,9 @@ from experiments.common.harness.results import Claim, Result, each_part
 from experiments.common.training.outcomes import (
     Runs,
     grid,
-    judge,
     report,
     standard_error,
+    verdict,
 )
 from experiments.common.training.problems import Problem, load_problem, serve
 from experiments.common.training.trainer import (
@@ -291,7 +291,7 @@ def _claims(config: Config, table: dict[str, Cells]) -> tuple[Claim, ...]:
                 f"by {report(100 * of_a_seed, 2)} points; ahead in "
                 f"{(ahead.mean(axis=1) > 0).sum()} cells, rank correlation with what "
                 f"theory expects {agreement:.2f}",
-                judge(of_a_seed, lambda x, error: x > 2 * error) if judged else None,
+                verdict(of_a_seed, lambda x, error: x > 2 * error) if judged else None,
             ),
             *[_row_claim(config, name, row) for name, row in rows.items()],
         ]

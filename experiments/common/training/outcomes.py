@@ -127,7 +127,7 @@ def report(samples: np.ndarray, digits: int = 3) -> str:
     return f"{samples.mean():.{digits}f} +- {standard_error(samples):.{digits}f}"
 
 
-def judge(
+def verdict(
     samples: np.ndarray, holds: Callable[[float, float], bool | np.bool_]
 ) -> bool | None:
     """Judges one number a seed by its mean and standard error.
@@ -135,13 +135,13 @@ def judge(
     Returns:
       What ``holds(mean, error)`` says; None of one seed, which leaves no error.
 
-    >>> judge(np.array([0.5, 0.7]), lambda mean, error: mean > 2 * error)
+    >>> verdict(np.array([0.5, 0.7]), lambda mean, error: mean > 2 * error)
     True
-    >>> judge(np.array([0.5]), lambda mean, error: mean > 2 * error)
+    >>> verdict(np.array([0.5]), lambda mean, error: mean > 2 * error)
     """
     if len(samples) < 2:
         return None
-    return bool(holds(samples.mean(), standard_error(samples)))
+    return bool(holds(float(samples.mean()), float(standard_error(samples))))
 
 
 def seeds_in_words(number: int) -> str:
@@ -181,6 +181,6 @@ def claim_ahead(
     return Claim(
         f"{statement} (two standard errors)",
         here or f"by {report(ahead, 2)} points",
-        judge(ahead, lambda mean, error: mean > 2 * error) if judged else None,
+        verdict(ahead, lambda mean, error: mean > 2 * error) if judged else None,
         paper=paper,
     )

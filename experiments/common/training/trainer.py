@@ -202,7 +202,7 @@ class _Folder:
         data = (parts, split.order, split.offsets)
         digest = hashlib.blake2b(digest_size=16)
         for leaf in jax.tree.leaves(data):
-            digest.update(np.ascontiguousarray(leaf))
+            digest.update(np.asarray(leaf).tobytes())
         self.path = path
         self._digest = np.frombuffer(digest.digest(), np.uint8)
 

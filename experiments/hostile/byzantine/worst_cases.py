@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import jaxmedian as jm
 from experiments.common.harness.results import Claim
-from experiments.common.training.outcomes import judge, report
+from experiments.common.training.outcomes import report, verdict
 from experiments.common.training.rules import FAMILIES, bucketed_rule, noisy_rule
 from experiments.hostile.byzantine.attacks import NO_ATTACK
 from experiments.hostile.byzantine.trials import Config, Trial, split_name
@@ -92,7 +92,7 @@ def price_claim(met: dict[str, Trial], where: str, judged: bool) -> Claim | None
         _, accuracy = trial.worst(trial.unprepared())
         losses[name] = without - accuracy
     here = "; ".join(f"{name} {report(loss)} below" for name, loss in losses.items())
-    lower = [judge(loss, lambda x, error: x > 2 * error) for loss in losses.values()]
+    lower = [verdict(loss, lambda x, error: x > 2 * error) for loss in losses.values()]
     return Claim(
         "With a b that only peace would choose, the worst accuracy of the noisy median "
         f"is below the noise-free median's (two standard errors), {where}",
@@ -122,7 +122,7 @@ def pivotal_claim(met: dict[str, Trial], where: str, judged: bool) -> Claim | No
         for name, difference in differences.items()
     )
     close = [
-        judge(difference, lambda x, error: abs(x) <= 0.01 + 3 * error)
+        verdict(difference, lambda x, error: abs(x) <= 0.01 + 3 * error)
         for difference in differences.values()
     ]
     return Claim(

@@ -34,10 +34,10 @@ from experiments.common.training.outcomes import (
     Chosen,
     Runs,
     claim_ahead,
-    judge,
     grid,
     report,
     standard_error,
+    verdict,
 )
 from experiments.common.training.problems import TrainingConfig
 from experiments.common.training.trainer import build_trainer, part_folder
@@ -302,7 +302,7 @@ def _behind_the_mean(config: Config, found: dict[str, np.ndarray]) -> list[Claim
         goal = GOALS[name]
         close = None
         if judged:
-            close = judge(behind, lambda x, error, goal=goal: x <= goal + 2 * error)
+            close = verdict(behind - goal, lambda x, error: x <= 2 * error)
         claims.append(
             Claim(
                 f"{name}: within {goal:g} points of the mean on 5,000 digits in 3,000 "

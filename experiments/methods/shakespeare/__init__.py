@@ -33,7 +33,7 @@ from matplotlib.figure import Figure
 from experiments.common.harness.options import Count, tiny
 from experiments.common.harness.plots import draw_band, panels
 from experiments.common.harness.results import Claim, Result, each_part
-from experiments.common.training.outcomes import Runs, grid, judge, report
+from experiments.common.training.outcomes import Runs, grid, report, verdict
 from experiments.common.training.trainer import build_trainer, part_folder
 from experiments.methods.shakespeare import texts
 from experiments.methods.shakespeare.contenders import (
@@ -327,7 +327,9 @@ def _compare(name: str, reached: dict[str, Reached], judged: bool) -> list[Claim
             Claim(
                 f"{name} is ahead of Distributed Lion (two standard errors)",
                 f"by {report(ahead)} nats",
-                judge(ahead, lambda mean, error: mean > 2 * error) if judged else None,
+                verdict(ahead, lambda mean, error: mean > 2 * error)
+                if judged
+                else None,
             )
         )
     return claims
