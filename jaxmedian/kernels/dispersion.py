@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxmedian.kernels.distances import norms_of
 from jaxmedian.kernels.rows import add_up, working_dtype
 from jaxmedian.kernels.selection import median_of_rows
 
@@ -55,7 +56,7 @@ def standard_deviation(rows: jax.Array, present: jax.Array | None) -> jax.Array:
 
     (total, squares), number = _sums(rows, present, distance_and_square)
     n = jnp.maximum(number, 1)
-    return jnp.sqrt(jnp.maximum(squares / n - jnp.square(total / n), 0))
+    return norms_of(jnp.maximum(squares / n - jnp.square(total / n), 0))
 
 
 def extent(rows: jax.Array, present: jax.Array | None) -> jax.Array:

@@ -116,7 +116,11 @@ class Noise:
         scale = self.scale
         if isinstance(scale, Relative | PerCoordinate) or callable(scale):
             return
-        _check_number("scale", scale)
+        kinds = (
+            "a number, a scalar JAX array, an optax schedule, "
+            "`jaxmedian.noise.relative(...)` or `per_coordinate(...)`"
+        )
+        _check_number("scale", scale, kinds)
         if not isinstance(scale, jax.Array):  # a number of NumPy's, or a fraction
             object.__setattr__(self, "scale", float(scale))
 
@@ -156,6 +160,8 @@ def gaussian(scale: Scale, coupling: Coupling = "independent") -> Noise:
         schedule of the step, `relative`, or `per_coordinate`. Of a traced scale or a
         schedule the magnitude counts, and NaN makes every noisy value NaN: votes
         without a sign, medians of +inf. Scale 0 gives exactly the noise-free rule.
+        A scale from `optax.inject_hyperparams` wants `update` to be called under
+        `jax.jit`, as in a training step: outside it each call compiles anew.
       coupling: "independent" (every worker draws its own, the paper's) or "systematic"
         (workers take equally spaced quantiles in random order: same marginals, and a
         vote count or median that varies less).
@@ -228,7 +234,7 @@ def relative(factor: float | jax.Array, statistic: Statistic = "max") -> Relativ
     >>> gaussian(relative(0.1)).scale
     Relative(factor=0.1, statistic='max')
     """
-    _check_number("factor", factor)
+    _check_number("factor", factor, "a number or a scalar JAX array")
     if statistic not in STATISTICS:
         raise ValueError(
             f"`statistic` must be one of {', '.join(STATISTICS)}; got {statistic!r}."
@@ -283,8 +289,8 @@ def per_coordinate(
     Raises:
       ValueError: if the factor is negative or not finite, the statistic unknown, or
         ``every`` or ``decay`` out of range, or given for a statistic without state.
-      TypeError: if the factor is no number, scalar array or schedule, or ``every`` no
-        int.
+      TypeError: if the factor is no number, scalar array or schedule, ``every`` no int,
+        or ``decay`` no number.
 
     >>> import jax.numpy as jnp, jaxmedian as jm
     >>> noise = jm.noise.gaussian(jm.noise.per_coordinate(2.0, "sd"))
@@ -299,7 +305,8 @@ def per_coordinate(
       of squares is that of RMSProp and Adam (Kingma and Ba, ICLR 2015).
     """
     if not callable(factor):
-        _check_number("factor", factor)
+        kinds = "a number, a scalar JAX array or an optax schedule"
+        _check_number("factor", factor, kinds)
     if statistic not in COORDINATE_STATISTICS:
         raise ValueError(
             f"`statistic` must be one of {', '.join(COORDINATE_STATISTICS)}; got "
@@ -309,11 +316,14 @@ def per_coordinate(
         raise TypeError(f"`every` must be an int; got {every!r}.")
     if every < 1:
         raise ValueError(f"`every` must be at least 1; got {every}.")
-    if every > 1 and statistic != "rms":
-        raise ValueError(
-            f'`every` is for the statistic "rms"; {statistic!r} has no state and is '
-            "computed in every step."
-        )
+    for name, is_given in (("every", every != 1), ("decay", decay != 0.99)):
+        if is_given and statistic != "rms":
+            raise ValueError(
+                f'`{name}` is for the statistic "rms"; {statistic!r} has no state and '
+                "is computed in every step."
+            )
+    if isinstance(decay, bool) or not isinstance(decay, numbers.Real):
+        raise TypeError(f"`decay` must be a number; got {decay!r}.")
     if not 0 <= decay < 1:
         raise ValueError(f"`decay` must be at least 0 and below 1; got {decay!r}.")
     return PerCoordinate(factor, statistic, int(every), float(decay))
@@ -349,7 +359,7 @@ def unbiased() -> Noise:
     return uniform(per_coordinate(1.0, "unbiased"), "systematic")
 
 
-def _check_number(name: str, value: object) -> None:
+def _check_number(name: str, value: object, kinds: str) -> None:
     """Raises unless value is a finite number >= 0 or a scalar JAX array."""
     if isinstance(value, jax.Array):
         if value.ndim != 0:
@@ -369,9 +379,6 @@ def _check_number(name: str, value: object) -> None:
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value.item()
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
-        raise TypeError(
-            f"`{name}` must be a number, a scalar JAX array, an optax schedule or "
-            f"`jaxmedian.noise.relative(...)`; got {value!r}."
-        )
+        raise TypeError(f"`{name}` must be {kinds}; got {value!r}.")
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"`{name}` must be finite and >= 0; got {value!r}.")

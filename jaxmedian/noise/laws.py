@@ -186,7 +186,7 @@ def _laplace_curvature(x: Array) -> Array:
 
 def _laplace_quantile(p: Array) -> Array:
     p, xp, _ = _host_or_device(p)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         magnitude = -xp.log(2 * xp.minimum(p, 1 - p)) / _SQRT2
     return xp.where(p < 0.5, -magnitude, magnitude)
 
@@ -255,8 +255,8 @@ def _uniform_derivatives(z: Array, top: int) -> list[Array]:
 
 
 def _uniform_quantile(p: Array) -> Array:
-    p, _, _ = _host_or_device(p)
-    return _SQRT3 * (2 * p - 1)
+    p, xp, _ = _host_or_device(p)
+    return xp.where((p >= 0) & (p <= 1), _SQRT3 * (2 * p - 1), xp.nan)
 
 
 def _uniform_sample(t: Array) -> Array:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxmedian.kernels.ballots import TieRule
 from jaxmedian.kernels.selection import EvenRule
 from jaxmedian.noise import Noise, keys
-from jaxmedian.transforms.draws import keeps_state
+from jaxmedian.transforms.draws import check_key, check_noise, keeps_state
 from jaxmedian.transforms.median import coordinate_median
 from jaxmedian.transforms.vote import majority_vote
 from jaxmedian.workers.population import population_of
@@ -90,7 +90,9 @@ def vote(
     >>> jm.vote(jnp.array([[3., -1.], [1., -2.], [-8., 0.]])).tolist()
     [1.0, -1.0]
     """
-    majority_vote(key=key, ties=ties)  # checks key and option
+    is_random = ties == "random"
+    check_key("vote", None, key, random_ties=is_random, draws='`ties="random"`')
+    majority_vote(key=key, ties=ties)  # checks the option
     return _aggregate("vote", x, axis, mask, ties, key=key)
 
 
@@ -130,7 +132,9 @@ def perturbed_median(
     >>> abs(estimate.mean().item() - 4.288) < 0.25  # the mean is 4.333, the median 2
     True
     """
-    coordinate_median(noise, key, even=even)  # checks noise, key and option
+    check_noise("perturbed_median", noise)
+    check_key("perturbed_median", noise, key)
+    coordinate_median(even=even)  # checks the option
     if keeps_state(noise):
         raise ValueError(
             '`perturbed_median` has no state, in which `per_coordinate(..., "rms")` '
@@ -168,9 +172,8 @@ def _aggregate(
             )
         mask = mask.reshape(-1)
     template = jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)
-    population_of(
-        name, rows, template, worker_mask=mask
-    )  # errors in this function's name
+    # Errors in this function's name
+    population_of(name, rows, template, worker_mask=mask, mask_name="mask")
     rng_key = None if key is None else keys.as_threefry_key(key)
     scale, description = None, noise
     if noise is not None and isinstance(noise.scale, int | float | jax.Array):

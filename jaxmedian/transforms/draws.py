@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxmedian.kernels.distances import norms_of
 from jaxmedian.kernels.rows import working_dtype
 from jaxmedian.noise import Noise, PerCoordinate, Relative, keys, lanes, threefry
 from jaxmedian.noise.laws import LAWS, Law
@@ -302,7 +303,7 @@ def _scales(
     squares, num_sent = running_squares(
         scale, state.count, state.num_sent, before, leaves, population
     )
-    scales = [factor.astype(x.dtype) * jnp.sqrt(x.reshape(-1)) for x in squares]
+    scales = [factor.astype(x.dtype) * norms_of(x.reshape(-1)) for x in squares]
     kept = jax.tree.unflatten(treedef, squares)
     return scales, RunningScaleState(*after, kept, num_sent)
 
@@ -363,16 +364,24 @@ def check_noise(transform: str, noise: object) -> None:
 
 
 def check_key(
-    transform: str, noise: Noise | None, key: keys.Key | None, *, random_ties: bool
+    transform: str,
+    noise: Noise | None,
+    key: keys.Key | None,
+    *,
+    random_ties: bool = False,
+    draws: str = "a `noise`",
 ) -> jax.Array | None:
-    """Returns the key of a transform that draws, None for one that does not."""
+    """Returns the key of a transform that draws, None for one that does not.
+
+    ``draws`` says, to who gave a key for nothing, which of its options draw.
+    """
     if noise is not None:
         check_noise(transform, noise)
     if noise is None and not random_ties:
         if key is not None:
             raise ValueError(
                 f"`{transform}` was given a `key` but nothing to draw: leave it out, "
-                "or pass a `noise`."
+                f"or give {draws}."
             )
         return None
     if key is None:

@@ -122,7 +122,7 @@ def mean_of_signs(
       NeurIPS 2024 (D-Lion by averaging). https://arxiv.org/abs/2404.00438
       Tang et al., z-SignFedAvg, AAAI 2024. https://arxiv.org/abs/2302.02589
     """
-    rng_key = check_key("mean_of_signs", noise, key, random_ties=False)
+    rng_key = check_key("mean_of_signs", noise, key)
 
     def reduce(rows: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
         return count_locally(rows, draws, population, ties="zero")

@@ -70,7 +70,7 @@ def coordinate_median(
       Chen et al., NeurIPS 2020, Algorithms 2 and 4. https://arxiv.org/abs/1906.01736
     """
     check_option("even", even, selection.EVEN_RULES)
-    rng_key = check_key("coordinate_median", noise, key, random_ties=False)
+    rng_key = check_key("coordinate_median", noise, key)
 
     def reduce(rows: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
         noise, weights = draws.noise, population.weights_of_all()

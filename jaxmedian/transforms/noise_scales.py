@@ -11,6 +11,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmedian.kernels import dispersion
 from jaxmedian.kernels.rows import working_dtype
@@ -106,8 +107,10 @@ def running_squares(
     Sent = tuple[list[jax.Array], jax.Array]
 
     def send(before: list[jax.Array], num_sent: jax.Array) -> Sent:
-        kept = jnp.float32(scale.decay**scale.every)
-        weight = (1 - kept) / (1 - kept ** (num_sent.astype(jnp.float32) + 1))
+        # (1 - d) / (1 - d^n) by logarithms: float32 rounds d = 1 - 1e-8 to 1.
+        rate = scale.every * math.log(scale.decay) if scale.decay else -math.inf
+        number = num_sent.astype(jnp.float32) + 1
+        weight = math.expm1(rate) / jnp.expm1(np.float32(rate) * number)
         after = []
         for was, leaf in zip(before, leaves, strict=True):
             now = _over_workers(dispersion.mean_square, leaf, population)

@@ -107,7 +107,13 @@ def majority_vote(
             '`transport="packed"` sends one bit a coordinate, which cannot say zero: '
             'choose `ties="random"` or `ties="positive"`.'
         )
-    rng_key = check_key("majority_vote", noise, key, random_ties=ties == "random")
+    rng_key = check_key(
+        "majority_vote",
+        noise,
+        key,
+        random_ties=ties == "random",
+        draws='a `noise` or `ties="random"`',
+    )
 
     # On one device there is no wire, and counting needs no bits.
     packed = transport == "packed" and axis_name is not None

@@ -132,6 +132,9 @@ class Gradients:
         axis_name = self.population.axis_name
         mixed = []
         for block in self.blocks:
+            if block.shape[1] == 0:
+                mixed.append(block)
+                continue
             wide = working_dtype(block.dtype)
             rows = collectives.to_coordinate_slices(block, axis_name)
 

@@ -196,6 +196,8 @@ def from_coordinate_slices(
     """Joins slices ``[ceil(d / D)]`` to ``[d]`` on every device, dropping padding."""
     if axis_name is None:
         return x
+    if num_coordinates == 0:  # of arrays without entries JAX forgets how they vary
+        return jnp.zeros((0,), x.dtype)
     if _exchange_over(axis_name):
         return x[:num_coordinates]
     return _gather_invariant(x, axis_name)[:num_coordinates]

@@ -105,6 +105,7 @@ def population_of(
     worker_weights: jax.Array | None = None,
     *,
     each_alone: bool = False,
+    mask_name: str = "worker_mask",
 ) -> Population:
     """Checks stacked updates and counts their workers.
 
@@ -119,6 +120,7 @@ def population_of(
       worker_weights: numbers >= 0, ``[M]`` (the local block under a mesh), or None.
       each_alone: whether the caller treats every worker by itself, and so may do
         without ``axis_name`` on a mesh.
+      mask_name: what the caller calls the mask, for the messages.
 
     Raises:
       ValueError: if there are no leaves or no workers, if a leaf has no worker axis, if
@@ -131,7 +133,7 @@ def population_of(
     num_local = _count_rows(transform, updates, params)
     if not each_alone:
         check_spread(transform, _spread(updates, params, axis_name), axis_name)
-    present = _check_mask(transform, worker_mask, num_local)
+    present = _check_mask(transform, mask_name, worker_mask, num_local)
     num_workers = num_local * collectives.size(axis_name)
     if worker_weights is None:
         return Population(num_local, num_workers, axis_name, present)
@@ -301,20 +303,20 @@ def _spread(
 
 
 def _check_mask(
-    transform: str, worker_mask: jax.Array | None, num_local: int
+    transform: str, name: str, worker_mask: jax.Array | None, num_local: int
 ) -> jax.Array | None:
     if worker_mask is None:
         return None
     mask = jnp.asarray(worker_mask)
     if mask.dtype != jnp.bool_:
         raise TypeError(
-            f"`{transform}` expects a boolean `worker_mask`; got {mask.dtype}. Pass "
+            f"`{transform}` expects a boolean `{name}`; got {mask.dtype}. Pass "
             "`mask != 0` if that is what you mean."
         )
     if mask.shape != (num_local,):
         raise ValueError(
-            f"`{transform}` expects a `worker_mask` of shape ({num_local},), one entry "
-            f"a worker; got {mask.shape}."
+            f"`{transform}` expects a `{name}` of shape ({num_local},), one entry a "
+            f"worker; got {mask.shape}."
         )
     return mask
 
@@ -323,6 +325,9 @@ def _check_weights(
     transform: str, worker_weights: Any, num_local: int, num_workers: int
 ) -> jax.Array:
     """Returns the weights in a type that holds their sums; see `Population`."""
+    if isinstance(worker_weights, list | tuple):  # under jit, of tracers
+        is_traced = any(isinstance(x, jax.core.Tracer) for x in worker_weights)
+        worker_weights = (jnp if is_traced else np).asarray(worker_weights)
     known = None
     if not isinstance(worker_weights, jax.core.Tracer):
         known = np.asarray(worker_weights)  # jnp.asarray would wrap what is too long

@@ -63,6 +63,8 @@ def test_functions_of_a_law_take_numbers_and_any_shape(law):
     assert noise.pdf(np.zeros((2, 3))).shape == (2, 3)
     infinite = math.inf if law != "uniform" else math.sqrt(3)
     np.testing.assert_allclose(noise.quantile([0.0, 1.0]), [-infinite, infinite])
+    assert np.isnan(noise.quantile([-0.5, 1.5])).all()
+    assert np.isnan(noise.quantile(jnp.float32([-0.5, 1.5]))).all()
 
 
 @pytest.mark.parametrize("law", LAWS)

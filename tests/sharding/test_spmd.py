@@ -307,3 +307,42 @@ def test_a_list_is_a_mask_and_other_trees_stay_as_they_are():
     for name, before in params.items():
         expected = before + 2 * (np.asarray(voted[name]) - before) + 3
         np.testing.assert_allclose(got[name], expected, rtol=1e-5, atol=1e-5)
+
+
+def rules_for_empty_leaves(axis_name):
+    """What reads slices of the coordinates, and what reads whole gradients."""
+    on = {"axis_name": axis_name}
+    median = jm.coordinate_median(**on)
+    noise = jm.noise.uniform(jm.noise.per_coordinate(1.0, "sd"))
+    return {
+        "median": median,
+        "noisy median": jm.coordinate_median(noise, 0, **on),
+        "trimmed mean": jm.trimmed_mean(1, **on),
+        "bulyan": jm.bulyan(1, **on),
+        "bucketing": optax.chain(jm.bucketing(2, 0, **on), median),
+        "mixing": optax.chain(jm.nearest_neighbor_mixing(1, **on), median),
+        "clipping": optax.chain(jm.adaptive_clip_workers(1, **on), median),
+    }
+
+
+@pytest.mark.parametrize("name", rules_for_empty_leaves(None))
+def test_an_empty_leaf_is_trained_on_a_mesh(name):
+    """Alone in its group of leaves, the only one of its type: beside a large one."""
+    rng = np.random.default_rng(1)
+    params = {"w": jnp.zeros((130, 130)), "bias": jnp.zeros(0, jnp.bfloat16)}
+    batch = rng.normal(size=(M, 130)).astype(np.float32)
+
+    def loss(params, x):
+        fit = jnp.sum(jnp.square(params["w"] - x[None]))
+        return fit + jnp.sum(params["bias"].astype(jnp.float32))
+
+    ends = []
+    for axis_name in (None, WORKERS):
+        rule = rules_for_empty_leaves(axis_name)[name]
+        tx = optax.chain(rule, optax.scale(-0.1))
+        step = jm.make_step(loss, tx)
+        if axis_name is not None:
+            step = sharding.shard_step(loss, tx, sharding.workers_mesh(4))
+        ends.append(step(params, tx.init(params), batch)[0])
+    assert ends[1]["bias"].shape == (0,)
+    np.testing.assert_allclose(ends[0]["w"], ends[1]["w"], rtol=1e-5, atol=1e-6)

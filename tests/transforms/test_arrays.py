@@ -173,8 +173,17 @@ def test_options_are_checked():
         jm.vote(jnp.ones(3), ties="coin")
     with pytest.raises(ValueError, match="needs a `key`"):
         jm.vote(jnp.ones(3), ties="random")
-    with pytest.raises(ValueError, match="`key` but nothing to draw"):
+    with pytest.raises(ValueError, match=r'`vote` .*nothing.*give `ties="random"`'):
         jm.vote(jnp.ones(3), key=0)
+    for noise in (None, 0.1):
+        with pytest.raises(TypeError, match="`perturbed_median` expects a `Noise`"):
+            jm.perturbed_median(jnp.ones(3), noise, 0)
+    with pytest.raises(ValueError, match="`perturbed_median` needs a `key`"):
+        jm.perturbed_median(jnp.ones(3), jm.noise.gaussian(0.1), None)
+    with pytest.raises(TypeError, match="`median` expects a boolean `mask`; got float"):
+        jm.median(jnp.ones(3), mask=jnp.ones(3))
+    with pytest.raises(ValueError, match=r"`median` expects a `mask` of shape \(3,\)"):
+        jm.median(jnp.ones(3), mask=jnp.ones(2, bool))
 
 
 # --- outside jit ----------------------------------------------------------------------

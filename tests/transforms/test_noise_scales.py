@@ -144,6 +144,22 @@ def test_coordinates_in_which_the_workers_agree_are_free_of_noise():
 
 
 @pytest.mark.parametrize("name", [*STATELESS, "rms"])
+def test_medians_move_equally_with_workers_who_agree(name):
+    """The scale is 0 there, and all are tied: a share of 1 / M each, and no NaN."""
+    grads = skewed(5, 6)
+    grads[:, ::2] = 0
+    noise = jm.noise.uniform(jm.noise.per_coordinate(1.0, name), "systematic")
+    tx = jm.coordinate_median(noise, 0)
+
+    def total(grads):
+        return tx.update(grads, tx.init(jnp.zeros(6)), jnp.zeros(6))[0].sum()
+
+    shares = jax.jit(jax.grad(total))(grads)
+    np.testing.assert_allclose(shares[:, ::2], 1 / 5, rtol=1e-6)
+    assert np.isfinite(shares).all()
+
+
+@pytest.mark.parametrize("name", [*STATELESS, "rms"])
 def test_fused_rules_are_those_of_a_chain(name):
     grads = {"a": skewed(9, 30), "b": skewed(9, 70_001, seed=4)}
     noise = jm.noise.laplace(jm.noise.per_coordinate(0.7, name))
@@ -239,6 +255,23 @@ def test_running_mean_squares_are_those_of_a_loop(every):
         xi = math.sqrt(3) * reference.centred_uniform(drawn)
         error = noisy - (grads[step] + np.sqrt(expected) * xi)
         assert (np.abs(error) < 1e-5 * (np.sqrt(expected) + np.abs(grads[step]))).all()
+
+
+@pytest.mark.parametrize("decay", [0, 0.5, 1 - 1e-8, 1 - 1e-16])
+def test_decays_that_float32_rounds_to_one_are_decays(decay):
+    """From the first step the squares are a weighted mean of what was sent."""
+    noise = jm.noise.uniform(jm.noise.per_coordinate(1.0, "rms", decay=decay))
+    tx = jm.majority_vote(noise, 0)
+    state, sent = tx.init(jnp.zeros(4)), []
+    for step in range(3):
+        grads = skewed(3, 4, seed=step)
+        updates, state = tx.update(grads, state, jnp.zeros(4))
+        assert set(np.asarray(updates).tolist()) <= {-1.0, 1.0}
+        sent.append(np.mean(np.float64(grads) ** 2, axis=0))
+        ages = np.float64(decay) ** np.arange(step, -1, -1)
+        expected = np.tensordot(ages, sent, 1) / ages.sum()
+        error = np.abs(state.mean_squares - expected)
+        assert (error <= 1e-6 * np.max(sent, axis=0)).all()
 
 
 def test_mean_squares_stay_where_nobody_sent_a_finite_number():
@@ -355,6 +388,8 @@ def test_bfloat16_gradients_are_scaled_in_float32():
         ((1.0, "rms"), {"every": 2.5}, TypeError, "`every` must be an int; got 2.5"),
         ((1.0, "sd"), {"every": 5}, ValueError, '`every` is for the statistic "rms"'),
         ((1.0, "rms"), {"decay": 1.0}, ValueError, "`decay` must be at least 0"),
+        ((1.0, "sd"), {"decay": 0.5}, ValueError, '`decay` is for the statistic "rms"'),
+        ((1.0, "rms"), {"decay": "0.9"}, TypeError, "`decay` must be a number"),
     ],
 )
 def test_bad_settings_are_refused(arguments, options, error, message):

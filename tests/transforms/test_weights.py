@@ -273,6 +273,18 @@ def test_a_mesh_gives_the_result_of_one_device():
         np.testing.assert_allclose(got[name], expected[name], rtol=2e-6, atol=2e-6)
 
 
+def test_lists_of_weights_are_arrays_in_a_jitted_step():
+    """A jitted step makes each number of a list a tracer of its own."""
+    tx = optax.chain(jm.worker_mean(), optax.sgd(1.0))
+    step = jm.make_step(lambda p, x: 0.5 * (p - x) ** 2, tx)
+    batch = jnp.array([1.0, 2.0, 10.0])
+    mean = (600 * 1 + 200 * 2 + 100 * 10) / 900
+    for weights in ([600.0, 200.0, 100.0], (6, 2, 1), np.array([6, 2, 1])):
+        params = jnp.float32(0.0)
+        params, _, _ = step(params, tx.init(params), batch, worker_weights=weights)
+        assert params == pytest.approx(mean, rel=1e-6)
+
+
 def test_bad_weights_are_refused():
     mean, x = jm.worker_mean(), jnp.ones((3, 2))
 
