@@ -213,7 +213,16 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
         "written before": before,
         "written after": {name: one.written for name, one in reached.items()},
     }
-    return Result(curves, _claims(trial, reached), extra, partial=partial)
+    claims = _claims(trial, reached)
+    return Result(curves, claims, extra, partial=partial, data=_read(config))
+
+
+def _read(config: Config) -> str:
+    """Returns what was read, by the name that quoted results have to give it."""
+    if config.texts is not None:
+        names = sorted(file.stem for file in config.texts.glob("*.txt"))
+        return f"{config.texts.name}: {', '.join(names)}"
+    return "an invented play" if config.text is None else config.text.name
 
 
 def _train(
@@ -285,9 +294,9 @@ def _claims(trial: Trial, reached: dict[str, Reached]) -> tuple[Claim, ...]:
         )
         for name, one in reached.items()
     ]
-    is_trained = config.num_steps >= 800 and (
-        config.hidden >= 128 or config.model == "perceptron"
-    )
+    is_large = config.hidden >= 128 or config.model == "perceptron"
+    is_real = config.text is not None or config.texts is not None
+    is_trained = is_large and is_real and config.num_steps >= 800
     if ONE_WORKER in reached:
         loss = float(reached[ONE_WORKER].last.mean())
         is_published = (

@@ -1,6 +1,7 @@
 """Text that workers share, the transformer against NumPy, claims that can fail."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -364,3 +365,23 @@ def test_text_and_texts_exclude_each_other(tmp_path):
         shakespeare.run(config)
     with pytest.raises(ValueError, match="--contenders takes some of"):
         shakespeare.run(dataclasses.replace(TINY, contenders=("mean",)))
+
+
+def test_results_say_which_text_was_read_and_an_invented_one_is_not_judged(tmp_path):
+    for name in ("fi", "de"):
+        (tmp_path / f"{name}.txt").write_text(texts.invented_play(2, 400))
+    few = dataclasses.replace(
+        TINY, num_workers=2, num_seeds=1, contenders=("Distributed Lion, majority",)
+    )
+    folder = dataclasses.replace(few, texts=tmp_path)
+    assert shakespeare.run(folder).data == f"{tmp_path.name}: de, fi"
+    invented = shakespeare.run(few)
+    assert invented.data == "an invented play"
+    long = dataclasses.replace(few, num_steps=2000, hidden=128)
+    reached = {
+        name: shakespeare.Reached("", {}, np.ones(2), "")
+        for name in ("noisy Lion vote, b per coordinate, K = 50", "mean + Lion")
+    }
+    for text, holds in ((None, None), (tmp_path / "de.txt", True)):
+        trial = types.SimpleNamespace(config=dataclasses.replace(long, text=text))
+        assert shakespeare._claims(trial, reached)[-1].holds is holds
