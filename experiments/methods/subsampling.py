@@ -112,7 +112,10 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
     runs = {name: found for part in parts.values() for name, found in part.items()}
     curves = {name: found.curve(0) for name, found in runs.items()}
     gaps = {size: gap for size, gap in gaps.items() if f"batch {size}" in parts}
-    extra = {"gap": {str(size): gap for size, gap in gaps.items()}}
+    extra = {
+        "gap": {str(size): gap for size, gap in gaps.items()},
+        "figures": {f"gap, batch {size}": gap for size, gap in gaps.items()},
+    }
     claims = _claims(config, runs, gaps)
     return Result(curves, claims, extra, partial=partial, data=problem.description)
 

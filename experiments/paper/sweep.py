@@ -62,7 +62,9 @@ def run(config: Config) -> Result:
     runs = train(grid(scale=config.scales), problem.split_by_label(config.num_workers))
     seconds = time.perf_counter() - start
     curves = {f"b = {b:g}": runs.curve(i) for i, b in enumerate(config.scales)}
-    return Result(curves, _claims(config, runs, seconds), data=problem.description)
+    claims = _claims(config, runs, seconds)
+    extra = {"figures": {"runs": len(config.scales) * config.num_seeds}}
+    return Result(curves, claims, extra, data=problem.description)
 
 
 def _claims(config: Config, runs: Runs, seconds: float) -> tuple[Claim, ...]:

@@ -125,7 +125,11 @@ def run(config: Config) -> Result:
         return {"step": steps} | _compare(gradients, updates / -rate, predict)
 
     curves, partial = each_part(trainings, train)
-    return Result(curves, _claims(curves), partial=partial, data=problem.description)
+    averages = {name: _average(curve) for name, curve in curves.items()}
+    extra = {"figures": _figures(averages)} if averages else {}
+    return Result(
+        curves, _claims(averages), extra, partial=partial, data=problem.description
+    )
 
 
 def _runs(config: Config) -> dict[str, Training]:
@@ -232,29 +236,69 @@ def _compare(gradients: Array, outcomes: Array, predict: Predict) -> dict[str, A
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
-def _claims(curves: dict[str, dict[str, Array]]) -> tuple[Claim, ...]:
+class Average(NamedTuple):
+    """A run's gap or descent, averaged over its steps, and its spread.
+
+    Attributes:
+      measured: the average.
+      predicted: what theory says it is.
+      error: the standard error of the average.
+      spread: measured squares over the variances that theory says.
+      spread_error: its standard error.
+    """
+
+    measured: float
+    predicted: float
+    error: float
+    spread: float
+    spread_error: float
+
+    def off(self) -> float:
+        """Returns how many standard errors too large the average is."""
+        return (self.measured - self.predicted) / self.error
+
+
+def _average(curve: dict[str, Array]) -> Average:
+    variances = float(curve["variances"].sum())
+    return Average(
+        float(curve["measured"].mean()),
+        float(curve["predicted"].mean()),
+        float(np.linalg.norm(curve["measured_error"])) / len(curve["step"]),
+        float(curve["squares"].sum()) / variances,
+        float(np.linalg.norm(curve["squares_error"])) / variances,
+    )
+
+
+def _figures(averages: dict[str, Average]) -> dict[str, Any]:
+    """Returns what pages quote."""
+    gaps = [a.measured for name, a in averages.items() if name.startswith("median")]
+    spreads = [a.spread for a in averages.values()]
+    return {
+        "runs": len(averages),
+        "standard errors": max(abs(a.off()) for a in averages.values()),
+        "gaps": ", ".join(f"{gap:.2f}" for gap in gaps),
+        "variances": f"{min(spreads):.3f} to {max(spreads):.3f}",
+    }
+
+
+def _claims(averages: dict[str, Average]) -> tuple[Claim, ...]:
     claims = []
-    for name, curve in curves.items():
+    for name, found in averages.items():
         quantity = "gap" if name.startswith("median") else "descent"
-        error = float(np.linalg.norm(curve["measured_error"])) / len(curve["step"])
-        measured, predicted = curve["measured"].mean(), curve["predicted"].mean()
-        off = (measured - predicted) / error
         claims.append(
             Claim(
                 f"{name}: the {quantity}, averaged over the run, is what theory says "
                 f"({_TOLERANCE:g} standard errors)",
-                f"{measured:.4f} +- {error:.4f}, predicted {predicted:.4f} "
-                f"({off:+.2f} standard errors)",
-                bool(abs(off) <= _TOLERANCE),
+                f"{found.measured:.4f} +- {found.error:.4f}, predicted "
+                f"{found.predicted:.4f} ({found.off():+.2f} standard errors)",
+                abs(found.off()) <= _TOLERANCE,
             )
         )
-        ratio = curve["squares"].sum() / curve["variances"].sum()
-        error = float(np.linalg.norm(curve["squares_error"]) / curve["variances"].sum())
         claims.append(
             Claim(
                 f"{name}: so is the variance ({_TOLERANCE:g} standard errors)",
-                f"{ratio:.4f} +- {error:.4f} of what is predicted",
-                bool(abs(ratio - 1) <= _TOLERANCE * error),
+                f"{found.spread:.4f} +- {found.spread_error:.4f} of what is predicted",
+                abs(found.spread - 1) <= _TOLERANCE * found.spread_error,
             )
         )
     return tuple(claims)
