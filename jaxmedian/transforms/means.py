@@ -168,7 +168,8 @@ def trimmed_mean(
       rounded once. ``update`` takes ``worker_mask``, bool ``[M]``: where at most 2 f
       workers are present the result is their median, and 0 of nobody; and
       ``worker_weights``, ``[M]``: each counts as so many workers, and f is cut off the
-      sum of the weights at each end.
+      sum of the weights at each end. Weights that sum to 1, n_i / n say, count as one
+      worker together, and give the weighted median: scale them to sum to M.
 
     Raises:
       TypeError, ValueError: for an f that is no int or negative; while tracing, for f
