@@ -52,7 +52,13 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
     }
     claims = [claim for part in parts.values() for claim in part.claims]
     digits = parts[_MNIST]
-    return Result(curves, tuple(claims), partial=digits.partial, data=digits.data)
+    return Result(
+        curves,
+        tuple(claims),
+        parts[_TOY].extra,
+        partial=digits.partial,
+        data=digits.data,
+    )
 
 
 def plot(result: Result) -> Figure:
@@ -71,4 +77,4 @@ def _part(result: Result, prefix: str) -> Result:
         for name, curve in result.curves.items()
         if name.startswith(prefix)
     }
-    return Result(curves, result.claims)
+    return result._replace(curves=curves)
