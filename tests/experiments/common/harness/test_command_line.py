@@ -214,6 +214,20 @@ def test_a_fresh_start_leaves_no_old_checkpoint(tmp_path):
     assert (folder / "theirs").exists()
 
 
+def test_attacks_belong_to_a_run_and_curves_do_not(tmp_path):
+    """The state of a run has a part for each attack that it may meet."""
+    from experiments.common.harness.resuming import open_checkpoints
+    from experiments.hostile.byzantine import Config
+
+    config = dataclasses.replace(Config(), attacks=("label flip",))
+    folder = open_checkpoints(tmp_path, config, resume=False)
+    fewer_rules = dataclasses.replace(config, rules=("vote",))
+    assert open_checkpoints(tmp_path, fewer_rules, resume=True) == folder
+    more = dataclasses.replace(config, attacks=("label flip", "sign flip"))
+    with pytest.raises(ValueError, match="made with --attacks"):
+        open_checkpoints(tmp_path, more, resume=True)
+
+
 def test_tiny_mnist_wrote_its_files(tiny_mnist):
     assert (tiny_mnist / "figure.png").exists()
     assert json.loads((tiny_mnist / "summary.json").read_text())["device"]

@@ -3,8 +3,14 @@
 import doctest
 
 import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("flax")
 
 from experiments.common.training import outcomes
+from experiments.methods import subsampling
+from experiments.paper import sweep
 
 
 def runs():
@@ -59,3 +65,23 @@ def test_who_is_ahead_is_judged_by_paired_differences():
 
 def test_docstring_examples():
     assert doctest.testmod(outcomes).failed == 0
+
+
+def test_what_is_compared_on_test_images_is_chosen_on_validation_ones():
+    """Of three sizes and of three b the second validates best and tests worst."""
+    validated = {1: 0.5, 2: 0.9, 4: 0.5}
+    tested = {1: [0.90, 0.91], 2: [0.30, 0.31], 4: [0.60, 0.61]}
+
+    def found(sizes):
+        metrics = {
+            "validation_accuracy": np.array([[[validated[n]]] * 2 for n in sizes]),
+            "test_accuracy": np.array([[[x] for x in tested[n]] for n in sizes]),
+        }
+        return outcomes.Runs({"scale": np.array(sizes, float)}, metrics)
+
+    config = subsampling.Config(rules=("vote",), batch_sizes=(1, 2, 4))
+    runs = {f"vote, batch {n}": found([n]) for n in validated}
+    gaps = dict.fromkeys(validated, 1.0)
+    assert subsampling._claims(config, runs, gaps)[-1].holds is False
+    best = sweep._claims(sweep.Config(scales=(1, 2, 4)), found([1, 2, 4]), 1.0)[-1]
+    assert (best.holds, best.here) == (False, "0.305 +- 0.005 at b = 2")
