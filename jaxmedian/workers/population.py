@@ -325,9 +325,9 @@ def _check_weights(
     transform: str, worker_weights: Any, num_local: int, num_workers: int
 ) -> jax.Array:
     """Returns the weights in a type that holds their sums; see `Population`."""
-    if isinstance(worker_weights, list | tuple):  # under jit, of tracers
-        is_traced = any(isinstance(x, jax.core.Tracer) for x in worker_weights)
-        worker_weights = (jnp if is_traced else np).asarray(worker_weights)
+    parts = jax.tree.leaves(worker_weights)
+    if any(isinstance(part, jax.core.Tracer) for part in parts):
+        worker_weights = jnp.asarray(worker_weights)  # of a list, under jit
     known = None
     if not isinstance(worker_weights, jax.core.Tracer):
         known = np.asarray(worker_weights)  # jnp.asarray would wrap what is too long

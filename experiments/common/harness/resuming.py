@@ -14,7 +14,7 @@ from typing import Any
 
 from experiments.common.harness.results import as_json
 
-SETTINGS, SECONDS = "settings.json", "seconds.json"
+SETTINGS, SECONDS = NOTES = ("settings.json", "seconds.json")
 # Where data lie, which the trainer knows by content, and which parts are wanted.
 _SAME_RUNS = {"data_dir", "contenders", "curves", "methods", "rules"}
 

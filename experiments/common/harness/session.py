@@ -14,8 +14,7 @@ from experiments.common.harness.options import parse
 from experiments.common.harness.plots import look
 from experiments.common.harness.results import all_hold, print_table, save
 from experiments.common.harness.resuming import (
-    SECONDS,
-    SETTINGS,
+    NOTES,
     add_seconds,
     can_resume,
     open_checkpoints,
@@ -75,8 +74,6 @@ def _writable(folder: Path) -> Iterator[None]:
         yield
     finally:
         if made and all(
-            path.name in (SETTINGS, SECONDS)
-            for path in folder.rglob("*")
-            if path.is_file()
+            path.name in NOTES for path in folder.rglob("*") if path.is_file()
         ):
             shutil.rmtree(folder)

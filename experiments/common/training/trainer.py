@@ -96,8 +96,8 @@ def build_trainer(
             return advance(traced, arrays, state, shared, next_batch, *steps)
 
         state = start(traced, on.keys, params, shared)
-        folder = None if checkpoint is None else _Folder(checkpoint, on, split)
-        return Runs(settings, *_chunk_by_chunk(go_on, state, num_steps, chunk, folder))
+        kept = None if checkpoint is None else _Checkpoints(checkpoint, on, split)
+        return Runs(settings, *_chunk_by_chunk(go_on, state, num_steps, chunk, kept))
 
     return train
 
@@ -194,14 +194,13 @@ def _one_by_one(one: Any, settings: Any, keys: jax.Array, state: Any) -> Any:
     return jax.lax.map(over_seeds, (settings, state))
 
 
-class _Folder:
-    """A folder of checkpoints, which know the data that their runs were made on."""
+class _Checkpoints:
+    """The checkpoints of some runs, which know what data those were made on."""
 
     def __init__(self, path: Path, problem: Problem, split: jm.splits.Split) -> None:
         parts = (problem.train, problem.validation, problem.test)
-        data = (parts, split.order, split.offsets)
         digest = hashlib.blake2b(digest_size=16)
-        for leaf in jax.tree.leaves(data):
+        for leaf in jax.tree.leaves((parts, split.order, split.offsets)):
             digest.update(np.asarray(leaf).tobytes())
         self.path = path
         self._digest = np.frombuffer(digest.digest(), np.uint8)
@@ -229,7 +228,7 @@ def _chunk_by_chunk(
     state: Any,
     num_steps: int,
     chunk: int,
-    folder: _Folder | None,
+    kept: _Checkpoints | None,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Trains to the end from where the checkpoint is.
 
@@ -238,7 +237,7 @@ def _chunk_by_chunk(
       state: at step 0.
       num_steps: steps to take.
       chunk: steps between two edges.
-      folder: where the runs are kept; None saves nothing.
+      kept: where the runs are saved; None saves nothing.
 
     Returns:
       Metrics [G, S, T], and seconds and core seconds [T, 2] of the chunks.
@@ -250,11 +249,11 @@ def _chunk_by_chunk(
         for name, row in shapes.items()
     } | {_CLOCK: np.zeros((len(edges), 2), np.float32)}
     saved = done = 0
-    if folder is not None:
-        saved, state, table = folder.restore(state, table)
+    if kept is not None:
+        saved, state, table = kept.restore(state, table)
         done = saved
         if done:
-            print(f"  found in {folder.path}/: {done} of {num_steps} steps")
+            print(f"  found in {kept.path}/: {done} of {num_steps} steps")
     last_saved = time.monotonic()
     try:
         for number in tqdm(
@@ -265,12 +264,12 @@ def _chunk_by_chunk(
             for name, values in (row | {_CLOCK: _clock() - start}).items():
                 table[name][number] = values
             done = edges[number]
-            if folder is not None and time.monotonic() - last_saved > _SAVED_EVERY:
+            if kept is not None and time.monotonic() - last_saved > _SAVED_EVERY:
                 saved, last_saved = done, time.monotonic()
-                folder.save(done, state, table)
+                kept.save(done, state, table)
     finally:  # Ctrl-C included
-        if folder is not None and done > saved:
-            folder.save(done, state, table)
+        if kept is not None and done > saved:
+            kept.save(done, state, table)
     clock = table.pop(_CLOCK)
     return {name: np.moveaxis(rows, 0, 2) for name, rows in table.items()}, clock
 
@@ -279,13 +278,23 @@ def _clock() -> np.ndarray:
     return np.array([time.perf_counter(), time.process_time()])
 
 
-def run_to_end(*arguments: Any, **options: Any) -> jm.RunResult:
+def run_to_end(
+    *arguments: Any, on_chunk: Callable[..., Any] | None = None, **options: Any
+) -> jm.RunResult:
     """Runs `jaxmedian.run`, but for Ctrl-C: it ends an experiment, not a run alone.
 
     Raises:
-      KeyboardInterrupt: if the run was stopped.
+      KeyboardInterrupt: if the run was stopped, and not by ``on_chunk``.
     """
-    result = jm.run(*arguments, **options)
-    if result.step < arguments[4]:
+    is_over = False
+    if (ask := on_chunk) is not None:
+
+        def on_chunk(step: int, row: dict[str, Any]) -> Any:
+            nonlocal is_over
+            is_over = ask(step, row)
+            return is_over
+
+    result = jm.run(*arguments, on_chunk=on_chunk, **options)
+    if result.step < arguments[4] and not is_over:
         raise KeyboardInterrupt
     return result

@@ -165,10 +165,7 @@ def _noisy_peers(x: np.ndarray, noise: jm.noise.Noise, kind: str) -> dict[str, R
         return jnp.sign(jnp.sum(jnp.sign(noisy), axis=0))
 
     peers = {"jax.numpy": compiled(naive, on_device, key)[0]}
-    if (torch := installed_torch()) is not None and noise.law in (
-        "gaussian",
-        "uniform",
-    ):
+    if (torch := installed_torch()) is not None:
         finish = _torch_vote if kind == "vote" else _torch_median
         for name, noisy in _torch_noise(torch, x, noise).items():
             peers[name] = finish(torch, noisy)
@@ -186,10 +183,9 @@ def _systematic(key: jax.Array, shape: tuple[int, ...], law: str) -> jax.Array:
     """Draws it at M evenly spaced quantiles a coordinate, from one random number."""
     number, order = jax.random.split(key)
     places = jax.random.permutation(order, shape[0]) / shape[0]
-    numbers = jax.random.uniform(number, shape[1:], minval=2.0**-24)  # no infinity
-    quantiles = (numbers + places[:, None]) % 1
+    quantiles = (jax.random.uniform(number, shape[1:]) + places[:, None]) % 1
     if law == "gaussian":
-        return jax.scipy.special.ndtri(quantiles)
+        return jax.scipy.special.ndtri(jnp.maximum(quantiles, 2.0**-24))  # finite
     return 3**0.5 * (2 * quantiles - 1)
 
 
@@ -200,41 +196,39 @@ def _torch_noise(
     t = torch.from_numpy(x)
     buffer = torch.empty_like(t)
     width = SCALE * 3**0.5
-    if noise.coupling == "systematic":
 
-        def places() -> Any:
-            return torch.randperm(len(t))[:, None] / len(t)
+    def places() -> Any:
+        return torch.randperm(len(t))[:, None] / len(t)
 
-        def quantiles() -> Any:
-            return (torch.rand(t.shape[1]) + places()) % 1
+    def quantiles() -> Any:
+        return (torch.rand(t.shape[1]) + places()) % 1
 
-        def in_place() -> Any:
-            return torch.add(torch.rand(t.shape[1]), places(), out=buffer).frac_()
+    def quantiles_in_place() -> Any:
+        return torch.add(torch.rand(t.shape[1]), places(), out=buffer).frac_()
 
-        if noise.law == "gaussian":
-            return {
-                "torch rand, ndtri": lambda: (
-                    t + SCALE * torch.special.ndtri(quantiles())
-                ),
-                "torch rand, ndtri in place": lambda: (
-                    torch.special.ndtri(in_place(), out=buffer).mul_(SCALE).add_(t)
-                ),
-            }
-        return {
-            "torch rand": lambda: t + width * (2 * quantiles() - 1),
-            "torch rand, in place": lambda: (
-                in_place().mul_(2 * width).sub_(width).add_(t)
-            ),
-        }
-    if noise.law == "gaussian":
-        return {
+    def normal_in_place() -> Any:
+        return torch.special.ndtri(quantiles_in_place(), out=buffer)
+
+    return {
+        "gaussian independent": {
             "torch randn_like": lambda: t + SCALE * torch.randn_like(t),
             "torch normal_": lambda: buffer.normal_(0.0, SCALE).add_(t),
-        }
-    return {
-        "torch rand_like": lambda: t + width * (2 * torch.rand_like(t) - 1),
-        "torch uniform_": lambda: buffer.uniform_(-width, width).add_(t),
-    }
+        },
+        "uniform independent": {
+            "torch rand_like": lambda: t + width * (2 * torch.rand_like(t) - 1),
+            "torch uniform_": lambda: buffer.uniform_(-width, width).add_(t),
+        },
+        "gaussian systematic": {
+            "torch rand, ndtri": lambda: t + SCALE * torch.special.ndtri(quantiles()),
+            "torch rand, ndtri in place": lambda: normal_in_place().mul_(SCALE).add_(t),
+        },
+        "uniform systematic": {
+            "torch rand": lambda: t + width * (2 * quantiles() - 1),
+            "torch rand, in place": lambda: (
+                quantiles_in_place().mul_(2 * width).sub_(width).add_(t)
+            ),
+        },
+    }[f"{noise.law} {noise.coupling}"]
 
 
 def _torch_vote(torch: Any, draw: Callable[[], Any]) -> Run:

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 import jaxmedian as jm
+from experiments.common.training.trainer import run_to_end
 from experiments.methods import shakespeare
 from experiments.methods.shakespeare.contenders import (
     B1,
@@ -150,14 +151,10 @@ def until_target(
         losses = trial.model.losses(params, jnp.asarray(trial.corpus.held_out))
         return {"held_out_loss": jnp.mean(losses)}
 
-    reached = False
-
     def stop(step: int, row: dict[str, Any]) -> bool:
-        nonlocal reached
-        reached = bool(row["held_out_loss"] <= config.target)
-        return reached
+        return row["held_out_loss"] <= config.target
 
-    result = jm.run(
+    result = run_to_end(
         trial.problem(1).model.loss,
         build(name, config),
         trial.model.params,
@@ -171,8 +168,6 @@ def until_target(
         # As in `shakespeare`; a mean of our own needs the gradients of all at once.
         worker_chunk=None if name == HALF else 1,
     )
-    if result.step < config.num_steps and not reached:
-        raise KeyboardInterrupt  # which ends the experiment, not this run alone
     return {
         name: np.asarray(result.metrics[name]) for name in ("step", "held_out_loss")
     }

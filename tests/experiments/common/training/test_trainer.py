@@ -152,6 +152,21 @@ def test_ctrl_c_ends_an_experiment_and_not_a_single_run_alone(monkeypatch):
         trainer.run_to_end(None, None, None, None, 4, key=0)
 
 
+@pytest.mark.parametrize("answer", [True, False])
+def test_a_run_that_its_own_callback_ends_is_at_its_end(monkeypatch, answer):
+    def run(*arguments, on_chunk, **options):
+        assert on_chunk(3, {}) is answer
+        return jm.RunResult(None, None, {}, 3)
+
+    monkeypatch.setattr(trainer.jm, "run", run)
+    arguments, options = (None, None, None, None, 4), {"on_chunk": lambda *_: answer}
+    if answer:
+        assert trainer.run_to_end(*arguments, **options).step == 3
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run_to_end(*arguments, **options)
+
+
 def test_docstring_examples():
     assert doctest.testmod(trainer).failed == 0
 
