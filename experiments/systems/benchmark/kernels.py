@@ -176,7 +176,11 @@ def _independent(key: jax.Array, shape: tuple[int, ...], law: str) -> jax.Array:
     """Draws noise of standard deviation 1, each number by itself."""
     if law == "gaussian":
         return jax.random.normal(key, shape)
-    return jax.random.uniform(key, shape, minval=-(3**0.5), maxval=3**0.5)
+    if law == "laplace":
+        return 2**-0.5 * jax.random.laplace(key, shape)
+    if law == "logistic":
+        return 3**0.5 / np.pi * jax.random.logistic(key, shape)
+    return 3**0.5 * jax.random.uniform(key, shape, minval=-1.0)
 
 
 def _systematic(key: jax.Array, shape: tuple[int, ...], law: str) -> jax.Array:
@@ -192,7 +196,10 @@ def _systematic(key: jax.Array, shape: tuple[int, ...], law: str) -> jax.Array:
 def _torch_noise(
     torch: Any, x: np.ndarray, noise: jm.noise.Noise
 ) -> dict[str, Callable[[], Any]]:
-    """Two ways to write x + b xi in torch: fresh arrays, and one buffer in place."""
+    """Two ways to write x + b xi in torch: fresh arrays, and one buffer in place.
+
+    None of a law that torch does not draw.
+    """
     t = torch.from_numpy(x)
     buffer = torch.empty_like(t)
     width = SCALE * 3**0.5
@@ -228,7 +235,7 @@ def _torch_noise(
                 quantiles_in_place().mul_(2 * width).sub_(width).add_(t)
             ),
         },
-    }[f"{noise.law} {noise.coupling}"]
+    }.get(f"{noise.law} {noise.coupling}", {})
 
 
 def _torch_vote(torch: Any, draw: Callable[[], Any]) -> Run:
