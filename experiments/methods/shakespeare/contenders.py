@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import optax
 
 import jaxmedian as jm
+from experiments.methods.shakespeare.config import Config
 from experiments.methods.shakespeare.transformer import is_matrix
 
 B1, B2 = 0.9, 0.99  # of AdamW and Lion alike
@@ -35,7 +36,7 @@ def learning_rate(rate: Any, warm_up: int, num_steps: int) -> optax.Schedule:
     return lambda step: rate * shape(step + 1)
 
 
-def mean_adamw(config: Any, schedule: Any, *_: Any) -> optax.GradientTransformation:
+def mean_adamw(config: Config, schedule: Any, *_: Any) -> optax.GradientTransformation:
     """Builds nanoGPT's AdamW: the mean's norm clipped at 1, matrices decayed."""
     return optax.chain(
         jm.worker_mean(),
@@ -44,14 +45,16 @@ def mean_adamw(config: Any, schedule: Any, *_: Any) -> optax.GradientTransformat
     )
 
 
-def mean_lion(config: Any, schedule: Any, *_: Any) -> optax.GradientTransformation:
+def mean_lion(config: Config, schedule: Any, *_: Any) -> optax.GradientTransformation:
     """Builds Lion on the mean."""
     return optax.chain(
         jm.worker_mean(), optax.lion(schedule, B1, B2, weight_decay=config.decay)
     )
 
 
-def average_lion(config: Any, schedule: Any, *_: Any) -> optax.GradientTransformation:
+def average_lion(
+    config: Config, schedule: Any, *_: Any
+) -> optax.GradientTransformation:
     """Builds Distributed Lion by averaging signs."""
     return optax.chain(
         jm.interpolate_momentum(config.num_workers, B1, B2),
@@ -72,7 +75,7 @@ def noisy_lion(
     """
 
     def build(
-        config: Any, schedule: Any, scale: Any, key: Any
+        config: Config, schedule: Any, scale: Any, key: Any
     ) -> optax.GradientTransformation:
         noise = scale_of and jm.noise.uniform(scale_of(scale), "systematic")
         return jm.distributed_lion(

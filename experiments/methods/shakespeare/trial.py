@@ -9,6 +9,7 @@ import numpy as np
 from experiments.common.training.models import Classifier
 from experiments.common.training.problems import Problem
 from experiments.methods.shakespeare import texts
+from experiments.methods.shakespeare.config import Config
 from experiments.methods.shakespeare.language import Language
 from experiments.methods.shakespeare.perceptron import perceptron
 from experiments.methods.shakespeare.transformer import language
@@ -24,7 +25,7 @@ class Trial(NamedTuple):
       params: [S, ...], initial parameters.
     """
 
-    config: Any
+    config: Config
     corpus: texts.Corpus
     model: Language
     params: Any
@@ -72,7 +73,7 @@ class Trial(NamedTuple):
         return sum(leaf.size for leaf in jax.tree.leaves(self.model.params))
 
 
-def build_trial(config: Any, *, validate: bool = False) -> Trial:
+def build_trial(config: Config, *, validate: bool = False) -> Trial:
     """Reads the text, shares it out, and initialises the models.
 
     Args:
@@ -105,7 +106,7 @@ def build_trial(config: Any, *, validate: bool = False) -> Trial:
     return Trial(config, corpus, models[0], params)
 
 
-def _build_model(config: Any, characters: int, seed: int) -> Language:
+def _build_model(config: Config, characters: int, seed: int) -> Language:
     if config.model == "perceptron":
         return perceptron(
             characters, context=config.context, width=config.hidden, seed=seed

