@@ -9,7 +9,7 @@ update. The optimizer is anything whose chain holds one aggregator.
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -157,7 +157,7 @@ def _build_step(
     def take(
         params: optax.Params,
         opt_state: optax.OptState,
-        held: Sequence[PyTree],
+        held: tuple[PyTree, ...],
         batch: PyTree,
         extra_args: dict[str, Any],
     ) -> tuple[PyTree, ...]:
@@ -169,6 +169,25 @@ def _build_step(
         states = [release(proposal.model_state)] if has_model_state else []
         return params, proposal.opt_state, *states, metrics
 
+    return jit_step(take, state_over_workers, donate)
+
+
+# (params, opt_state, model's state held by its kind, if any, batch, extra arguments)
+Take = Callable[
+    [optax.Params, optax.OptState, tuple[PyTree, ...], PyTree, dict[str, Any]],
+    tuple[PyTree, ...],
+]
+
+
+def jit_step(
+    take: Take, state_over_workers: StateOverWorkers | None, donate: bool
+) -> Callable[..., tuple[PyTree, ...]]:
+    """Jits a step of parameters, states and batch, and says what parameters are.
+
+    JAX refuses what is no array before any code of ours is traced. ``lower`` is that of
+    the jitted function.
+    """
+
     def step(
         params: optax.Params,
         opt_state: optax.OptState,
@@ -178,7 +197,7 @@ def _build_step(
         return take(params, opt_state, (), batch, extra_args)
 
     if state_over_workers is None:
-        return jit_step(step, (0, 1) if donate else ())
+        return _checked(jax.jit(step, donate_argnums=(0, 1) if donate else ()))
     over = check_kind(state_over_workers)
 
     def stateful_step(
@@ -190,19 +209,10 @@ def _build_step(
     ) -> tuple[PyTree, ...]:
         return take(params, opt_state, (hold(model_state, over),), batch, extra_args)
 
-    return jit_step(stateful_step, (0, 1, 2) if donate else ())
+    return _checked(jax.jit(stateful_step, donate_argnums=(0, 1, 2) if donate else ()))
 
 
-def jit_step(
-    step: Callable[..., tuple[PyTree, ...]], donated: tuple[int, ...]
-) -> Callable[..., tuple[PyTree, ...]]:
-    """Jits a step of parameters, states and batch, and says what parameters are.
-
-    JAX refuses what is no array before any code of ours is traced. ``lower`` is that of
-    the jitted function.
-    """
-    jitted = jax.jit(step, donate_argnums=donated)
-
+def _checked(jitted: Any) -> Callable[..., tuple[PyTree, ...]]:
     @functools.wraps(jitted)
     def checked_step(*args: Any, **kwargs: Any) -> tuple[PyTree, ...]:
         try:
@@ -271,6 +281,9 @@ def build_proposal(
     wants_loss = takes_value(optimizer)
     optimizer = optax.with_extra_args_support(optimizer)
 
+    def mean_loss(value: Any, workers: dict[str, Any]) -> tuple[jax.Array, Population]:
+        return _mean_loss(value[0] if returns_more else value, axis_name, workers)
+
     def of_batch(
         batch: PyTree,
         params: optax.Params,
@@ -286,9 +299,7 @@ def build_proposal(
             batch = batch, rows_of(held, count_in_batch(batch), axis_name)
         if worker_chunk is None:
             value, grads = value_and_grads(params, batch)
-            losses = value[0] if returns_more else value
-            population = _population_of(losses, axis_name, workers)
-            loss = _mean_loss(losses, population)
+            loss, population = mean_loss(value, workers)
             if wants_loss:
                 extra_args = {"value": loss, **extra_args}
             with _explaining_wrappers(opt_state):
@@ -302,9 +313,7 @@ def build_proposal(
                     stream, opt_state, params, **extra_args
                 )
             value, grads = stream.value, stream.stacked
-            losses = value[0] if returns_more else value
-            population = _population_of(losses, axis_name, workers)
-            loss = _mean_loss(losses, population)
+            loss, population = mean_loss(value, workers)
         check_aggregated("make_step", updates, params)
         check_state_kept("make_step", opt_state, new_state)
         aux = value[1] if returns_more else None
@@ -413,19 +422,17 @@ def _warn_of_noise_alone(opt_state: optax.OptState) -> None:
         )
 
 
-def _population_of(
+def _mean_loss(
     losses: jax.Array, axis_name: AxisName | None, workers: dict[str, jax.Array]
-) -> Population:
-    mask, weights = map(workers.get, OUR_EXTRA_ARGS)
-    return population_of("make_step", losses, None, axis_name, mask, weights)
-
-
-def _mean_loss(losses: jax.Array, population: Population) -> jax.Array:
+) -> tuple[jax.Array, Population]:
     """Takes the mean over the workers present, each times what it weighs, in float32.
 
     16-bit sums would overflow, and 16-bit counts stall. NaN if nobody is present: a 0
     would be the lowest loss of all.
     """
-    rows = losses[:, None]
-    total = sum_of_rows(rows, present=population.present, weights=population.weights)
-    return population.mean_from_sum(total, of_nobody_nan=True)[0]
+    mask, weights = map(workers.get, OUR_EXTRA_ARGS)
+    population = population_of("make_step", losses, None, axis_name, mask, weights)
+    total = sum_of_rows(
+        losses[:, None], present=population.present, weights=population.weights
+    )
+    return population.mean_from_sum(total, of_nobody_nan=True)[0], population
