@@ -41,7 +41,7 @@ def sign_flip(
 
     .. math:: -\frac{1}{|H|} \sum_{i \in H} g_i
 
-    One pass over the gradients, as every attack here.
+    One pass over the gradients.
 
     Args:
       workers: global numbers of the hostile, e.g. [0, 3]; or how many to draw anew

@@ -65,6 +65,11 @@ def label_flip(
     rng_key = check_key("label_flip", key, needed=chosen.numbers is None)
     check_count("num_classes", num_classes)
     serve = functools.partial(_serve_flipped, chosen, int(num_classes), labels)
+    if not callable(next_batch):
+        raise TypeError(
+            "`next_batch` must be a function `(key, step) -> batch` such as "
+            f"`jaxmedian.mini_batches(...)`; got {type(next_batch).__name__}."
+        )
     if isinstance(next_batch, jax.tree_util.Partial):
         return jax.tree_util.Partial(serve, next_batch, rng_key)
     return jax.tree_util.Partial(serve, jax.tree_util.Partial(next_batch), rng_key)

@@ -19,7 +19,13 @@ from jaxmedian.kernels import ballots
 from jaxmedian.kernels.ballots import TieRule
 from jaxmedian.kernels.rows import add_up
 from jaxmedian.noise import Noise, keys
-from jaxmedian.transforms.draws import Draws, LeafDraws, check_noise, draw
+from jaxmedian.transforms.draws import (
+    Draws,
+    LeafDraws,
+    check_noise,
+    draw,
+    follows_gradients,
+)
 from jaxmedian.workers import collectives
 from jaxmedian.workers.collectives import AxisName, PyTree
 
@@ -91,14 +97,15 @@ def pivotal_votes(
     Who knows the seed of a noisy vote knows every bit before it is cast. The hostile
     ask in each coordinate how the vote ends if all of them vote against the sign of the
     honest mean. If the truth ends it the same way they tell the truth, else as many of
-    them lie as that takes, those of the lowest numbers first. So the vote ends in every
-    coordinate as if they had all lied always, with the fewest lies: noise hides who
-    lies, and does not undo the lies.
+    them lie as that takes: those who would vote the other way before those who would
+    abstain, of the lowest numbers first. So the vote ends in every coordinate as if
+    they had all lied always, with the fewest lies: noise hides who lies, and does not
+    undo the lies.
 
     Args:
       workers: numbers of the hostile, or how many to draw each step; see `sign_flip`.
       noise: that of the `majority_vote` to come, with a number or schedule as scale
-        (lies are infinite, so a relative scale would not see them).
+        (lies are infinite, and a scale that follows the gradients would follow them).
       key: that of the `majority_vote` to come.
       ties: that of the `majority_vote` to come.
       choice_key: for workers drawn each step.
@@ -124,6 +131,12 @@ def pivotal_votes(
         )
     if noise is not None:
         check_noise("pivotal_votes", noise)
+        if follows_gradients(noise):
+            raise ValueError(
+                "`noise` of `pivotal_votes` must have a number or a schedule as scale: "
+                "lies are infinite, a scale that follows the gradients would follow "
+                "them, and the vote would draw another noise than was foreseen."
+            )
     vote_key = check_key(
         "pivotal_votes", key, needed=noise is not None or ties == "random"
     )
@@ -171,16 +184,20 @@ def _pivotal_rows(
     hostile = collectives.gather(scene.hostile, population.axis_name)
     all_votes = collectives.gather(votes, population.axis_name)
 
-    def consider(worker: jax.Array, state: PyTree) -> PyTree:
+    def consider(turn: jax.Array, state: PyTree) -> PyTree:
         tally, lies = state
+        worker = turn % np.int32(population.num_workers)
         change = lie - all_votes[worker].astype(jnp.int32)
         change = jnp.where(hostile[worker], change, np.int32(0))
-        is_needed = (outcome(tally) != wanted) & (change * lie > 0)
+        # First who turns a vote round, which counts twice, then who casts a new one.
+        size = jnp.where(turn < population.num_workers, np.int32(2), np.int32(1))
+        is_needed = (outcome(tally) != wanted) & (change * lie == size)
         tally = jnp.where(is_needed, tally + change, tally)
-        return tally, lies.at[worker].set(is_needed)
+        return tally, lies.at[worker].set(lies[worker] | is_needed)
 
     nobody = all_votes != all_votes
-    _, lies = jax.lax.fori_loop(0, population.num_workers, consider, (truth, nobody))
+    turns = 2 * population.num_workers
+    _, lies = jax.lax.fori_loop(0, turns, consider, (truth, nobody))
     here = lies[population.numbers()]
     return jnp.where(here, _certain(lie, rows)[None], rows)
 

@@ -1,5 +1,6 @@
 """Search the scale of a Byzantine attack that harms a given aggregator most."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -89,6 +90,7 @@ def strongest(
     chosen = check_workers("strongest", workers)
     _check_scales(scales)
     aggregator = as_transform("aggregator", aggregator)
+    _check_attack(attack)
 
     def at(scale: jax.Array) -> optax.GradientTransformationExtraArgs:
         return attack(workers, key, scale=scale, axis_name=axis_name)
@@ -164,3 +166,15 @@ def _check_scales(scales: object) -> None:
         )
     if not finite:
         raise ValueError(f"`scales` must be finite; got {scales!r}.")
+
+
+def _check_attack(attack: Attack) -> None:
+    """Raises unless the attack is a function that builds one of a given scale."""
+    try:
+        inspect.signature(attack).bind([0], None, scale=1.0, axis_name=None)
+    except TypeError as error:
+        raise TypeError(
+            "`attack` of `strongest` must be a function `(workers, key, *, scale, "
+            "axis_name)` such as `jaxmedian.attacks.a_little_is_enough` itself, not "
+            f"yet given its workers; got {attack!r}."
+        ) from error

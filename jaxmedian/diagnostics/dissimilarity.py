@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from jaxmedian.diagnostics.measures import mean_over_workers
+from jaxmedian.diagnostics.measures import check_gradients, mean_over_workers
 from jaxmedian.kernels.rows import working_dtype
 from jaxmedian.workers import explicit
 from jaxmedian.workers.collectives import PyTree
@@ -151,6 +151,7 @@ def squared_norms(
     >>> {name: float(value) for name, value in measured.items()}
     {'mean_squared_norm': 25.0, 'squared_mean_norm': 16.0, 'variance': 9.0}
     """
+    check_gradients("squared_norms", grads)
 
     def measure(grads: PyTree, mask: jax.Array | None) -> dict[str, jax.Array]:
         population = population_of("squared_norms", grads, None, worker_mask=mask)
@@ -211,8 +212,8 @@ def fit_dissimilarity(
         )
     if not (np.isfinite(s).all() and np.isfinite(a).all() and (a >= 0).all()):
         raise ValueError(
-            "`mean_squared_norms` and `squared_mean_norms` must be finite and >= 0; "
-            f"got {s} and {a}. Leave points out at which the run diverged."
+            "`mean_squared_norms` and `squared_mean_norms` must be finite, the second "
+            f">= 0; got {s} and {a}. Leave points out at which the run diverged."
         )
     slope = max(1.0, _slope_above_mean(a, s))
     intercept = max(0.0, float((s - slope * a).max()))

@@ -137,6 +137,7 @@ def _of_workers(
     axis_name: AxisName | None = None,
 ) -> Any:
     """Measures checked gradients: ``measure(grads, population, *rest)``."""
+    check_gradients(name, grads)
 
     def checked(
         grads: PyTree, mask: jax.Array | None, weights: jax.Array | None, *rest: PyTree
@@ -149,6 +150,21 @@ def _of_workers(
     return explicit.on_automatic_axes(
         checked, explicit.place_whole, grads, worker_mask, worker_weights, *rest
     )
+
+
+def check_gradients(caller: str, grads: PyTree) -> None:
+    """Raises unless there are gradients of floating point, which may have no rows."""
+    if grads is None:
+        raise ValueError(
+            f"`{caller}` needs the gradients of all workers at once, and these were "
+            "streamed. Leave out `worker_chunk`, or this measurement."
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(
+                f"`grads` of `{caller}` must be floating point; got "
+                f"{jnp.result_type(leaf)} for {jax.tree_util.keystr(path) or 'them'}."
+            )
 
 
 def _median_over_workers(grads: PyTree, population: Population) -> PyTree:

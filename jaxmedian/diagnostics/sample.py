@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmedian.diagnostics.measures import check_gradients
 from jaxmedian.noise import keys
 from jaxmedian.workers import explicit
 from jaxmedian.workers.checks import check_count
@@ -60,11 +61,7 @@ def sample_coordinates(
     >>> sample_coordinates(grads, 3, key=0).tolist()
     [[1.0, 1.0, 4.0], [1.0, 2.0, 0.0], [1.0, -9.0, 2.0]]
     """
-    if grads is None:
-        raise ValueError(
-            "`sample_coordinates` needs the gradients of all workers at once, and "
-            "these were streamed. Leave out `worker_chunk`, or sample in a short run."
-        )
+    check_gradients("sample_coordinates", grads)
 
     def of_arrays(grads: PyTree, mask: jax.Array | None, key: jax.Array) -> jax.Array:
         population = population_of("sample_coordinates", grads, None, worker_mask=mask)

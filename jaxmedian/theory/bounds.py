@@ -11,9 +11,14 @@ balance the terms are in `schedules`.
 
 import numpy as np
 
-from jaxmedian.noise import Noise
+from jaxmedian.noise import Noise, Relative
 from jaxmedian.noise.laws import LAWS, Law
-from jaxmedian.theory.arguments import positive_integer, real_number, scale_of
+from jaxmedian.theory.arguments import (
+    check_noise,
+    positive_integer,
+    real_number,
+    scale_of,
+)
 from jaxmedian.theory.asymptotics import limit_variance
 from jaxmedian.theory.numerics.derivatives import steepest_slope
 
@@ -272,6 +277,12 @@ def _noisy(
 ) -> tuple[Law, float, int, float]:
     width = real_number("spread", spread)
     m = positive_integer("num_workers", num_workers)
+    if isinstance(check_noise(noise).scale, Relative):
+        raise ValueError(
+            "`noise.scale` must be a number here: `spread` bounds how far apart the "
+            "gradients are, and a relative scale follows how large they are. Give the "
+            "least b that it comes to."
+        )
     scale = scale_of(noise, np.array([[width]]))
     if m % 2 == 0:
         raise ValueError(f"`num_workers` must be odd, as in the paper; got {m}.")

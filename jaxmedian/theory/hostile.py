@@ -96,6 +96,9 @@ def hostile_median_shift(
     b = 10.0:  -3.049   3.028
     """
     u, shape, _ = _checked(values, noise, f, even, permutation)
+    if f == 0 and permutation is None:
+        bias = median_law.median_bias(values, noise, even)
+        return HostileShift(bias, bias)
     means = [
         split_moments(u, noise, f, low, even, permutation)[0] - u.mean(axis=0)
         for low in (f, 0)

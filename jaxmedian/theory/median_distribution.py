@@ -93,15 +93,15 @@ def median_density(
         )
     z = standardised(t - u, scale)
     with np.errstate(over="ignore"):
-        slopes = law.pdf(z) / scale
+        slopes = law.pdf(z)  # in noise scales: divided by b in the end, 0 stays 0
     if noise.coupling == "systematic":
         density = [
             systematic.density(p, slope, rank)
             for p, slope in zip(law.cdf(z).T, slopes.T, strict=True)
         ]
-        return shaped(density, shape)
+        return shaped(standardised(np.array(density), scale), shape)
     others = all_but_one(law.cdf(z), law.cdf(-z), rank - 1)
-    return shaped((slopes * others).sum(axis=0), shape)
+    return shaped(standardised((slopes * others).sum(axis=0), scale), shape)
 
 
 def _at_thresholds(

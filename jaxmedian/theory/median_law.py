@@ -189,7 +189,7 @@ def _independent_block(
     variances = np.stack([variance for _, variance in found])
     bias, variance = means.mean(axis=0), variances.mean(axis=0)
     if len(ranks) > 1:
-        gaps = (means[1] - means[0]) / scale
+        gaps = standardised(means[1] - means[0], scale)
         lower = np.sort(deviations, axis=0)[ranks[0] - 1]
         centred = standardised(deviations - lower, scale)
         covariances = [

@@ -27,9 +27,14 @@ from jaxmedian.theory.arguments import (
     worker_values,
 )
 from jaxmedian.theory.numerics import middle_pair, order_statistics
+from jaxmedian.theory.numerics.exact_regime import law_known_from
 from jaxmedian.theory.numerics.poisson_binomial import all_but_one
 from jaxmedian.theory.numerics.quadrature import gauss_legendre, integrate
-from jaxmedian.theory.numerics.systematic_median import middle_workers
+from jaxmedian.theory.numerics.systematic_median import (
+    is_exact,
+    middle_workers,
+    share_of_variance,
+)
 
 _TOLERANCE = 1e-13
 
@@ -56,7 +61,8 @@ def median_moments_gradient(
     """Computes the derivatives of `median_moments`, by formula and not by differences.
 
     b dE/db = E - sum_i u_i dE/du_i and b dV/db = 2 V - sum_i u_i dV/du_i, since E and V
-    are homogeneous of degree 1 and 2 in (u, b) together.
+    are homogeneous of degree 1 and 2 in (u, b) together. Where b is below the spread, E
+    and u_i are taken from the noise-free median, or all digits would cancel.
 
     Args:
       values: u, [M] or [M, ...], worker axis first.
@@ -94,46 +100,67 @@ def median_moments_gradient(
     by_column = _systematic if noise.coupling == "systematic" else _independent
     columns = [by_column(law, column, scale, ranks) for column in deviations.T]
     of_mean, of_variance = (
-        np.stack(part, axis=1) for part in zip(*columns, strict=True)
+        np.stack(part, axis=1) for part in list(zip(*columns, strict=True))[:2]
     )
+    by_scale = (bias - (deviations * of_mean).sum(axis=0)) / scale
+    is_small = scale < np.ptp(u, axis=0)
+    by_scale[is_small] = np.array([column[2] for column in columns])[is_small]
     return MomentsGradient(
         of_mean.reshape(len(u), *shape),
         of_variance.reshape(len(u), *shape),
-        shaped((bias - (deviations * of_mean).sum(axis=0)) / scale, shape),
+        shaped(by_scale, shape),
         shaped((2 * variance - (deviations * of_variance).sum(axis=0)) / scale, shape),
     )
 
 
 def _systematic(
     law: Law, u: Array, scale: float, ranks: tuple[int, ...]
-) -> tuple[Array, Array]:
-    """Reads off who is in the middle, for one coordinate u [M]."""
-    share, moment, mean = np.zeros(len(u)), np.zeros(len(u)), 0.0
+) -> tuple[Array, Array, float]:
+    """Reads off who is in the middle, for one coordinate u [M] of mean 0."""
+    num_workers = len(u)
+    if is_exact(
+        scale, law_known_from(law, num_workers, float(np.ptp(u))), ranks, num_workers
+    ):
+        share = np.full(num_workers, 1 / num_workers)
+        return share, 2 / num_workers * share_of_variance(num_workers) * u, 0.0
+    share, moment, mean, own = np.zeros(num_workers), np.zeros(num_workers), 0.0, 0.0
+    noise_free = np.sort(u)[[rank - 1 for rank in ranks]]
+    offsets = standardised(u[:, None] - noise_free, scale)
     for middle in middle_workers(law, u, scale, ranks, None):
         value = middle.height.mean(axis=2)
         mean += float((middle.weight * value).sum())
         for r in range(len(ranks)):
             worker = middle.worker[:, r]
-            np.add.at(share, worker, middle.weight.sum(axis=1) / len(ranks))
+            weight = middle.weight.sum(axis=1) / len(ranks)
+            np.add.at(share, worker, weight)
+            own += float((weight * offsets[worker, r]).sum())
             weighted = (middle.weight * value).sum(axis=1) / len(ranks)
             np.add.at(moment, worker, weighted)
-    return share, 2 * scale * (moment - mean * share)
+    return share, 2 * scale * (moment - mean * share), mean - own
 
 
 def _independent(
     law: Law, u: Array, scale: float, ranks: tuple[int, ...]
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, float]:
     """Integrates f_i for one coordinate u [M]."""
     rows = [_one_rank(law, u, scale, rank) for rank in ranks]
     share = np.mean([row[0] for row in rows], axis=0)
+    by_scale = float(np.mean([row[2] for row in rows]))
     if len(ranks) == 1:
-        return share, 2 * scale * rows[0][1]
+        return share, 2 * scale * rows[0][1], by_scale
     crossed = _cross_terms(law, u, scale)
-    return share, 0.5 * scale * (rows[0][1] + rows[1][1] + crossed)
+    return share, 0.5 * scale * (rows[0][1] + rows[1][1] + crossed), by_scale
 
 
-def _one_rank(law: Law, u: Array, scale: float, rank: int) -> tuple[Array, Array]:
-    """Computes P(X_i = X_(rank)) and E[(X_i - E X_(rank)) 1{X_i = X_(rank)}] / b."""
+def _one_rank(
+    law: Law, u: Array, scale: float, rank: int
+) -> tuple[Array, Array, float]:
+    """Integrates f_i of one rank, with lengths in noise scales.
+
+    Returns:
+      P(X_i = X_(rank)); E[(X_i - E X_(rank)) 1{X_i = X_(rank)}]; and dE/db, the mean of
+      the noise that X_(rank) holds: E X_(rank) - sum_i w_i P(X_i = X_(rank)).
+    """
     w = _centred(u, scale, rank)[:, None]
     where = order_statistics.interval(law, w, rank)
     middle = float(where.middle[0])
@@ -147,7 +174,8 @@ def _one_rank(law: Law, u: Array, scale: float, rank: int) -> tuple[Array, Array
     tolerance = _TOLERANCE * np.repeat([1.0, width], len(u))[:, None]
     panels = order_statistics.moment_panels(law, w, where)
     share, moment = integrate(integrand, panels, tolerance)[:, 0].reshape(2, -1)
-    return share, moment - share * moment.sum()
+    held = w[:, 0][share > 0] @ share[share > 0]
+    return share, moment - share * moment.sum(), float(middle + moment.sum() - held)
 
 
 def _own_density(law: Law, w: Array, z: Array, rank: int) -> Array:
@@ -180,6 +208,8 @@ def _cross_terms(law: Law, u: Array, scale: float) -> Array:
 def _upper_given_lower(law: Law, w: Array) -> Array:
     """Computes E[(B - E B) 1{A = X_i}] for centres w [M] with the lower middle at 0."""
     rank = len(w) // 2
+    if middle_pair.are_apart(law, w, rank):
+        return np.zeros(len(w))
     upper = np.sort(w)[rank]
     columns = w[:, None]
     mean_a, _ = order_statistics.moments(law, columns, rank)

@@ -96,7 +96,7 @@ def median_sgd_path(
     values: npt.ArrayLike,
     noise: Noise,
     learning_rate: float,
-    start: float,
+    start: npt.ArrayLike,
     num_steps: float = math.inf,
     even: str = "midpoint",
 ) -> tuple[Result, Result]:
@@ -114,7 +114,8 @@ def median_sgd_path(
       values: the minimisers a, [M] or [M, ...], worker axis first.
       noise: as in `median_moments`; a `relative` scale is resolved on the values a.
       learning_rate: delta, 0 < delta < 2.
-      start: x_0.
+      start: x_0, a number or an array of the shape of the values without their worker
+        axis.
       num_steps: T >= 0; infinity, the default, gives the stationary law.
       even: as in `median_moments`.
 
@@ -122,7 +123,8 @@ def median_sgd_path(
       (mean, standard deviation) of x_T, floats for values [M].
 
     Raises:
-      ValueError, TypeError: as in `median_moments`, and for a step size outside (0, 2).
+      ValueError, TypeError: as in `median_moments`; for a step size outside (0, 2), a
+        number of steps that is not whole, a start that is not finite or of other shape.
 
     Reference: ours; the process behind Theorem 6 on quadratics.
 
@@ -136,10 +138,28 @@ def median_sgd_path(
         raise ValueError(
             f"`learning_rate` must be below 2, or x_t diverges; got {delta!r}."
         )
-    if isinstance(num_steps, bool) or not num_steps >= 0:
-        raise ValueError(f"`num_steps` must be >= 0; got {num_steps!r}.")
+    steps = real_number("num_steps", 0 if num_steps == math.inf else num_steps)
+    if not steps.is_integer():
+        raise ValueError(
+            f"`num_steps` must be a whole number or infinity; got {num_steps!r}."
+        )
     rest, variance = median_moments(values, noise, even)
+    start = _start_of(start, np.shape(rest))
     kept = (1 - delta) ** num_steps
     mean = rest + kept * (start - rest)
     deviation = np.sqrt(delta * variance * (1 - kept**2) / (2 - delta))
-    return mean, float(deviation) if np.ndim(deviation) == 0 else deviation
+    shape = np.shape(rest)
+    return shaped(mean, shape), shaped(deviation, shape)
+
+
+def _start_of(start: npt.ArrayLike, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
+    """Returns x_0 as float64, a number or one for each coordinate."""
+    array = np.asarray(start)
+    if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
+        raise ValueError(f"`start` must hold finite numbers; got {start!r}.")
+    if array.shape not in ((), shape):
+        raise ValueError(
+            f"`start` must be a number or have the shape {shape} of the values without "
+            f"their worker axis; got {array.shape}."
+        )
+    return array.astype(np.float64)

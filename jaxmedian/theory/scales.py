@@ -39,6 +39,7 @@ _MOST_ENUMERATED = 5  # workers whose permutations are enumerated anew for every
 _CHEAP_VOTES = 10_000  # M^2 C of systematic votes
 _CHEAP_MEDIANS = 2000  # M C of medians; of slow ones (midpoints, systematic) 20 M C
 _SLOW_MEDIAN = 20
+_NARROWEST = 1e-12  # spread of a coordinate, in the largest, that is looked at
 _MOST_MIDPOINTS = 1000  # M C up to which covariances of the middle two are integrated
 
 
@@ -87,7 +88,9 @@ def best_scale(
     coordinates) and for independent midpoints of more than 1,000 values (the variance
     of the distance of the middle two is simulated, 1e-3 at most). With few coordinates
     and workers b is optimal to .1 %; with more it is found by simulation, which costs
-    at most .3 % of the value: where an optimum is flat, b itself may be 10 % off.
+    at most .3 % of the value: where an optimum is flat, b itself may be 10 % off. The
+    search starts a thousandth below the smallest spread of a coordinate that is at
+    least 1e-12 of the largest.
 
     Args:
       values: per-worker gradients u, [M] or [M, coordinates]: a sample of coordinates
@@ -132,7 +135,7 @@ def best_scale(
     choice("law", law, tuple(LAWS))
     choice("rule", rule, RULES)
     middle_ranks(len(u) + f, even)
-    unit = float(np.ldexp(1.0, np.frexp(np.abs(u).max())[1]))
+    unit = float(np.ldexp(1.0, min(np.frexp(np.abs(u).max())[1], 1023)))
     u = u / unit  # exact, and no sum of squares overflows
     mean = u.mean(axis=0)
     if rule != "median":
@@ -172,10 +175,18 @@ class _Problem(NamedTuple):
 
 
 def _range(u: Array, rule: str) -> tuple[float, float]:
-    """Returns the ends of the grid; 0 for equal workers, who need no noise."""
-    width = float(np.ptp(u, axis=0).max())
+    """Returns the ends of the grid; 0 for equal workers, who need no noise.
+
+    It starts far below the spread of any coordinate: small ones may be the most.
+    """
+    widths = np.ptp(u, axis=0)
+    width = float(widths.max())
+    if width == 0:
+        return 0.0, 0.0
+    narrowest = float(widths[widths > 0].min())
     largest = 0.0 if rule == "median" else float(np.abs(u).max())
-    return 1e-3 * width, 3 * len(u) * max(width, largest)
+    low = 1e-3 * max(narrowest, _NARROWEST * width)
+    return low, 3 * len(u) * max(width, largest)
 
 
 def _warn_of_no_noise(u: Array) -> None:

@@ -338,6 +338,9 @@ def test_bad_arguments_are_refused():
         strongest(attack, rule, [0], scales=[1.0, np.nan])
     with pytest.raises(TypeError, match="`scales` must be numbers"):
         strongest(attack, rule, [0], scales=["large"])
+    for unfit in (attack([0]), jm.attacks.sign_flip):  # built already, without scale
+        with pytest.raises(TypeError, match="`attack` of `strongest` must be a func"):
+            strongest(unfit, rule, [0])
     with pytest.raises(TypeError, match="`aggregator` must be an optax gradient"):
         strongest(attack, lambda x: x, [0])
     with pytest.raises(ValueError, match="`strongest`: `workers` must be different"):

@@ -114,6 +114,22 @@ def test_bad_input_is_refused_by_name():
             function(jnp.ones((3, 2), jnp.int32))
         with pytest.raises(ValueError, match=f"`{function.__name__}`.*shape"):
             function(jnp.ones((3, 2)), worker_mask=np.ones(2, bool))
+    with pytest.raises(TypeError, match="`grads` of `of_step` must be floating point"):
+        jm.diagnostics.of_step(jnp.ones((3, 2), int), jnp.ones(2))
+
+
+def test_measures_of_streamed_gradients_say_so():
+    """`jaxmedian.run` hands None to functions in `metrics` where it streams."""
+    diagnostics = jm.diagnostics
+    for measure in (
+        diagnostics.gradient_norm,
+        diagnostics.mean_median_gap,
+        diagnostics.squared_norms,
+        lambda grads: diagnostics.suspicion(grads, jnp.ones(2)),
+        lambda grads: diagnostics.sample_coordinates(grads, 1, 0),
+    ):
+        with pytest.raises(ValueError, match="these were streamed"):
+            measure(None)
 
 
 @pytest.mark.parametrize("name", ["of_step", "suspicion"])

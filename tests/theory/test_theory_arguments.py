@@ -97,6 +97,9 @@ def test_bad_thresholds(function):
         function([1.0, 2.0, 3.0], GOOD, "0")
     with pytest.raises(ValueError, match="no density"):
         theory.median_density([1.0, 2.0, 3.0], gaussian(0.0), 0.0)
+    for coupling in ("independent", "systematic"):  # 1 / b is infinite, and density 0
+        tiny = Noise("gaussian", 1e-310, coupling)
+        assert theory.median_density([1.0, 2.0, 10.0], tiny, 1.0) == 0
 
 
 def test_other_arrays_are_welcome():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxmedian import theory
-from jaxmedian.noise import Noise
+from jaxmedian.noise import Noise, relative
 
 LAWS = ("gaussian", "laplace", "logistic", "uniform")
 MINIMISERS = np.array([1.0, 2.0, 10.0])
@@ -40,6 +40,14 @@ def test_median_sgd_path_at_its_ends():
     assert rest == pytest.approx((mean, math.sqrt(0.3 * variance / 1.7)), rel=1e-12)
     with pytest.raises(ValueError, match="below 2"):
         theory.median_sgd_path(MINIMISERS, noise, 2.0, 0.0)
+    with pytest.raises(ValueError, match="`num_steps` must be a whole number or inf"):
+        theory.median_sgd_path(MINIMISERS, noise, 1.5, 0.0, 10.5)
+    with pytest.raises(TypeError, match="`num_steps` must be a number; got 'x'"):
+        theory.median_sgd_path(MINIMISERS, noise, 1.5, 0.0, "x")
+    with pytest.raises(ValueError, match="`start` must hold finite numbers; got nan"):
+        theory.median_sgd_path(MINIMISERS, noise, 0.5, float("nan"))
+    with pytest.raises(ValueError, match=r"`start` must be a number or have the shape"):
+        theory.median_sgd_path(MINIMISERS, noise, 0.5, np.zeros(3))
 
 
 # --- noisy signSGD rests where the vote is balanced -----------------------------------
@@ -287,6 +295,7 @@ def test_what_the_noisy_bounds_refuse(bound):
         (3, -1.0, "`smoothness`"),
         (5, Noise("gaussian", 100.0, "systematic"), "must be independent"),
         (5, Noise("gaussian", 0.0), "must be"),
+        (5, Noise("gaussian", relative(0.1)), "`noise.scale` must be a number here"),
         (6, 4, "`num_workers` must be odd"),
         (7, math.nan, "`spread`"),
     ):

@@ -131,6 +131,12 @@ def test_no_hostile_workers(coupling):
     np.testing.assert_array_equal(theory.hostile_vote(values, noise, 0), vote)
 
 
+def test_no_hostile_among_more_workers_than_permutations_are_listed_for():
+    """From b = 4.16 on the mean of nine is exactly unbiased, though its law is not."""
+    noise = Noise("uniform", 5.0, "systematic")
+    assert theory.hostile_median_shift(np.arange(9.0), noise, 0) == (0.0, 0.0)
+
+
 # --- every message --------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import pytest
 from jaxmedian import theory
 from jaxmedian.noise import Noise
 
+SYSTEMATIC = "systematic"
 CASES = [
     (1, "midpoint", "independent"),
     (2, "midpoint", "independent"),
@@ -50,6 +51,46 @@ def test_gradient_keeps_the_shape_of_the_values():
     one = theory.median_moments_gradient(values[:, 1, 2], noise)
     assert found.variance_by_values[:, 1, 2] == pytest.approx(one.variance_by_values)
     assert isinstance(one.mean_by_scale, float)
+
+
+@pytest.mark.parametrize("coupling", ["independent", "systematic"])
+@pytest.mark.parametrize("values", [[1.0, 2.0, 10.0], [1.0, 2.0, 10.0, 11.5]])
+def test_small_scales_do_not_cancel(values, coupling):
+    """b dE/db = E - sum u_i dE/du_i, a difference of numbers of the size of u."""
+    for scale in (1e-310, 1e-300, 1e-16, 1e-6):  # the median stays where it is
+        noise = Noise("gaussian", scale, coupling)
+        by_scale = theory.median_moments_gradient(values, noise).mean_by_scale
+        assert abs(by_scale) < 1e-15
+    # Two workers of one value: E X_(2) of three is theirs, and b (E max of two) / 1
+    lifted = theory.median_moments_gradient(
+        [0.0, 0.0, 1.0], Noise("gaussian", 1e-9, "independent")
+    )
+    assert lifted.mean_by_scale == pytest.approx(1 / np.sqrt(np.pi), rel=1e-13)
+
+
+@pytest.mark.parametrize("even", ["midpoint", "lower"])
+@pytest.mark.parametrize("num_workers", [6, 10])
+def test_gradient_where_the_noise_alone_orders_the_workers(num_workers, even):
+    """The closed form beside all arrangements of 6, and beside differences of 10."""
+    values = np.random.default_rng(1).gamma(0.7, size=num_workers)
+    scale, step = theory.unbiased_scale(values) * 2, 1e-4
+
+    def moments(u, b):
+        return np.array(
+            theory.median_moments(u, Noise("gaussian", b, SYSTEMATIC), even)
+        )
+
+    found = theory.median_moments_gradient(
+        values, Noise("gaussian", scale, SYSTEMATIC), even
+    )
+    for i in range(num_workers):
+        move = step * np.eye(num_workers)[i]
+        change = moments(values + move, scale) - moments(values - move, scale)
+        slopes = found.mean_by_values[i], found.variance_by_values[i]
+        assert slopes == pytest.approx(change / (2 * step), abs=1e-6)
+    change = moments(values, scale + step) - moments(values, scale - step)
+    slopes = found.mean_by_scale, found.variance_by_scale
+    assert slopes == pytest.approx(change / (2 * step), abs=1e-6)
 
 
 def test_gradient_needs_noise():

@@ -189,6 +189,22 @@ def test_more_than_eight_workers_need_a_permutation_or_simulation():
     assert np.isfinite(given).all()
 
 
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("even", ["lower", "upper"])
+def test_one_rank_of_many_workers_whom_the_noise_orders(law, even):
+    """Each holds it for as long, so that every permutation has the law of all."""
+    values = asymmetric(10, 3)
+    noise = Noise(law, 1.01 * theory.unbiased_scale(values, law), "systematic")
+    found = theory.median_moments(values, noise, even)
+    for seed in range(3):
+        permutation = np.random.default_rng(seed).permutation(10)
+        one = theory.median_moments(values, noise, even, permutation=permutation)
+        assert found == pytest.approx(one, rel=1e-11)
+    drawn = theory.simulate_median(values, noise, 0, 40_000, even)
+    assert abs(found[0] - drawn.mean) < 5 * drawn.standard_errors.mean
+    assert abs(found[1] - drawn.variance) < 5 * drawn.standard_errors.variance
+
+
 def test_systematic_noise_varies_less():
     """PAPER.md, sharper 7: a smaller sd, in the limit by M sqrt(3 / (M + 2))."""
     values = asymmetric(7, 2)

@@ -259,6 +259,21 @@ def test_the_dip_of_the_vote():
     assert 0.05 < rest["systematic"] < 0.16
 
 
+@pytest.mark.parametrize("values", [[3.0], [0.0, 1.0]])
+def test_one_worker_and_the_midpoint_of_two_are_exact_from_zero_on(values):
+    """E = mean(u) and Var = b^2 Var(midpoint of the noise), by all permutations."""
+    assert theory.unbiased_scale(values) == 0
+    noise = Noise("uniform", 0.1, "systematic")
+    mean, variance = theory.unbiased_median(values, noise)
+    each = [
+        theory.median_moments(values, noise, permutation=permutation)
+        for permutation in itertools.permutations(range(len(values)))
+    ]
+    assert mean == np.mean(values) == pytest.approx(np.mean([e[0] for e in each]))
+    assert variance == pytest.approx(np.mean([e[1] for e in each]), rel=1e-12)
+    assert variance == pytest.approx(0.01 / len(values) ** 2, rel=1e-12)
+
+
 def test_what_the_exact_regime_refuses():
     values = [1.0, 2.0, 10.0]
     with pytest.raises(ValueError, match="must be systematic"):

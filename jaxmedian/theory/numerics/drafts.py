@@ -7,6 +7,7 @@ so that the draft is as smooth in b as the objective; 1/8 of the draws serve on 
 grid. The value at the scale found so is then computed by the objective itself.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from jaxmedian.theory.arguments import Array, middle_ranks
 
 Objective = Callable[[float], float]
 
-_GRID = 33
+_GRID_STEP = 0.325  # of log b
 _TOLERANCE = 1e-3  # of log b
 _DRAFT_TOLERANCE = 1e-2
 _MOST_STEPS = 40  # of the bounded search; some 15 suffice
@@ -57,10 +58,10 @@ def least(
     none = ScaleChoice(0.0, objective(0.0))
     if low == 0:
         return none
-    grid = np.geomspace(low, high, _GRID)
+    grid = np.geomspace(low, high, 1 + math.ceil(math.log(high / low) / _GRID_STEP))
     on_grid, refined = draft or (objective, objective)
     bounds = np.array([bound(float(b)) if bound else -np.inf for b in grid])
-    results = np.full(_GRID, np.inf)
+    results = np.full(len(grid), np.inf)
     for k in np.argsort(bounds, kind="stable"):
         if bounds[k] > results.min():
             break
@@ -68,7 +69,7 @@ def least(
     k = int(np.argmin(results))
     found = scipy.optimize.minimize_scalar(
         lambda log_scale: refined(float(np.exp(log_scale))),
-        bounds=tuple(np.log([grid[max(k - 1, 0)], grid[min(k + 1, _GRID - 1)]])),
+        bounds=tuple(np.log([grid[max(k - 1, 0)], grid[min(k + 1, len(grid) - 1)]])),
         method="bounded",
         options={
             "xatol": _DRAFT_TOLERANCE if draft else _TOLERANCE,

@@ -56,7 +56,12 @@ from jaxmedian.noise.laws import Law
 
 
 def law_known_from(law: Law, num_workers: int, width: float) -> float:
-    """Returns M h(0) R, from which the whole law of the median is known."""
+    """Returns M h(0) R, from which the whole law of the median (midpoint) is known.
+
+    0 for one worker, and for two, whose midpoint averages both whatever their order.
+    """
+    if num_workers <= 2:
+        return 0.0
     return num_workers * float(law.pdf(0.0)) * width
 
 

@@ -23,6 +23,7 @@ from jaxmedian.theory.numerics.order_statistics import (
     NEGLIGIBLE,
     interval,
     kinks_between,
+    reach,
     tails,
 )
 from jaxmedian.theory.numerics.poisson_binomial import count_coefficient
@@ -66,6 +67,8 @@ def covariance(law: Law, w: Array, gap: float, rank: int) -> float:
     Returns:
       The covariance in units of the squared noise scale.
     """
+    if are_apart(law, w, rank):
+        return 0.0
     grid = panel_grid(law, w, gap, rank)
     nodes, _ = gauss_legendre(grid.edges[:-1], grid.edges[1:], grid.order)
     below_a, above_a = tails(law, w[:, None, None], nodes, rank)
@@ -88,6 +91,14 @@ def covariance(law: Law, w: Array, gap: float, rank: int) -> float:
         )
         - joint
     )
+
+
+def are_apart(law: Law, w: Array, rank: int) -> bool:
+    """Says whether no noise takes those up to A past those from B on.
+
+    A and B are then functions of different workers, and independent.
+    """
+    return bool(np.sort(w)[rank] > 2 * reach(law, len(w)))
 
 
 def panel_grid(law: Law, w: Array, gap: float, rank: int) -> Grid:

@@ -90,9 +90,14 @@ def exact_moments(
     of two drawn without replacement.
     """
     num_workers = len(u)
-    drawn = 1.0 if num_workers % 2 else 0.5 * (num_workers - 2) / (num_workers - 1)
     noise = equal_variance(law, num_workers, ranks)
+    drawn = share_of_variance(num_workers)
     return float(u.mean()), float(drawn * u.var() + scale * scale * noise)
+
+
+def share_of_variance(num_workers: int) -> float:
+    """Returns the variance of who is in the middle, in variances of the values."""
+    return 1.0 if num_workers % 2 else 0.5 * (num_workers - 2) / (num_workers - 1)
 
 
 def equal_variance(law: Law, num_workers: int, ranks: tuple[int, ...]) -> float:
@@ -118,7 +123,7 @@ def middle_workers(
 ) -> Iterator[Middle]:
     """Follows the workers of the given ranks over all V and all arrangements."""
     num_workers = len(u)
-    arrangements = _arrangements(law, u, scale, permutation)
+    arrangements = _arrangements(law, u, scale, ranks, permutation)
     noise_free = np.sort(u)[[rank - 1 for rank in ranks]]
     offsets = standardised(u[:, None] - noise_free, scale)
     mirrored = tuple(num_workers + 1 - rank for rank in ranks)
@@ -133,20 +138,29 @@ def middle_workers(
 
 
 def _arrangements(
-    law: Law, u: Array, scale: float, permutation: npt.ArrayLike | None
+    law: Law,
+    u: Array,
+    scale: float,
+    ranks: tuple[int, ...],
+    permutation: npt.ArrayLike | None,
 ) -> np.ndarray:
-    """Returns the equally likely slots of the workers for s in (0, 1), [A, M]."""
+    """Returns the equally likely slots of the workers for s in (0, 1), [A, M].
+
+    Where the noise alone orders the workers, a single rank is held by each of them for
+    as long, in one permutation as in all. The two of a midpoint are neighbours in it.
+    """
     num_workers = len(u)
     if permutation is None:
         if num_workers <= MOST_ENUMERATED:
             return np.array(list(itertools.permutations(range(num_workers))))
         threshold = law_known_from(law, num_workers, float(np.ptp(u)))
-        if num_workers % 2 == 0 or scale < threshold:
+        if len(ranks) > 1 or scale < threshold:
             raise ValueError(
                 f"`values` has {num_workers} workers; with systematic noise all "
                 f"permutations are enumerated for at most {MOST_ENUMERATED}. Use "
-                "`jaxmedian.theory.simulate_median`, give a `permutation`, or take a "
-                f"scale >= {threshold:.6g}, where the law is known (`unbiased_scale`)."
+                "`jaxmedian.theory.simulate_median`, or `median_moments` with a "
+                f"`permutation`, or take a scale >= {threshold:.6g}, where the law is "
+                "known (`unbiased_scale`)."
             )
         permutation = np.arange(num_workers)
     rotations = np.arange(num_workers)[:, None]
