@@ -84,7 +84,11 @@ def mini_batches(
     """
     check_count("batch_size", batch_size)
     least = _least_size(worker_data, sizes)
-    if batch_size > least and not (replace and least):
+    if least == 0:
+        raise ValueError(
+            "No worker has samples to draw from: see `worker_data` and `sizes`."
+        )
+    if batch_size > least and not replace:
         raise ValueError(
             f"`batch_size` {batch_size} is more than the {least} samples of a worker: "
             "take fewer, or `replace=True`."
@@ -280,9 +284,6 @@ def _least_size(worker_data: PyTree, sizes: npt.ArrayLike | None) -> int:
             f"worker; got {sizes!r}."
         )
     return int(held[held > 0].min()) if held.any() else 0
-
-
-# Folded into the key, which may be that of the batches: workers' numbers end before.
 
 
 def participants(

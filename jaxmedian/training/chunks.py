@@ -17,7 +17,7 @@ from jaxmedian.diagnostics.measures import mean_over_workers
 from jaxmedian.noise import keys
 from jaxmedian.training.evaluation import as_number
 from jaxmedian.training.feeds import Feed, kind_of
-from jaxmedian.training.model_state import StateOverWorkers, hold, release
+from jaxmedian.training.model_state import StateOverWorkers, check_kind, hold, release
 from jaxmedian.training.step import Proposal, build_proposal
 from jaxmedian.workers import collectives
 from jaxmedian.workers.collectives import AxisName, PyTree
@@ -142,6 +142,11 @@ def build_drawn_proposal(
         step_key = jax.random.fold_in(run_key, number)
         number = jnp.asarray(number)
         extra_args = feed.extra_args(step_key, number)
+        if not isinstance(extra_args, dict):
+            raise TypeError(
+                "`extra_args` must return a dictionary {name: value}, "
+                f'{{"worker_mask": ...}} for instance; it returned {extra_args!r}.'
+            )
         batch = feed.next_batch(step_key, number)
         if wants_key:
             batch = batch, _keys_of_workers(step_key, batch, axis_name)
@@ -209,11 +214,12 @@ def _means_of_aux(
     if not named:
         return {}
 
-    def as_float(rows: jax.Array) -> jax.Array:
+    def as_float(name: str, value: jax.Array) -> jax.Array:
+        rows = as_number("With `has_aux`, `loss_fn`", name, value)
         is_float = jnp.issubdtype(rows.dtype, jnp.floating)
         return rows if is_float else rows.astype(np.float32)
 
-    rows = {name: as_float(value) for name, value in named.items()}
+    rows = {name: as_float(name, value) for name, value in named.items()}
     mask, weights = map(proposal.workers.get, ("worker_mask", "worker_weights"))
     population = population_of("has_aux", rows, None, axis_name, mask, weights)
     return mean_over_workers(rows, population, of_nobody_nan=True)
@@ -225,10 +231,10 @@ def _check_metrics(metrics: Any) -> None:
             f"`metrics` must be a sequence of functions; got one function, {metrics!r}."
             " Put it into a list: `metrics=[...]`."
         )
-    if isinstance(metrics, Iterator | str | bytes | dict):
+    if metrics is None or isinstance(metrics, Iterator | str | bytes | dict):
         raise TypeError(
             "`metrics` must be a sequence of functions (params, grads, updates) -> "
-            f"{{name: array}}; got {metrics!r}."
+            f"{{name: array}}; got {metrics!r}. Leave it out for none."
         )
     for metric in metrics:
         if not callable(metric):
@@ -284,6 +290,7 @@ def start_state(
         opt_state = optimizer.init(params)
     else:
         opt_state = _checked_state(optimizer, params, opt_state)
+    check_kind(state_over_workers)
     if model_state is None:
         return params, opt_state
     return params, opt_state, hold(model_state, state_over_workers)

@@ -42,7 +42,7 @@ def identity_of(
     return {
         "key": _fingerprint(key),
         "keys of the optimizer": _fingerprint(opt_state),
-        "chunk": chunk,
+        "chunk": int(chunk),
         "optimizer": [[name, options] for name, options in transforms_in(optimizer)],
     }
 
@@ -164,9 +164,25 @@ def takes_value(optimizer: optax.GradientTransformation) -> bool:
     >>> takes_value(jm.median_sgd(0.1)), takes_value(plateau)
     (False, True)
     """
+    return any(map(_may_read_value, _updates_in(optimizer)))
+
+
+def names_value(optimizer: optax.GradientTransformation) -> bool:
+    """Returns whether a transform in a chain has an argument ``value``.
+
+    >>> import optax, jaxmedian as jm
+    >>> plateau = optax.chain(jm.median_sgd(0.1), optax.contrib.reduce_on_plateau())
+    >>> names_value(jm.median_sgd(0.1)), names_value(plateau)
+    (False, True)
+    """
+    updates = _updates_in(optimizer)
+    return any("value" in inspect.signature(update).parameters for update in updates)
+
+
+def _updates_in(optimizer: optax.GradientTransformation) -> list[Any]:
     reader = _Reader()
     reader.read_update(optimizer.update)
-    return any(_may_read_value(update) for update in reader.updates)
+    return reader.updates
 
 
 def _may_read_value(update: Any) -> bool:

@@ -51,11 +51,14 @@ class Edge(NamedTuple):
           ValueError: if its metrics are others than those of a resumed run so far.
         """
         new = {name: _on_host(value) for name, value in row.items()}
-        if self.rows and new.keys() != self.rows[-1].keys():
+        if self.rows and (wanted := _forms(self.rows[-1])) != _forms(new):
+            here = _forms(new)
+            differs = [n for n in wanted | here if wanted.get(n) != here.get(n)]
             raise ValueError(
-                "`metrics` must be those the checkpoint was made with, "
-                f"{[*self.rows[-1]]}; got {[*new]}. Restore them, or give another "
-                "folder."
+                "What is measured must be what the checkpoint was made with, "
+                f"{[*wanted]}; got {[*here]}, which differ in {differs}. Restore "
+                "`metrics`, `evaluate`, `has_aux` and `worker_chunk` (streamed "
+                "gradients are not measured), or give another folder."
             )
         rows = [row for row in self.rows if not row["step"] % chunk]
         edge = Edge(taken.step, taken.state, [*rows, new], self.best)
@@ -172,14 +175,19 @@ class RunCheckpoints:
         self._saved_step = edge.step
 
 
+def _forms(row: Row) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of measurements by name."""
+    return {name: np.shape(value) for name, value in row.items()}
+
+
 def _on_host(value: jax.Array) -> float | np.ndarray:
     return float(value) if value.ndim == 0 else np.asarray(value)
 
 
 def _as_json(row: Row) -> dict[str, Any]:
-    """Writes arrays as dtype and nested lists: exact, as Python's floats are."""
+    """Writes arrays as dtype, list and shape: exact, as Python's floats are."""
     return {
-        name: [str(value.dtype), value.tolist()]
+        name: [str(value.dtype), value.ravel().tolist(), value.shape]
         if isinstance(value, np.ndarray)
         else value
         for name, value in row.items()
@@ -188,7 +196,9 @@ def _as_json(row: Row) -> dict[str, Any]:
 
 def _from_json(row: dict[str, Any]) -> Row:
     return {
-        name: np.asarray(value[1], value[0]) if isinstance(value, list) else value
+        name: np.asarray(value[1], value[0]).reshape(value[2])
+        if isinstance(value, list)
+        else value
         for name, value in row.items()
     }
 

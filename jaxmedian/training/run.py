@@ -81,8 +81,9 @@ def run(
     with the parameters, state and metrics of a run that nobody stopped, to the bit.
 
     Called again with the same optimizer, loss and settings it compiles nothing: the
-    program lives as long as the optimizer. As under `jax.jit`, what a loss reads beside
-    its arguments is read once. Chains, losses and metrics made anew compile anew.
+    program lives as long as the optimizer. As under `jax.jit`, what functions (a loss,
+    metrics, ``next_batch``) read beside their arguments is read once. Chains, losses
+    and metrics made anew compile anew.
 
     A SIGINT handler of the program's own is called first: where it raises
     KeyboardInterrupt the run stops as above, where it returns the run goes on. Where
@@ -98,7 +99,8 @@ def run(
         ``model_state``.
       optimizer: an optax chain with exactly one aggregator. It gets the mean loss over
         the workers present as ``value``, for `optax.contrib.reduce_on_plateau` and its
-        like, unless ``extra_args`` gives another.
+        like, unless ``extra_args`` gives another; with ``worker_chunk``, where the loss
+        is known too late, a transform with an argument ``value`` needs that.
       params: initial parameters. The run works on copies: these arrays live on.
       next_batch: ``next_batch(key, step) -> batch [M, ...]``, traced. Its key is
         already the step's own, ``fold_in(fold_in(key, noise.keys.RUN), step)``: one
@@ -152,10 +154,11 @@ def run(
       progress: show a progress bar (needs tqdm).
       on_chunk: ``on_chunk(step, row)``, called on the host at each chunk edge with the
         row of metrics, scalars as floats and arrays as NumPy arrays; True stops the
-        run, False or None does not. A function ``(step, row, params)``, or one with an
-        argument called ``params``, gets a copy of the parameters too. A resumed run is
-        not called again for edges it was saved at, and once more for any it passed
-        since.
+        run, False or None does not. A run that was stopped so is not over for its
+        checkpoints: the same call goes on. A function ``(step, row, params)``, or one
+        with an argument called ``params``, gets a copy of the parameters too. A resumed
+        run is not called again for edges it was saved at, and once more for any it
+        passed since.
       checkpoint: folder of this run's checkpoints (needs orbax-checkpoint), or a
         `jaxmedian.checkpoint.Folder` to save less often or keep more: one is written
         while the next chunk computes, so where chunks are shorter than a second, save
@@ -178,7 +181,7 @@ def run(
         gets beside the gradients in each step, a ``worker_mask`` of
         `jaxmedian.participants`, say. Its key is that of ``next_batch``. "loss" is the
         mean over the workers present, NaN if nobody is; what is measured of gradients
-        is of all workers.
+        is of those present too, and functions in ``metrics`` get those of all.
       model_state: what the model remembers from step to step beside its parameters, the
         running statistics of BatchNorm for example: a tree of arrays, handed to the
         loss, which returns it anew in the same structure, shapes and types. It has no
@@ -198,14 +201,15 @@ def run(
         ``params``, ``opt_state`` and ``step`` of an earlier result the run ends with
         the bits of an unbroken one.
       replay: whether a resumed run may read and drop the batches it has had, from an
-        iterator that starts anew and cannot be moved.
+        iterator that starts anew and cannot be moved. Functions need no replay.
       donate: whether each chunk overwrites the parameters and the state of the one
         before, which saves their memory.
 
     Returns:
       A `RunResult`; its metrics are NumPy arrays, of the edges of this call (and of
       those its checkpoint remembers). If it stopped before the first edge they are
-      empty, under the same names.
+      empty, under the same names; of an iterator of which no batch was read, "step"
+      alone.
 
     Raises:
       TypeError, ValueError: for a bad number, or as `make_step` while tracing; for a

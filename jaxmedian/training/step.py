@@ -19,7 +19,7 @@ from jax.sharding import AbstractMesh
 
 from jaxmedian.kernels.rows import sum_of_rows
 from jaxmedian.noise import keys
-from jaxmedian.training.identity import takes_value
+from jaxmedian.training.identity import names_value, takes_value
 from jaxmedian.training.model_state import (
     StateOverWorkers,
     check_kind,
@@ -278,7 +278,7 @@ def build_proposal(
             worker_chunk=worker_chunk,
         )
     _check_optimizer(optimizer)
-    wants_loss = takes_value(optimizer)
+    wants_loss, needs_loss = takes_value(optimizer), names_value(optimizer)
     optimizer = optax.with_extra_args_support(optimizer)
 
     def mean_loss(value: Any, workers: dict[str, Any]) -> tuple[jax.Array, Population]:
@@ -307,6 +307,13 @@ def build_proposal(
                     grads, opt_state, params, **extra_args
                 )
         else:
+            if needs_loss and "value" not in extra_args:
+                raise TypeError(
+                    "The optimizer takes the loss as `value`. Where gradients are "
+                    "streamed, with `worker_chunk` and in `jaxmedian.elastic`, it is "
+                    "known only after the update: give a `value` of your own as an "
+                    "extra argument, or leave `worker_chunk` out."
+                )
             stream = stream_of(params, batch)
             with _explaining_streams(stream):
                 updates, new_state = optimizer.update(
@@ -374,15 +381,9 @@ def _explaining_streams(stream: WorkerStream) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, AttributeError) as error:
-        if is_about_streams(error):
-            stream.refuse(foreign_transform(error))
-        if "argument: 'value'" not in str(error):
+        if not is_about_streams(error):
             raise
-        raise TypeError(
-            "The optimizer needs the loss as `value`, which with `worker_chunk` is "
-            "known only after its update: leave `worker_chunk` out, or give a `value` "
-            "of your own as an extra argument."
-        ) from error
+        stream.refuse(foreign_transform(error))
 
 
 @contextlib.contextmanager

@@ -7,9 +7,11 @@ apart: a median or a vote then meets updates that agree less.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxmedian.noise.keys import is_key
@@ -85,16 +87,18 @@ def worker_updates(
         def of_worker(params: PyTree, worker_batch: PyTree) -> PyTree:
             def step(carry: PyTree, step_batch: PyTree) -> tuple[PyTree, None]:
                 # The sum of the updates is carried, not the parameters: their
-                # difference would lose the digits that a small step has.
+                # difference would lose the digits that a small step has. In float32
+                # at least, where bfloat16 would soon add nothing to a large sum.
                 moved, state = carry
-                here = optax.apply_updates(params, moved)
+                here = jax.tree.map(_add, params, moved)
                 grads = grad_fn(
                     here, worker_batch if step_batch is None else step_batch
                 )
                 updates, state = local_tx.update(grads, state, here)
                 return (jax.tree.map(_add, moved, updates), state), None
 
-            start = jax.tree.map(jnp.zeros_like, params), local_tx.init(params)
+            zeros = jax.tree.map(lambda p: jnp.zeros_like(p, _wide(p.dtype)), params)
+            start = zeros, local_tx.init(params)
             _check_no_key(start[1])
             (moved, _), _ = jax.lax.scan(
                 step,
@@ -102,7 +106,7 @@ def worker_updates(
                 worker_batch if batch_per_step else None,
                 length=num_steps,
             )
-            return moved
+            return jax.tree.map(lambda x, p: x.astype(p.dtype), moved, params)
 
         return map_workers(of_worker, params, batch, worker_chunk, axis_name)
 
@@ -115,7 +119,14 @@ def worker_updates(
 
 
 def _add(total: jax.Array, update: jax.Array) -> jax.Array:
-    return total + update.astype(total.dtype)
+    wide = _wide(total.dtype)
+    return (total.astype(wide) + update.astype(wide)).astype(total.dtype)
+
+
+def _wide(dtype: Any) -> Any:
+    """Returns the type to add up in: float32 for floating point of 16 bits."""
+    is_float = jnp.issubdtype(dtype, jnp.floating)
+    return np.promote_types(dtype, np.float32) if is_float else dtype
 
 
 def _check_steps(batch: PyTree, num_steps: int) -> None:

@@ -133,8 +133,8 @@ def population_of(
     num_local = _count_rows(transform, updates, params)
     if not each_alone:
         check_spread(transform, _spread(updates, params, axis_name), axis_name)
-    present = _check_mask(transform, mask_name, worker_mask, num_local)
     num_workers = num_local * collectives.size(axis_name)
+    present = _check_mask(transform, mask_name, worker_mask, num_local, num_workers)
     if worker_weights is None:
         return Population(num_local, num_workers, axis_name, present)
     weights = _check_weights(transform, worker_weights, num_local, num_workers)
@@ -303,7 +303,11 @@ def _spread(
 
 
 def _check_mask(
-    transform: str, name: str, worker_mask: jax.Array | None, num_local: int
+    transform: str,
+    name: str,
+    worker_mask: jax.Array | None,
+    num_local: int,
+    num_workers: int,
 ) -> jax.Array | None:
     if worker_mask is None:
         return None
@@ -314,9 +318,10 @@ def _check_mask(
             "`mask != 0` if that is what you mean."
         )
     if mask.shape != (num_local,):
+        here = "" if num_local == num_workers else f" on a device, of {num_workers}"
         raise ValueError(
             f"`{transform}` expects a `{name}` of shape ({num_local},), one entry a "
-            f"worker; got {mask.shape}."
+            f"worker{here}; got {mask.shape}."
         )
     return mask
 

@@ -9,8 +9,9 @@ says what that costs where it is much.
 
 import copy
 import math
+import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -25,6 +26,7 @@ from jaxmedian.workers.blocks import (
     num_turns,
     put_rows,
     read_anew,
+    shapes_of,
     shapes_of_all,
     shapes_of_block,
     take_rows,
@@ -94,8 +96,8 @@ class WorkerStream:
         params, batch = self._source
         chunk = self.worker_chunk
         rows = shapes_of_block(batch, chunk)
-        value, grads = jax.eval_shape(self._block, params, rows)
-        self.block_shapes = jax.eval_shape(
+        value, grads = shapes_of(self._block, params, rows)
+        self.block_shapes = shapes_of(
             lambda grads: Block(grads, jnp.int32(0), jnp.ones(self.worker_chunk, bool)),
             grads,
         )
@@ -215,23 +217,48 @@ def stream_value_and_grads(
     return value_and_grads
 
 
+_CHAINS = ("chain", "named_chain")
 _UPDATES = (".update", ".update_fn")  # what factories of transforms call theirs
 
 
 def is_about_streams(error: BaseException) -> bool:
-    """Returns whether JAX was handed a stream for an array, by its own words."""
-    return "WorkerStream" in str(error) or "__jax_array__" in str(error)
+    """Returns whether a stream was taken for an array: by JAX, or a foreign transform.
+
+    JAX says so in its own words; of a transform the innermost update tells, which holds
+    a stream as an argument.
+    """
+    if "WorkerStream" in str(error) or "__jax_array__" in str(error):
+        return True
+    innermost = [
+        (frame, package)
+        for frame, package, factory in _updates_around(error)
+        if factory not in _CHAINS
+    ][-1:]
+    return any(
+        package != "jaxmedian"
+        and any(isinstance(held, WorkerStream) for held in frame.f_locals.values())
+        for frame, package in innermost
+    )
 
 
 def foreign_transform(error: BaseException) -> str:
     """Names the innermost factory of a transform that is neither ours nor JAX's."""
-    name, trace = "another transform", error.__traceback__
-    while trace is not None:
-        module = trace.tb_frame.f_globals.get("__name__", "").split(".")[0]
-        qualified = getattr(trace.tb_frame.f_code, "co_qualname", "")  # Python 3.11
-        is_update = ".<locals>." in qualified and qualified.endswith(_UPDATES)
-        if module not in ("jax", "jaxmedian") and is_update:
-            factory = qualified.split(".<locals>.")[0]
-            name = name if factory in ("chain", "named_chain") else f"`{factory}`"
-        trace = trace.tb_next
+    name = "another transform"
+    for _, package, factory in _updates_around(error):
+        if package != "jaxmedian" and factory not in _CHAINS:
+            name = f"`{factory}`"
     return name
+
+
+def _updates_around(
+    error: BaseException,
+) -> Iterator[tuple[types.FrameType, str, str]]:
+    """Lists the updates of transforms that an error passed: frame, package, factory."""
+    trace = error.__traceback__
+    while trace is not None:
+        frame, trace = trace.tb_frame, trace.tb_next
+        package = frame.f_globals.get("__name__", "").split(".")[0]
+        qualified = getattr(frame.f_code, "co_qualname", "")  # Python 3.11
+        is_update = ".<locals>." in qualified and qualified.endswith(_UPDATES)
+        if package != "jax" and is_update:
+            yield frame, package, qualified.split(".<locals>.")[0]

@@ -181,6 +181,18 @@ def test_arrays_among_the_metrics_go_on_too(tmp_path):
     assert_same_bits(bits(resumed), bits(whole))
 
 
+def test_empty_arrays_among_the_metrics_and_numbers_of_numpy_go_on_too(tmp_path):
+    def shapes(params, grads, updates):
+        return {"none": jnp.zeros((0, 3)), "one": jnp.zeros((1, 0), jnp.int32)}
+
+    options = {"metrics": [shapes], "checkpoint": tmp_path, "chunk": np.int64(4)}
+    train(8, **options)
+    metrics = train(np.int64(10), **options).metrics
+    assert metrics["none"].shape == (3, 0, 3)
+    assert metrics["one"].shape == (3, 1, 0)
+    assert metrics["one"].dtype == np.int32
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_ctrl_c_and_errors_leave_a_run_that_resumes(tmp_path, whole, error):
     def on_chunk(step, row):
@@ -255,7 +267,11 @@ def half_done(tmp_path_factory):
         ),
         (
             {"metrics": [lambda params, grads, updates: {"one": jnp.float32(1)}]},
-            "`metrics` must be those the checkpoint was made with",
+            r"What is measured must be .* differ in \['one'\]. Restore `metrics`",
+        ),
+        (
+            {"worker_chunk": 1},
+            "differ in .*'mean_median_gap'.*`worker_chunk` .streamed gradients are",
         ),
     ],
 )

@@ -15,6 +15,7 @@ import pytest
 import jaxmedian as jm
 from jaxmedian.sharding.elastic import member
 from jaxmedian.sharding.elastic.halves import build_halves
+from jaxmedian.sharding.elastic.own_checkpoints import open_own
 from jaxmedian.sharding.elastic.record import History
 from jaxmedian.training.chunks import start_state
 from jaxmedian.training.feeds import build_feed
@@ -130,6 +131,20 @@ def test_a_history_is_read_as_it_was_written():
     assert again.record().losses.tolist() == [0.5] * len(PRESENT)
     with pytest.raises(ValueError, match="multiple of the 3"):
         again.record().worker_mask(4)
+    with pytest.raises(ValueError, match="holds no step"):
+        History(P).record().as_extra_args(6)
+
+
+def test_a_checkpoint_beyond_the_last_step_is_refused(tmp_path):
+    history, state = History(P), (jnp.zeros(3), optax.EmptyState())
+    for present in PRESENT:
+        history.add(present, np.zeros((P, 5), np.uint8), 0.5)
+    with open_own(tmp_path, 1, 1, b"digest") as checkpoints:
+        checkpoints.save(state, history)
+        found, _ = checkpoints.restore(state, History(P), len(PRESENT))
+        np.testing.assert_array_equal(found[0], state[0])
+        with pytest.raises(ValueError, match="is a checkpoint beyond `num_steps` 1"):
+            checkpoints.restore(state, History(P), 1)
 
 
 def test_the_history_of_most_members_leads():

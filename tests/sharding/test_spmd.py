@@ -289,6 +289,17 @@ def test_models_trained_apart_need_no_axis_name():
     np.testing.assert_array_equal(got, [[1, -1], [-1, 1]])
 
 
+def test_a_mask_of_too_few_workers_is_named_in_numbers_of_a_device():
+    with pytest.raises(ValueError, match=r"of shape \(2,\).* on a device, of 4; got"):
+        jm.run(
+            lambda params, batch: jnp.sum(params * batch),
+            jm.sign_sgd(0.1, axis_name="workers"),
+            *(jnp.zeros([]), jm.full_batch(jnp.ones(4)), 1, 0),
+            mesh=jm.sharding.workers_mesh(2),
+            extra_args=lambda key, step: {"worker_mask": jnp.ones(2, bool)},
+        )
+
+
 def test_a_list_is_a_mask_and_other_trees_stay_as_they_are():
     """A tuple of arrays of other shapes for a transform of the user's own."""
 

@@ -61,6 +61,8 @@ def test_bad_batch_sizes_are_refused(size, error, message):
         jm.mini_batches(numbered(), size)
     with pytest.raises(error, match=message):
         jm.epochs(numbered(), size, 0, remainder="drop")
+    with pytest.raises(ValueError, match="No worker has samples to draw from"):
+        jm.mini_batches(numbered(), 2, sizes=np.zeros(M, int))
     if size == 13:
         assert jm.mini_batches(numbered(), size, replace=True)
         assert jm.epochs(numbered(), size, 0)

@@ -177,6 +177,17 @@ def test_a_step_returns_auxiliary_output():
     assert metrics["loss"].shape == ()
 
 
+def test_complex_auxiliary_output_is_refused_by_runs():
+    def with_phase(params, batch):
+        return loss_fn(params, batch), {
+            "phase": jax.lax.complex(params["b"], params["b"])
+        }
+
+    batches = jm.full_batch(worker_data())
+    with pytest.raises(TypeError, match=r"With `has_aux`, `loss_fn` .*as 'phase'"):
+        jm.run(with_phase, jm.sign_sgd(RATE), start(), batches, 1, 0, has_aux=True)
+
+
 def test_a_step_compiles_once():
     traces = []
 
@@ -680,7 +691,9 @@ def test_reduce_on_plateau_works_in_a_run():
         for run in (jm.run, jm.run_pure):
             result = run(constant, optimizer, start(), batches, 5, 0)
             assert float(result.opt_state[-1].scale) == 0.25
-        with pytest.raises(TypeError, match="`worker_chunk` is known only after"):
+        with pytest.raises(
+            TypeError, match=r"takes the loss as `value`\. Where gradients are"
+        ):
             jm.run(constant, optimizer, start(), batches, 5, 0, worker_chunk=2)
 
 
@@ -719,6 +732,13 @@ def test_a_batch_without_a_worker_axis_is_refused():
         ({"worker_chunk": 0}, ValueError, "`worker_chunk` must be at least 1; got 0"),
         ({"worker_chunk": 1.0}, TypeError, "`worker_chunk` must be an int; got 1.0"),
         ({"metrics": ["loss"]}, TypeError, "`metrics` must be functions"),
+        ({"metrics": None}, TypeError, "`metrics` must be a sequence.* Leave it out"),
+        ({"state_over_workers": "sum"}, ValueError, "`state_over_workers` must be one"),
+        (
+            {"extra_args": lambda key, step: jnp.ones(M, bool)},
+            TypeError,
+            "`extra_args` must return a dictionary",
+        ),
     ],
 )
 def test_bad_options_of_a_run_are_refused(options, error, message):

@@ -266,6 +266,36 @@ def test_parameters_may_be_sharded_over_a_second_axis():
     assert ends[1].params["w"].addressable_shards[0].data.shape == (2,)
 
 
+RULES_BESIDE_A_MODEL_AXIS = {
+    "vote, streamed": lambda **on: jm.sign_sgd(0.1, **on),
+    "noisy vote, packed": lambda **on: jm.noisy_sign_sgd(
+        0.1, jm.noise.uniform(0.5, "systematic"), 3, **on
+    ),
+    "median, stacked": lambda **on: jm.median_sgd(0.1, **on),
+}
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+@pytest.mark.parametrize("name", list(RULES_BESIDE_A_MODEL_AXIS))
+def test_streams_on_a_mesh_with_a_second_axis(name, chunk):
+    """Its shapes are asked for while another axis of the mesh stays automatic."""
+    build = RULES_BESIDE_A_MODEL_AXIS[name]
+    mesh = jm.sharding.workers_mesh(8, model_devices=2)
+    targets = np.random.default_rng(1).normal(size=(8, 4)).astype(np.float32)
+
+    def end(mesh=None, **on):
+        batches = jm.full_batch(targets)
+        params = jnp.zeros(4)
+        return jm.run(
+            lambda params, target: 0.5 * jnp.sum(jnp.square(params - target)),
+            *(build(**on), params, batches, 3, 0),
+            worker_chunk=chunk,
+            mesh=mesh,
+        )
+
+    assert_same_bits(end(mesh, axis_name="workers"), end())
+
+
 def test_the_pure_run_trains_inside_shard_map():
     """With the data of the device's workers, whose numbers it knows."""
     mesh = jm.sharding.workers_mesh(4)

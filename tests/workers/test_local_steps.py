@@ -109,6 +109,16 @@ def test_steps_far_below_the_rounding_of_the_parameters_are_kept():
     np.testing.assert_allclose(got, -5e-6 * slopes, rtol=1e-5)
 
 
+def test_many_small_steps_add_up_in_bfloat16():
+    """4,000 steps of 1e-3 are 4, where a sum in bfloat16 stays at 1/2."""
+    updates_fn = jm.worker_updates(
+        lambda x, slope: jnp.sum(x * slope), optax.sgd(1e-3), 4000
+    )
+    got = updates_fn(jnp.full(1, 4.0, jnp.bfloat16), jnp.ones((1, 1), jnp.bfloat16))
+    assert got.dtype == jnp.bfloat16
+    assert got.tolist() == [[-4.0]]
+
+
 def test_updates_go_through_an_aggregator_with_the_sign_of_optax():
     """K = 1 and the vote with optax.scale: signSGD; the mean alone: one step of SGD."""
     batch, params = data(M), start()

@@ -87,6 +87,8 @@ def test_a_vote_needs_memory_for_one_chunk_whatever_the_number_of_workers():
         ("clip", optax.clip(0.5)),
         ("zero_nans", optax.zero_nans()),
         ("clip_by_global_norm", optax.clip_by_global_norm(1.0)),
+        ("add_decayed_weights", optax.add_decayed_weights(0.1)),
+        ("trace", optax.trace(0.9)),
     ],
 )
 def test_other_transforms_before_the_aggregator_are_refused_by_name(
@@ -98,6 +100,37 @@ def test_other_transforms_before_the_aggregator_are_refused_by_name(
         step(PARAMS, optimizer.init(PARAMS), batch)
     if name != "scale":  # it is refused before it can be named
         assert f"`{name}` met a stream" in str(error.value)
+
+
+def test_errors_behind_the_aggregator_are_their_own(batch):
+    def fail(updates, state, params=None):
+        raise TypeError("for a reason of its own")
+
+    failing = optax.GradientTransformation(lambda params: optax.EmptyState(), fail)
+    optimizer = optax.chain(jm.majority_vote(), failing)
+    step = jm.make_step(linear_loss, optimizer, worker_chunk=2)
+    with pytest.raises(TypeError, match="for a reason of its own"):
+        step(PARAMS, optimizer.init(PARAMS), batch)
+
+
+def test_a_transform_that_may_read_the_loss_gets_it_or_is_refused(batch):
+    """Also one that could do without it: nothing is left out unsaid."""
+    seen = []
+
+    def update(updates, state, params=None, *, value=None, **extra_args):
+        seen.append(value)
+        return updates, state
+
+    spy = optax.GradientTransformationExtraArgs(lambda p: optax.EmptyState(), update)
+    optimizer = optax.chain(jm.sign_sgd(0.1), spy)
+    state = optimizer.init(PARAMS)
+    jm.make_step(linear_loss, optimizer)(PARAMS, state, batch)
+    assert seen[-1] is not None
+    step = jm.make_step(linear_loss, optimizer, worker_chunk=2)
+    with pytest.raises(TypeError, match=r"takes the loss as `value`.*`worker_chunk`"):
+        step(PARAMS, state, batch)
+    step(PARAMS, state, batch, value=jnp.float32(2.0))
+    assert seen[-1] is not None
 
 
 def test_lifted_transforms_without_state_work_block_by_block(batch):

@@ -184,7 +184,7 @@ def run(
     )
     digest = _digest(configuration | describe_feed(feed))
     with open_own(checkpoint, process, save_every, digest) as checkpoints:
-        state, history = checkpoints.restore(state, History(num_processes))
+        state, history = checkpoints.restore(state, History(num_processes), num_steps)
         member = _Member(process, halves, state, history, digest)
         peers = Peers(
             process,

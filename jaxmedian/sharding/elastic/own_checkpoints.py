@@ -28,12 +28,13 @@ class OwnCheckpoints:
         self._saved = 0
 
     def restore(
-        self, state: TrainState, history: History
+        self, state: TrainState, history: History, num_steps: int
     ) -> tuple[TrainState, History]:
         """Returns the newest state saved, or what it is given.
 
         Raises:
-          ValueError: if the checkpoint is damaged, foreign, or of another run.
+          ValueError: if the checkpoint is damaged, foreign, of another run, or beyond
+            the step at which this one ends.
         """
         step = None if self._store is None else self._store.latest_step()
         if self._store is None or step is None:
@@ -45,6 +46,11 @@ class OwnCheckpoints:
                 f"{self._store.path / str(step)} is a checkpoint of another run: give "
                 "the arguments it was made with, or another folder. Nothing was "
                 "changed."
+            )
+        if step > num_steps:
+            raise ValueError(
+                f"{self._store.path / str(step)} is a checkpoint beyond `num_steps` "
+                f"{num_steps}: raise it, or give another folder."
             )
         self._saved = step
         state = read_state(self._store, step, state, notes)

@@ -57,8 +57,16 @@ class Record(NamedTuple):
         return np.repeat(self.present, num_workers // num_processes, axis=1)
 
     def as_extra_args(self, num_workers: int) -> jax.tree_util.Partial:
-        """Returns the ``extra_args`` with which `jaxmedian.run` replays the run."""
+        """Returns the ``extra_args`` with which `jaxmedian.run` replays the run.
+
+        It is for the steps of the record; later ones would repeat the last mask.
+
+        Raises:
+          ValueError: as `worker_mask`, and for a record without a step.
+        """
         masks = jnp.asarray(self.worker_mask(num_workers))
+        if not len(masks):
+            raise ValueError("The record holds no step that could be replayed.")
         return jax.tree_util.Partial(_mask_of_step, masks)
 
 
