@@ -328,8 +328,10 @@ def test_derivatives_inside_shard_map(num_workers, check_vma, monkeypatch):
                 + weighting.median_of_rows(rows, present.astype(jnp.float32), "lower")
             )
 
-        moved = jax.jvp(results, (rows, scale[0]), (rows, jnp.ones_like(scale[0])))[1]
-        return jax.grad(lambda x: results(x, scale[0]).sum())(rows), moved
+        # One trace for both directions: forward, and its transpose.
+        result, move = jax.linearize(results, rows, scale[0])
+        pull_back = jax.linear_transpose(move, rows, scale[0])
+        return pull_back(jnp.ones_like(result))[0], move(rows, jnp.ones_like(scale[0]))
 
     scales = jnp.float32([0.3, 0.7])
     pulled, moved = jax.jit(
