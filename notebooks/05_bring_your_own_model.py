@@ -270,9 +270,10 @@ print(f"parameters and state are bit for bit those of the unbroken run: {all(bit
 # | elementwise and stateless: `optax.clip` | `coordinate_median` | momentum, Adam |
 # | `per_worker(anything of optax)` | `worker_mean` | weight decay, `MultiSteps` |
 #
-# Everything else is refused, with a remedy in the message. First what concerns the
-# worker axis: gradients of one worker in place of all, no aggregator, two of them, a
-# worker transform behind it.
+# What cannot work is refused, with a remedy in the message. What works but is rarely
+# meant is not: `optax.clip_by_global_norm` before the aggregator clips all workers by
+# the norm of them together. First what concerns the worker axis: gradients of one
+# worker in place of all, no aggregator, two of them, a worker transform behind it.
 
 
 # %%
