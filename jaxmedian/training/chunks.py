@@ -16,7 +16,7 @@ from jaxmedian import diagnostics
 from jaxmedian.diagnostics.measures import mean_over_workers
 from jaxmedian.noise import keys
 from jaxmedian.training.evaluation import as_number
-from jaxmedian.training.feeds import Feed, kind_of
+from jaxmedian.training.feeds import Feed, by_name, kind_of
 from jaxmedian.training.model_state import StateOverWorkers, check_kind, hold, release
 from jaxmedian.training.step import Proposal, build_proposal
 from jaxmedian.workers import collectives
@@ -141,12 +141,7 @@ def build_drawn_proposal(
         run_key = jax.random.fold_in(key, keys.RUN)
         step_key = jax.random.fold_in(run_key, number)
         number = jnp.asarray(number)
-        extra_args = feed.extra_args(step_key, number)
-        if not isinstance(extra_args, dict):
-            raise TypeError(
-                "`extra_args` must return a dictionary {name: value}, "
-                f'{{"worker_mask": ...}} for instance; it returned {extra_args!r}.'
-            )
+        extra_args = by_name(feed.extra_args(step_key, number))
         batch = feed.next_batch(step_key, number)
         if wants_key:
             batch = batch, _keys_of_workers(step_key, batch, axis_name)

@@ -10,7 +10,7 @@ import functools
 import inspect
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -69,6 +69,16 @@ def as_extra_args(extra_args: ExtraArgs | None) -> jax.tree_util.Partial:
             f"{extra_args!r}. For the same value in each step, return it."
         )
     return as_partial(extra_args)
+
+
+def by_name(returned: Any) -> Mapping[str, Any]:
+    """Returns what a function of extra arguments returned, if it has names."""
+    if isinstance(returned, Mapping):
+        return returned
+    raise TypeError(
+        '`extra_args` must return a dictionary {name: value}, {"worker_mask": ...} for '
+        f"instance; it returned {returned!r}."
+    )
 
 
 def as_partial(function: Callable[..., Any]) -> jax.tree_util.Partial:
@@ -203,7 +213,7 @@ class _OwnExtraArgs:
     def __call__(self, args: Any, key: jax.Array, step: jax.Array) -> dict[str, Any]:
         return {
             name: self._own_part(name, value) if name.startswith("worker_") else value
-            for name, value in args(key, step).items()
+            for name, value in by_name(args(key, step)).items()
         }
 
     def _own_part(self, name: str, value: Any) -> jax.Array | None:
