@@ -99,8 +99,9 @@ def make_step(
       **extra_args) -> (params, opt_state, model_state, metrics)``.
       The batch's leaves are ``[M, ...]``; extra arguments (``worker_mask``, say) go to
       the optimizer, and so does "loss" as ``value``, for
-      `optax.contrib.reduce_on_plateau` and its like, if no other is given. metrics:
-      "loss", the mean over the workers present (float32, or float64 for float64; by
+      `optax.contrib.reduce_on_plateau` and its like, if no other is given; with
+      ``worker_chunk``, where it is known too late, they need another. metrics: "loss",
+      the mean over the workers present (float32, or float64 for float64; by
       ``worker_weights``, if they are given; NaN if nobody is), and "aux",
       ``[M, ...]``, if there is any. What absent workers computed, NaN say, reaches
       nothing but their own rows of "aux".
