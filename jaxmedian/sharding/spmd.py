@@ -1,6 +1,6 @@
 """One jitted step of workers spread over a mesh: `make_step` inside `jax.shard_map`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from jaxmedian.training.model_state import StateOverWorkers, check_rows, release
+from jaxmedian.training.model_state import StateOverWorkers, check_rows, hold, release
 from jaxmedian.training.remembering import remember
 from jaxmedian.training.step import jit_step, make_step
 from jaxmedian.workers.checks import check_count
@@ -115,7 +115,7 @@ def _build_step(
     def take(
         params: optax.Params,
         opt_state: optax.OptState,
-        held: tuple[PyTree, ...],
+        held: Sequence[PyTree],
         batch: PyTree,
         extra_args: dict[str, Any],
     ) -> tuple[PyTree, ...]:
@@ -157,4 +157,25 @@ def _build_step(
             axis_names={axis_name},
         )(params, opt_state, tuple(map(release, held)), batch, extra_args)
 
-    return jit_step(take, state_over_workers, donate)
+    def step(
+        params: optax.Params,
+        opt_state: optax.OptState,
+        batch: PyTree,
+        **extra_args: Any,
+    ) -> tuple[PyTree, ...]:
+        return take(params, opt_state, (), batch, extra_args)
+
+    if state_over_workers is None:
+        return jit_step(step, (0, 1) if donate else ())
+    over = state_over_workers
+
+    def stateful_step(
+        params: optax.Params,
+        opt_state: optax.OptState,
+        model_state: PyTree,
+        batch: PyTree,
+        **extra_args: Any,
+    ) -> tuple[PyTree, ...]:
+        return take(params, opt_state, (hold(model_state, over),), batch, extra_args)
+
+    return jit_step(stateful_step, (0, 1, 2) if donate else ())

@@ -9,7 +9,7 @@ update. The optimizer is anything whose chain holds one aggregator.
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -158,7 +158,7 @@ def _build_step(
     def take(
         params: optax.Params,
         opt_state: optax.OptState,
-        held: tuple[PyTree, ...],
+        held: Sequence[PyTree],
         batch: PyTree,
         extra_args: dict[str, Any],
     ) -> tuple[PyTree, ...]:
@@ -170,25 +170,6 @@ def _build_step(
         states = [release(proposal.model_state)] if has_model_state else []
         return params, proposal.opt_state, *states, metrics
 
-    return jit_step(take, state_over_workers, donate)
-
-
-# (params, opt_state, model's state held by its kind, if any, batch, extra arguments)
-Take = Callable[
-    [optax.Params, optax.OptState, tuple[PyTree, ...], PyTree, dict[str, Any]],
-    tuple[PyTree, ...],
-]
-
-
-def jit_step(
-    take: Take, state_over_workers: StateOverWorkers | None, donate: bool
-) -> Callable[..., tuple[PyTree, ...]]:
-    """Jits a step of parameters, states and batch, and says what parameters are.
-
-    JAX refuses what is no array before any code of ours is traced. ``lower`` is that of
-    the jitted function.
-    """
-
     def step(
         params: optax.Params,
         opt_state: optax.OptState,
@@ -198,7 +179,7 @@ def jit_step(
         return take(params, opt_state, (), batch, extra_args)
 
     if state_over_workers is None:
-        return _checked(jax.jit(step, donate_argnums=(0, 1) if donate else ()))
+        return jit_step(step, (0, 1) if donate else ())
     over = check_kind(state_over_workers)
 
     def stateful_step(
@@ -210,10 +191,19 @@ def jit_step(
     ) -> tuple[PyTree, ...]:
         return take(params, opt_state, (hold(model_state, over),), batch, extra_args)
 
-    return _checked(jax.jit(stateful_step, donate_argnums=(0, 1, 2) if donate else ()))
+    return jit_step(stateful_step, (0, 1, 2) if donate else ())
 
 
-def _checked(jitted: Any) -> Callable[..., tuple[PyTree, ...]]:
+def jit_step(
+    step: Callable[..., tuple[PyTree, ...]], donated: tuple[int, ...]
+) -> Callable[..., tuple[PyTree, ...]]:
+    """Jits a step of parameters, states and batch, and says what parameters are.
+
+    JAX refuses what is no array before any code of ours is traced. ``lower`` is that of
+    the jitted function.
+    """
+    jitted = jax.jit(step, donate_argnums=donated)
+
     @functools.wraps(jitted)
     def checked_step(*args: Any, **kwargs: Any) -> tuple[PyTree, ...]:
         try:

@@ -72,7 +72,7 @@ def map_in_blocks(
 
     params, batch = jax.tree.map(jnp.asarray, (params, batch))
     of_block = functools.partial(map_block, of_worker)
-    rows = shapes_of(of_block, params, shapes_of_block(batch, chunk))
+    rows = jax.eval_shape(of_block, params, shapes_of_block(batch, chunk))
     results = blank(shapes_of_all(rows, num_workers))
     start = collectives.vary((results, (params, batch)), axis_name)
     return jax.lax.fori_loop(0, num_turns(num_workers, chunk), turn, start)[0]
@@ -90,19 +90,16 @@ def map_block(
 
 def shapes_of_block(batch: PyTree, chunk: int) -> PyTree:
     """Returns the shapes of the rows of one block."""
-    return shapes_of(lambda: take_rows(batch, jnp.int32(0), chunk))
+    return bare(jax.eval_shape(lambda: take_rows(batch, jnp.int32(0), chunk)))
 
 
-def shapes_of(function: Callable[..., PyTree], *arguments: PyTree) -> PyTree:
-    """Returns the shapes of a function's results, to ask for those of another with.
+def bare(shapes: PyTree) -> PyTree:
+    """Returns shapes and types alone, to ask `jax.eval_shape` for others with.
 
-    Inside `jax.shard_map` JAX notes with a shape over which axes it varies, and refuses
-    to be asked again with one that does, where the mesh has automatic axes beside.
+    Inside `jax.shard_map` JAX notes beside them over which axes they vary, and does not
+    take that as an argument where the mesh has automatic axes too.
     """
-    return jax.tree.map(
-        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype),
-        jax.eval_shape(function, *arguments),
-    )
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), shapes)
 
 
 def shapes_of_all(block_shapes: PyTree, num_workers: int) -> PyTree:

@@ -20,13 +20,13 @@ import optax
 
 from jaxmedian.workers import collectives
 from jaxmedian.workers.blocks import (
+    bare,
     blank,
     first_of,
     map_block,
     num_turns,
     put_rows,
     read_anew,
-    shapes_of,
     shapes_of_all,
     shapes_of_block,
     take_rows,
@@ -96,11 +96,10 @@ class WorkerStream:
         params, batch = self._source
         chunk = self.worker_chunk
         rows = shapes_of_block(batch, chunk)
-        value, grads = shapes_of(self._block, params, rows)
-        self.block_shapes = shapes_of(
-            lambda grads: Block(grads, jnp.int32(0), jnp.ones(self.worker_chunk, bool)),
-            grads,
-        )
+        value, grads = bare(jax.eval_shape(self._block, params, rows))
+        first = jax.ShapeDtypeStruct((), jnp.int32)
+        fresh = jax.ShapeDtypeStruct((chunk,), jnp.bool_)
+        self.block_shapes = Block(grads, first, fresh)
         self.shapes = shapes_of_all(grads, self._num_workers)
         self.stacked: Any = None
         return shapes_of_all(value, self._num_workers)

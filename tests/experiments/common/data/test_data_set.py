@@ -116,7 +116,7 @@ def test_bad_arrays_are_refused(arguments, error, message):
         ([4], ValueError, "2 numbers"),
         ([4.0, 4.0], TypeError, "integers"),
         ([4, 1], ValueError, "`batch_size` 2 is more than the 1"),
-        ([0, 0], ValueError, "`batch_size` 2 is more than the 0"),
+        ([0, 0], ValueError, "No worker has samples to draw from"),
     ],
 )
 def test_bad_sizes_are_refused(sizes, error, message):
