@@ -97,9 +97,11 @@ class WorkerStream:
         chunk = self.worker_chunk
         rows = shapes_of_block(batch, chunk)
         value, grads = bare(jax.eval_shape(self._block, params, rows))
-        first = jax.ShapeDtypeStruct((), jnp.int32)
-        fresh = jax.ShapeDtypeStruct((chunk,), jnp.bool_)
-        self.block_shapes = Block(grads, first, fresh)
+        self.block_shapes = bare(
+            jax.eval_shape(
+                lambda grads: Block(grads, jnp.int32(0), jnp.ones(chunk, bool)), grads
+            )
+        )
         self.shapes = shapes_of_all(grads, self._num_workers)
         self.stacked: Any = None
         return shapes_of_all(value, self._num_workers)
