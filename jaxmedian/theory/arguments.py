@@ -66,6 +66,14 @@ def check_noise(noise: object) -> Noise:
     return noise
 
 
+def check_not_relative(noise: object, why: str) -> None:
+    """Raises if b follows the gradients, saying why it must not."""
+    if isinstance(check_noise(noise).scale, Relative):
+        raise ValueError(
+            f"`noise.scale` must be a number here: {why}. Give the b that it comes to."
+        )
+
+
 def scale_of(noise: object, values: Array) -> float:
     """Returns b as a float; a relative scale is resolved on the values [M, C]."""
     scale = check_noise(noise).scale

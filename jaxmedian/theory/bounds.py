@@ -11,10 +11,10 @@ balance the terms are in `schedules`.
 
 import numpy as np
 
-from jaxmedian.noise import Noise, Relative
+from jaxmedian.noise import Noise
 from jaxmedian.noise.laws import LAWS, Law
 from jaxmedian.theory.arguments import (
-    check_noise,
+    check_not_relative,
     positive_integer,
     real_number,
     scale_of,
@@ -277,12 +277,8 @@ def _noisy(
 ) -> tuple[Law, float, int, float]:
     width = real_number("spread", spread)
     m = positive_integer("num_workers", num_workers)
-    if isinstance(check_noise(noise).scale, Relative):
-        raise ValueError(
-            "`noise.scale` must be a number here: `spread` bounds how far apart the "
-            "gradients are, and a relative scale follows how large they are. Give the "
-            "least b that it comes to."
-        )
+    why = "`spread` bounds how far apart gradients are, a relative one their size"
+    check_not_relative(noise, why)
     scale = scale_of(noise, np.array([[width]]))
     if m % 2 == 0:
         raise ValueError(f"`num_workers` must be odd, as in the paper; got {m}.")

@@ -27,13 +27,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from jaxmedian.noise import Noise, Relative
+from jaxmedian.noise import Noise
 from jaxmedian.noise.laws import LAWS, Law
 from jaxmedian.theory import median_law
 from jaxmedian.theory.arguments import (
     Array,
     Result,
-    check_noise,
+    check_not_relative,
     middle_ranks,
     scale_of,
     shaped,
@@ -280,10 +280,6 @@ def _checked(
     u, shape = worker_values(values)
     num_workers = len(u) + check_hostile(f, len(u))
     middle_ranks(num_workers, even)
-    if isinstance(check_noise(noise).scale, Relative):
-        raise ValueError(
-            "`noise.scale` must be a number here: hostile workers would move a "
-            "relative one. Give the b that it comes to."
-        )
+    check_not_relative(noise, "hostile workers would move a relative one")
     systematic.check_permutation(permutation, noise, num_workers)
     return u, shape, scale_of(noise, u)

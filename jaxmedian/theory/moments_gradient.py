@@ -99,12 +99,10 @@ def median_moments_gradient(
     deviations = u - u.mean(axis=0)
     by_column = _systematic if noise.coupling == "systematic" else _independent
     columns = [by_column(law, column, scale, ranks) for column in deviations.T]
-    of_mean, of_variance = (
-        np.stack(part, axis=1) for part in list(zip(*columns, strict=True))[:2]
-    )
+    shares, slopes, drifts = zip(*columns, strict=True)
+    of_mean, of_variance = np.stack(shares, axis=1), np.stack(slopes, axis=1)
     by_scale = (bias - (deviations * of_mean).sum(axis=0)) / scale
-    is_small = scale < np.ptp(u, axis=0)
-    by_scale[is_small] = np.array([column[2] for column in columns])[is_small]
+    by_scale = np.where(scale < np.ptp(u, axis=0), drifts, by_scale)
     return MomentsGradient(
         of_mean.reshape(len(u), *shape),
         of_variance.reshape(len(u), *shape),
@@ -116,11 +114,10 @@ def median_moments_gradient(
 def _systematic(
     law: Law, u: Array, scale: float, ranks: tuple[int, ...]
 ) -> tuple[Array, Array, float]:
-    """Reads off who is in the middle, for one coordinate u [M] of mean 0."""
+    """Reads dE/du, dV/du and dE/db off who is in the middle, for u [M] of mean 0."""
     num_workers = len(u)
-    if is_exact(
-        scale, law_known_from(law, num_workers, float(np.ptp(u))), ranks, num_workers
-    ):
+    known_from = law_known_from(law, num_workers, float(np.ptp(u)))
+    if is_exact(scale, known_from, ranks, num_workers):
         share = np.full(num_workers, 1 / num_workers)
         return share, 2 / num_workers * share_of_variance(num_workers) * u, 0.0
     share, moment, mean, own = np.zeros(num_workers), np.zeros(num_workers), 0.0, 0.0
@@ -142,7 +139,7 @@ def _systematic(
 def _independent(
     law: Law, u: Array, scale: float, ranks: tuple[int, ...]
 ) -> tuple[Array, Array, float]:
-    """Integrates f_i for one coordinate u [M]."""
+    """Integrates f_i to dE/du, dV/du and dE/db, for one coordinate u [M]."""
     rows = [_one_rank(law, u, scale, rank) for rank in ranks]
     share = np.mean([row[0] for row in rows], axis=0)
     by_scale = float(np.mean([row[2] for row in rows]))

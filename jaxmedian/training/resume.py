@@ -51,8 +51,9 @@ class Edge(NamedTuple):
           ValueError: if its metrics are others than those of a resumed run so far.
         """
         new = {name: _on_host(value) for name, value in row.items()}
-        if self.rows and (wanted := _forms(self.rows[-1])) != _forms(new):
-            here = _forms(new)
+        here = _forms(new)
+        wanted = _forms(self.rows[-1]) if self.rows else here
+        if wanted != here:
             differs = [n for n in wanted | here if wanted.get(n) != here.get(n)]
             raise ValueError(
                 "What is measured must be what the checkpoint was made with, "
@@ -135,11 +136,7 @@ class RunCheckpoints:
         notes = self._store.read_notes(step)
         place = self._store.path / str(step)
         _check_identity(place, notes.get("run"), self._identity)
-        if step > num_steps:
-            raise ValueError(
-                f"{place} is a checkpoint beyond `num_steps` {num_steps}: raise it, or "
-                "give another folder."
-            )
+        check_not_beyond(place, step, num_steps)
         if step < start.step:
             raise ValueError(
                 f"{place} is a checkpoint before `step` {start.step}, at which this "
@@ -175,6 +172,15 @@ class RunCheckpoints:
         self._saved_step = edge.step
 
 
+def check_not_beyond(place: object, step: int, num_steps: int) -> None:
+    """Raises if a checkpoint is of a later step than that at which a run ends."""
+    if step > num_steps:
+        raise ValueError(
+            f"{place} is a checkpoint beyond `num_steps` {num_steps}: raise it, or "
+            "give another folder."
+        )
+
+
 def _forms(row: Row) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of measurements by name."""
     return {name: np.shape(value) for name, value in row.items()}
@@ -195,12 +201,14 @@ def _as_json(row: Row) -> dict[str, Any]:
 
 
 def _from_json(row: dict[str, Any]) -> Row:
-    return {
-        name: np.asarray(value[1], value[0]).reshape(value[2])
-        if isinstance(value, list)
-        else value
-        for name, value in row.items()
-    }
+    def read(value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        dtype, numbers, *shape = value  # older checkpoints nested them, without a shape
+        array = np.asarray(numbers, dtype)
+        return array.reshape(*shape) if shape else array
+
+    return {name: read(value) for name, value in row.items()}
 
 
 @contextlib.contextmanager

@@ -318,12 +318,16 @@ def _check_mask(
             "`mask != 0` if that is what you mean."
         )
     if mask.shape != (num_local,):
-        here = "" if num_local == num_workers else f" on a device, of {num_workers}"
         raise ValueError(
-            f"`{transform}` expects a `{name}` of shape ({num_local},), one entry a "
-            f"worker{here}; got {mask.shape}."
+            f"`{transform}` expects a `{name}` {_entries(num_local, num_workers)}; got "
+            f"{mask.shape}."
         )
     return mask
+
+
+def _entries(num_local: int, num_workers: int) -> str:
+    here = "" if num_local == num_workers else f" on a device, of {num_workers}"
+    return f"of shape ({num_local},), one entry a worker{here}"
 
 
 def _check_weights(
@@ -344,8 +348,8 @@ def _check_weights(
         )
     if np.shape(worker_weights) != (num_local,):
         raise ValueError(
-            f"`{transform}` expects `worker_weights` of shape ({num_local},), one "
-            f"entry a worker; got {np.shape(worker_weights)}."
+            f"`{transform}` expects `worker_weights` "
+            f"{_entries(num_local, num_workers)}; got {np.shape(worker_weights)}."
         )
     if known is not None:
         _check_known_weights(transform, known)

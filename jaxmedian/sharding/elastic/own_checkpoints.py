@@ -11,6 +11,7 @@ from jaxmedian.checkpoint import Folder, Path, as_folder, read_state, write_stat
 from jaxmedian.checkpoint.storage import Store
 from jaxmedian.sharding.elastic.record import History
 from jaxmedian.training.chunks import TrainState
+from jaxmedian.training.resume import check_not_beyond
 
 
 class OwnCheckpoints:
@@ -47,11 +48,7 @@ class OwnCheckpoints:
                 "the arguments it was made with, or another folder. Nothing was "
                 "changed."
             )
-        if step > num_steps:
-            raise ValueError(
-                f"{self._store.path / str(step)} is a checkpoint beyond `num_steps` "
-                f"{num_steps}: raise it, or give another folder."
-            )
+        check_not_beyond(self._store.path / str(step), step, num_steps)
         self._saved = step
         state = read_state(self._store, step, state, notes)
         return state, History.from_json(noted["history"])
