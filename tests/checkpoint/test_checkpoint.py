@@ -21,6 +21,7 @@ import pytest
 
 import jaxmedian as jm
 from experiments.systems import killable
+from jaxmedian.training import resume
 from tests.support.harness import enable_x64
 
 pytest.importorskip("orbax.checkpoint")
@@ -191,6 +192,16 @@ def test_empty_arrays_among_the_metrics_and_numbers_of_numpy_go_on_too(tmp_path)
     assert metrics["none"].shape == (3, 0, 3)
     assert metrics["one"].shape == (3, 1, 0)
     assert metrics["one"].dtype == np.int32
+
+
+def test_arrays_among_the_metrics_of_older_checkpoints_are_read():
+    """Those nested their lists and named no shape."""
+    row = resume._from_json(
+        {"loss": 0.5, "sample": ["float32", [[1.0, 2.0], [3.0, 4.0]]]}
+    )
+    assert row["loss"] == 0.5
+    assert row["sample"].dtype == np.float32
+    assert row["sample"].tolist() == [[1.0, 2.0], [3.0, 4.0]]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
