@@ -46,8 +46,11 @@ def standard_deviation(rows: jax.Array, present: jax.Array | None) -> jax.Array:
     held = rows[0] if present is None else rows[jnp.argmax(present)]
     held = held.astype(working_dtype(rows.dtype))
     # One pass over the rows where the first worker's values are finite, else two.
+    finite = jnp.isfinite(held)
     held = jax.lax.cond(
-        jnp.isfinite(held).all(), lambda: held, lambda: _ends(rows, present)[0]
+        finite.all(),
+        lambda: held,
+        lambda: jnp.where(finite, held, _ends(rows, present)[0]),
     )
 
     def distance_and_square(row: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxmedian.kernels.packing import bytes_sent, cheaper
+from jaxmedian.kernels.rows import groups_of
 from jaxmedian.noise.lanes import padded_size
-from jaxmedian.transforms.build import joined_leaves
 
 
 class Route(NamedTuple):
@@ -80,11 +80,10 @@ def packed_routes(
         for _, leaf in named
     ]
     routes = []
-    for group in joined_leaves(rows):
-        size = sum(rows[i].size for i in group)
-        if len(group) > 1:  # then each fills whole lanes
-            size = sum(padded_size(rows[i].size) for i in group)
+    for group in groups_of(rows, in_lanes=True):
+        fills = padded_size if group.in_lanes else int
+        size = sum(map(fills, group.sizes))
         bits, tallies = bytes_sent(size, num_workers // num_devices, num_devices)
-        names = tuple(jax.tree_util.keystr(named[i][0]) for i in group)
+        names = tuple(jax.tree_util.keystr(named[i][0]) for i in group.members)
         routes.append(Route(names, size, cheaper(bits, tallies), bits, tallies))
     return tuple(routes)

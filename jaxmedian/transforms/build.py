@@ -2,14 +2,10 @@
 
 `transformation` is the frame of every worker transform and aggregator: it checks the
 worker axis, mask, weights and extra arguments, and hands one `Step` on. `aggregator`
-carries a rule on rows ``[m, d] -> [d]`` to trees.
-
-A tree of many small leaves would compile, and launch, one kernel per leaf. So small
-leaves are joined end to end and combined as one. A large leaf is combined alone.
+carries a rule on rows ``[m, d] -> [d]`` to trees, whose small leaves are joined.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +14,8 @@ import numpy as np
 import optax
 
 from jaxmedian.kernels import tiles
-from jaxmedian.kernels.rows import computed_once
-from jaxmedian.noise import Noise, lanes
+from jaxmedian.kernels.rows import SMALL, Group, groups_of, rows_of_leaves
+from jaxmedian.noise import Noise
 from jaxmedian.transforms.draws import (
     Draws,
     LeafDraws,
@@ -38,10 +34,6 @@ from jaxmedian.workers.population import (
 )
 from jaxmedian.workers.stream import Block, WorkerStream
 
-# Coordinates below which a leaf is joined with others. Joining copies M rows of it; at
-# this size the copy stays in cache, and nine tenths of a large model's parameters are
-# in leaves above it.
-_SMALL = 65_536
 # Large leaves to go through in one loop. Votes with independent noise take .45 s a leaf
 # to compile on CPU; the loop copies their rows once, a tenth to a third of their time.
 # With systematic noise it is .1 s, and the copy takes as long as the vote.
@@ -226,21 +218,20 @@ def aggregator(
         draws, state = None, step.state
         if rng_key is not None:
             draws, state = draw(noise, random_ties, state, step.shapes, step.population)
-        groups = [
-            _Group.of(members, leaves, in_lanes=rng_key is not None or in_lanes)
-            for members in joined_leaves(leaves)
-        ]
+        groups = groups_of(leaves, in_lanes=rng_key is not None or in_lanes)
         if isinstance(step.updates, WorkerStream):
             reduced = _fold(rule, step.updates, groups, draws, step.population)
         else:
             reduced = _reduce_all(rule, groups, leaves, draws, step.population)
-        combined: dict[int, jax.Array] = {}
-        for group, group_reduced in zip(groups, reduced, strict=True):
-            group_draws = group.draws_of(draws)
-            whole = rule.finish(group_reduced, group_draws, step.population)
-            combined |= group.cut(whole, leaves)
-        in_order = [combined[i] for i in range(len(leaves))]
-        return jax.tree.unflatten(treedef, in_order), state
+        combined = [
+            rule.finish(group_reduced, _draws_of(group, draws), step.population)
+            for group, group_reduced in zip(groups, reduced, strict=True)
+        ]
+        updates = [
+            row.astype(leaf.dtype).reshape(leaf.shape[1:])
+            for row, leaf in zip(rows_of_leaves(groups, combined), leaves, strict=True)
+        ]
+        return jax.tree.unflatten(treedef, updates), state
 
     return transformation(
         name,
@@ -252,55 +243,9 @@ def aggregator(
     )
 
 
-class _Group(NamedTuple):
-    """Leaves that are combined as one.
-
-    Attributes:
-      members: their positions among all leaves.
-      sizes: their numbers of coordinates.
-      in_lanes: whether they are joined in whole lanes, so that they can draw words.
-    """
-
-    members: list[int]
-    sizes: list[int]
-    in_lanes: bool
-
-    @classmethod
-    def of(
-        cls, members: list[int], leaves: list[jax.Array], *, in_lanes: bool
-    ) -> "_Group":
-        sizes = [math.prod(leaves[i].shape[1:]) for i in members]
-        return cls(members, sizes, in_lanes and len(members) > 1)
-
-    def rows_of(self, leaves: list[jax.Array], num_local: int) -> jax.Array:
-        """Joins the rows ``[m, d]``."""
-        rows = [leaves[i].reshape(num_local, -1) for i in self.members]
-        if self.in_lanes:
-            return lanes.join(rows, 1.0)  # a row with a sign needs no bit in its place
-        return rows[0] if len(rows) == 1 else jnp.concatenate(rows, axis=1)
-
-    def draws_of(self, draws: Draws | None) -> LeafDraws:
-        if draws is None:
-            return LeafDraws()
-        if self.in_lanes:
-            return draws.of_joined(self.members, self.sizes)
-        return draws.of_leaf(self.members[0])
-
-    def cut(self, whole: jax.Array, leaves: list[jax.Array]) -> dict[int, jax.Array]:
-        """Cuts what the rule made ``[d]`` into the leaves, by their positions."""
-        parts, start = {}, 0
-        if len(self.members) > 1:
-            whole = computed_once(whole)
-        for i, size in zip(self.members, self.sizes, strict=True):
-            part = whole[start : start + size].astype(leaves[i].dtype)
-            parts[i] = part.reshape(leaves[i].shape[1:])
-            start += lanes.padded_size(size) if self.in_lanes else size
-        return parts
-
-
 def _reduce_all(
     rule: Rule,
-    groups: list[_Group],
+    groups: list[Group],
     leaves: list[jax.Array],
     draws: Draws | None,
     population: Population,
@@ -334,18 +279,18 @@ def _reduce_all(
         def of_tile(tile: jax.Array, leaf: jax.Array, start: jax.Array) -> jax.Array:
             return rule.reduce(tile, own.of_leaf(leaf, start), population)
 
-        size = tiles.cpu_width(population.num_local, most=_SMALL)
+        size = tiles.cpu_width(population.num_local, most=SMALL)
         shape = jax.eval_shape(of_tile, rows[0][:, :size], jnp.int32(0), jnp.uint32(0))
         return tiles.map_tiles_of_leaves(of_tile, rows, size, shape.dtype)
 
     return jax.lax.platform_dependent(cpu=in_loops, default=one_by_one)
 
 
-def _many_large(groups: list[_Group], leaves: list[jax.Array]) -> list[list[int]]:
+def _many_large(groups: list[Group], leaves: list[jax.Array]) -> list[list[int]]:
     """Returns the numbers of large leaves' groups, by dtype, where they are many."""
     by_dtype: dict[Any, list[int]] = {}
     for number, group in enumerate(groups):
-        if group.sizes[0] >= _SMALL:
+        if group.sizes[0] >= SMALL:
             by_dtype.setdefault(leaves[group.members[0]].dtype, []).append(number)
     return [
         numbers
@@ -356,26 +301,27 @@ def _many_large(groups: list[_Group], leaves: list[jax.Array]) -> list[list[int]
 
 def _reduce(
     rule: Rule,
-    groups: list[_Group],
+    groups: list[Group],
     leaves: list[jax.Array],
     draws: Draws | None,
     population: Population,
 ) -> list[jax.Array]:
     """Reduces the rows of each group of leaves."""
+    rows = [leaf.reshape(population.num_local, -1) for leaf in leaves]
     return [
-        rule.reduce(
-            group.rows_of(leaves, population.num_local),
-            group.draws_of(draws),
-            population,
-        )
+        rule.reduce(group.join(rows), _draws_of(group, draws), population)
         for group in groups
     ]
+
+
+def _draws_of(group: Group, draws: Draws | None) -> LeafDraws:
+    return LeafDraws() if draws is None else draws.of_group(group)
 
 
 def _fold(
     rule: Rule,
     stream: WorkerStream,
-    groups: list[_Group],
+    groups: list[Group],
     draws: Draws | None,
     population: Population,
 ) -> list[jax.Array]:
@@ -407,25 +353,3 @@ def _fold(
     start = collectives.vary((start, stream.carry), stream.axis_name)
     total, stream.carry = jax.lax.fori_loop(0, stream.num_blocks, add_block, start)
     return total
-
-
-def joined_leaves(leaves: Sequence[PyTree]) -> list[list[int]]:
-    """Puts each large leaf by itself, and small ones of one dtype together.
-
-    Args:
-      leaves: arrays ``[m, ...]``, or their shapes.
-
-    Returns:
-      Positions of the leaves that are combined together.
-    """
-    groups: list[list[int]] = []
-    small: dict[Any, list[int]] = {}
-    for i, leaf in enumerate(leaves):
-        if math.prod(leaf.shape[1:]) >= _SMALL:
-            groups.append([i])
-        elif leaf.dtype in small:
-            small[leaf.dtype].append(i)
-        else:
-            small[leaf.dtype] = [i]
-            groups.append(small[leaf.dtype])
-    return groups

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from jaxmedian.kernels.distances import norms_of
-from jaxmedian.kernels.rows import working_dtype
+from jaxmedian.kernels.rows import Group, working_dtype
 from jaxmedian.noise import Noise, PerCoordinate, Relative, keys, lanes, threefry
 from jaxmedian.noise.laws import LAWS, Law
 from jaxmedian.noise.leaf_noise import LeafNoise, systematic_slots
@@ -38,7 +38,8 @@ class RunningScaleState(NamedTuple):
       count: the step it is at, int32.
       rng_key: its unchanging key.
       mean_squares: tree like the parameters, float32 (float64 for float64): the mean
-        over workers of g_ij^2, averaged over the steps in which it was sent.
+        over workers of g_ij^2, averaged over the steps in which it was sent; -0 until
+        one of them is finite.
       num_sent: how often that was, int32.
     """
 
@@ -64,10 +65,10 @@ def init_state(
             "parameters: call `init(params)`."
         )
 
-    def zeros(leaf: jax.Array) -> jax.Array:
-        return jnp.zeros(jnp.shape(leaf), working_dtype(jnp.result_type(leaf)))
+    def nothing_yet(leaf: jax.Array) -> jax.Array:
+        return jnp.full(jnp.shape(leaf), -0.0, working_dtype(jnp.result_type(leaf)))
 
-    squares = jax.tree.map(zeros, params)
+    squares = jax.tree.map(nothing_yet, params)
     return RunningScaleState(*state, squares, jnp.zeros([], jnp.int32))
 
 
@@ -154,13 +155,11 @@ class Draws(NamedTuple):
             tie_keys=some(self.tie_keys),
         )
 
-    def of_joined(self, leaves: Sequence[int], sizes: Sequence[int]) -> LeafDraws:
-        """Returns the draws of leaves that `lanes.join` has joined.
-
-        Args:
-          leaves: their positions among all.
-          sizes: their numbers of coordinates.
-        """
+    def of_group(self, group: Group) -> LeafDraws:
+        """Returns the draws of leaves that are computed as one."""
+        if not group.in_lanes:
+            return self.of_leaf(group.members[0])
+        leaves, sizes = group.members, group.sizes
         starts = jnp.asarray(lanes.starts_of_lanes(sizes))
         leaf_of_lane = np.asarray(leaves)[lanes.leaf_of_lane(sizes)]
 

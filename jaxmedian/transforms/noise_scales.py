@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmedian.kernels import dispersion
-from jaxmedian.kernels.rows import working_dtype
+from jaxmedian.kernels.rows import Group, groups_of, rows_of_leaves, working_dtype
 from jaxmedian.noise import PerCoordinate, Relative
 from jaxmedian.workers import collectives
 from jaxmedian.workers.population import Population
@@ -38,9 +38,15 @@ def relative_scales(
         absent = ~population.present
         peaks = [jnp.where(absent, -1, p) for p in peaks]
     summarise = _largest if scale.statistic == "max" else _median_peak
-    sizes = [summarise(collectives.gather(p, population.axis_name)) for p in peaks]
     factor = jnp.abs(jnp.asarray(scale.factor))
-    return [factor.astype(size.dtype) * size for size in sizes]
+    scales: dict[int, jax.Array] = {}
+    for dtype in dict.fromkeys(p.dtype for p in peaks):  # they cross the mesh together
+        own = [i for i, peak in enumerate(peaks) if peak.dtype == dtype]
+        stacked = jnp.stack([peaks[i] for i in own])
+        gathered = collectives.gather(stacked.T, population.axis_name)
+        sizes = jax.vmap(summarise, in_axes=1)(gathered)
+        scales |= zip(own, factor.astype(dtype) * sizes, strict=True)
+    return [scales[i] for i in range(len(leaves))]
 
 
 def _peak(leaf: jax.Array) -> jax.Array:
@@ -79,7 +85,9 @@ def coordinate_scales(
     On a mesh each device computes it on its slice of the coordinates, for which it
     needs the rows of all workers: the bits do not depend on the number of devices.
     """
-    scales = [_over_workers(_DISPERSIONS[statistic], x, population) for x in leaves]
+    groups = groups_of(leaves)
+    found = _over_workers(_DISPERSIONS[statistic], groups, leaves, population)
+    scales = rows_of_leaves(groups, found)
     if statistic != "unbiased":
         return scales
     n = jnp.maximum(population.num_present(), 1)
@@ -98,8 +106,9 @@ def running_squares(
     """Updates running mean squares ``[...]`` if those of step ``count`` are sent.
 
     The k-th sent weigh d^(n - k) after n were sent, with d = decay^every. Coordinates
-    of which nobody present has a finite square stay as they were; with nobody present
-    nothing is sent.
+    of which nobody present has a finite square stay as they were: -0, from which they
+    start, until the first, which then is their mean. With nobody present nothing is
+    sent.
 
     Returns:
       The squares, and how often they were sent.
@@ -111,12 +120,19 @@ def running_squares(
         rate = scale.every * math.log(scale.decay) if scale.decay else -math.inf
         number = num_sent.astype(jnp.float32) + 1
         weight = math.expm1(rate) / jnp.expm1(np.float32(rate) * number)
-        after = []
-        for was, leaf in zip(before, leaves, strict=True):
-            now = _over_workers(dispersion.mean_square, leaf, population)
-            now = now.reshape(was.shape)
-            moved = was + weight.astype(was.dtype) * (now - was)
-            after.append(jnp.where(jnp.isfinite(now), moved, was))
+        groups = groups_of(leaves)
+        rows = [x.reshape(-1) for x in before]
+        joined = []
+        squares = _over_workers(dispersion.mean_square, groups, leaves, population)
+        for group, now in zip(groups, squares, strict=True):
+            was = group.join(rows)
+            share = jnp.where(jnp.signbit(was), 1, weight.astype(was.dtype))
+            moved = was + share * (now - was)
+            joined.append(jnp.where(jnp.isfinite(now), moved, was))
+        after = [
+            row.reshape(was.shape)
+            for row, was in zip(rows_of_leaves(groups, joined), before, strict=True)
+        ]
         if population.present is None:
             return after, num_sent + 1
         anybody = population.num_present() > 0
@@ -132,12 +148,18 @@ def running_squares(
 
 
 def _over_workers(
-    statistic: dispersion.Dispersion, leaf: jax.Array, population: Population
-) -> jax.Array:
-    """Computes a statistic of the rows of all workers, ``[m, ...] -> [d]``."""
-    rows = leaf.reshape(leaf.shape[0], -1)
-    slices = collectives.to_coordinate_slices(rows, population.axis_name)
-    result = statistic(slices, population.present_mask())
-    return collectives.from_coordinate_slices(
-        result, rows.shape[1], population.axis_name
-    )
+    statistic: dispersion.Dispersion,
+    groups: list[Group],
+    leaves: list[jax.Array],
+    population: Population,
+) -> list[jax.Array]:
+    """Computes a statistic of the rows of all workers, ``[m, ...] -> [n]`` a group."""
+    all_rows = [leaf.reshape(population.num_local, -1) for leaf in leaves]
+    axis_name, present = population.axis_name, population.present_mask()
+    results = []
+    for group in groups:
+        rows = group.join(all_rows)
+        result = statistic(collectives.to_coordinate_slices(rows, axis_name), present)
+        size = rows.shape[1]
+        results.append(collectives.from_coordinate_slices(result, size, axis_name))
+    return results

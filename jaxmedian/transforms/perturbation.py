@@ -3,6 +3,7 @@
 import jax
 import optax
 
+from jaxmedian.kernels.rows import groups_of, rows_of_leaves
 from jaxmedian.noise import Noise, keys
 from jaxmedian.transforms.build import Step, transformation
 from jaxmedian.transforms.draws import add_noise, check_noise, draw, init_state
@@ -60,11 +61,14 @@ def add_worker_noise(
     def apply(step: Step) -> tuple[optax.Updates, optax.OptState]:
         leaves, treedef = jax.tree.flatten(step.updates)
         draws, state = draw(noise, False, step.state, step.updates, step.population)
+        groups = groups_of(leaves, in_lanes=True)
+        rows = [leaf.reshape(leaf.shape[0], -1) for leaf in leaves]
+        joined = [
+            add_noise(group.join(rows), draws.of_group(group).noise) for group in groups
+        ]
         noisy = [
-            add_noise(leaf.reshape(leaf.shape[0], -1), draws.of_leaf(i).noise)
-            .astype(leaf.dtype)
-            .reshape(leaf.shape)
-            for i, leaf in enumerate(leaves)
+            row.astype(leaf.dtype).reshape(leaf.shape)
+            for row, leaf in zip(rows_of_leaves(groups, joined), leaves, strict=True)
         ]
         return jax.tree.unflatten(treedef, noisy), state
 

@@ -5,7 +5,6 @@ Krum, geometric medians, clipping and mixing first gather a few numbers a worker
 the whole tree, make weights of them, and then add up rows with these weights.
 """
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -14,8 +13,13 @@ import numpy as np
 import optax
 
 from jaxmedian.kernels.distances import gram_of_rows, squared_norms_of_rows
-from jaxmedian.kernels.rows import add_up, working_dtype
-from jaxmedian.transforms.build import Step, joined_leaves, transformation
+from jaxmedian.kernels.rows import (
+    add_up,
+    groups_of,
+    rows_of_leaves,
+    working_dtype,
+)
+from jaxmedian.transforms.build import Step, transformation
 from jaxmedian.workers import collectives
 from jaxmedian.workers.collectives import AxisName, PyTree
 from jaxmedian.workers.population import Population
@@ -35,29 +39,19 @@ class Gradients:
     def __init__(self, updates: optax.Updates, population: Population) -> None:
         """Joins the leaves of checked updates ``[m, ...]``."""
         self._leaves, self._treedef = jax.tree.flatten(updates)
-        self._groups = joined_leaves(self._leaves)
+        self._groups = groups_of(self._leaves)
         self.population = population
-        num_local = population.num_local
-        rows = [leaf.reshape(num_local, -1) for leaf in self._leaves]
-        self.blocks = self._joined(rows)
+        rows = [leaf.reshape(population.num_local, -1) for leaf in self._leaves]
+        self.blocks = [group.join(rows) for group in self._groups]
         dtypes = {working_dtype(block.dtype) for block in self.blocks}
         self.dtype = max(dtypes, key=lambda dtype: dtype.itemsize)
 
-    def _joined(self, rows: list[jax.Array]) -> list[jax.Array]:
-        """Joins what belongs to the leaves, ``[..., d]`` each, to blocks."""
-        return [
-            rows[group[0]]
-            if len(group) == 1
-            else jnp.concatenate([rows[i] for i in group], axis=-1)
-            for group in self._groups
-        ]
-
     def join(self, tree: PyTree) -> list[jax.Array]:
         """Joins a tree like the parameters to blocks ``[n]`` to compute with."""
-        blocks = self._joined([leaf.reshape(-1) for leaf in jax.tree.leaves(tree)])
+        rows = [leaf.reshape(-1) for leaf in jax.tree.leaves(tree)]
         return [
-            block.astype(working_dtype(own.dtype))
-            for block, own in zip(blocks, self.blocks, strict=True)
+            group.join(rows).astype(working_dtype(own.dtype))
+            for group, own in zip(self._groups, self.blocks, strict=True)
         ]
 
     def gram(self) -> jax.Array:
@@ -167,16 +161,12 @@ class Gradients:
         """
         dtypes = [x.dtype for x in self._leaves if like is None]
         dtypes = dtypes or [x.dtype for x in jax.tree.leaves(like)]
-        cut: dict[int, jax.Array] = {}
-        for group, block in zip(self._groups, blocks, strict=True):
-            start = 0
-            for i in group:
-                leaf = self._leaves[i]
-                end = start + math.prod(leaf.shape[1:])
-                part = block[..., start:end].astype(dtypes[i])
-                cut[i] = part.reshape(*block.shape[:-1], *leaf.shape[1:])
-                start = end
-        return jax.tree.unflatten(self._treedef, [cut[i] for i in range(len(cut))])
+        rows = rows_of_leaves(self._groups, blocks)
+        cut = [
+            row.astype(dtype).reshape(*row.shape[:-1], *leaf.shape[1:])
+            for row, dtype, leaf in zip(rows, dtypes, self._leaves, strict=True)
+        ]
+        return jax.tree.unflatten(self._treedef, cut)
 
 
 # gradients -> blocks, [n] of an aggregator, [m, n] of a worker transform

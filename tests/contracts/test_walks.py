@@ -35,9 +35,9 @@ def walk_on_mesh(transform):
 
 PACKED = {"ties": "random", "axis_name": "workers", "transport": "packed"}
 WALKS = {
-    "mean": (lambda: walk_of_step(jm.worker_mean()), 7, 12),
-    "noisy vote": (lambda: walk_of_step(jm.majority_vote(NOISE, 0)), 13, 22),
-    "packed vote": (lambda: walk_on_mesh(jm.majority_vote(NOISE, 0, **PACKED)), 18, 32),
+    "mean": (lambda: walk_of_step(jm.worker_mean()), 7, 13),
+    "noisy vote": (lambda: walk_of_step(jm.majority_vote(NOISE, 0)), 13, 23),
+    "packed vote": (lambda: walk_on_mesh(jm.majority_vote(NOISE, 0, **PACKED)), 18, 33),
     "median on a mesh": (
         lambda: walk_on_mesh(jm.coordinate_median(NOISE, 0, axis_name="workers")),
         18,

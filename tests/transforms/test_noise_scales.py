@@ -13,7 +13,9 @@ from harness import COUPLINGS, first_update, params_like
 from jax.sharding import PartitionSpec as P
 
 import jaxmedian as jm
+from jaxmedian.transforms import noise_scales
 from jaxmedian.transforms.draws import RunningScaleState
+from jaxmedian.workers.population import population_of
 
 STATELESS = ("sd", "range", "mad", "unbiased")
 UNIT = 1 / math.sqrt(3)  # of uniform noise: its samples are t itself
@@ -284,6 +286,82 @@ def test_mean_squares_stay_where_nobody_sent_a_finite_number():
     nobody = jnp.zeros(3, bool)
     _, after = tx.update(2 * grads, before, jnp.zeros(4), worker_mask=nobody)
     np.testing.assert_array_equal(before.mean_squares, after.mean_squares)
+
+
+def test_mean_squares_begin_with_the_first_finite_number():
+    """A zero is a number: only what was never finite has no mean yet."""
+    scale = jm.noise.per_coordinate(1.0, "rms", decay=0.9)
+    tx = jm.add_worker_noise(jm.noise.gaussian(scale), 2)
+    rows = [[math.nan, 0.0, 2.0], [math.inf, 2.0, 2.0], [2.0, 2.0, 2.0], [2.0] * 3]
+    state, later = tx.init(jnp.zeros(3)), []
+    for row in rows:
+        _, state = tx.update(jnp.full((4, 3), jnp.float32(row)), state, jnp.zeros(3))
+        later.append(state.mean_squares)
+    ages = 0.9 ** np.arange(3, -1, -1)
+    np.testing.assert_array_equal(later[1][0], 0)
+    np.testing.assert_allclose(later[2][0], 4, rtol=1e-6)
+    expected = [4, 4 * ages[1:].sum() / ages.sum(), 4]
+    np.testing.assert_allclose(later[3], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*STATELESS, "rms"])
+def test_a_broken_number_leaves_the_noise_of_other_coordinates_alone(name):
+    grads = skewed(5, 40)
+    broken = grads.copy()
+    broken[0, 7] = math.nan
+    noise = jm.noise.gaussian(jm.noise.per_coordinate(1.0, name))
+    whole, parts = (
+        np.asarray(first_update(jm.add_worker_noise(noise, 3), rows))
+        for rows in (grads, broken)
+    )
+    others = np.arange(40) != 7
+    np.testing.assert_array_equal(whole[:, others], parts[:, others])
+
+
+def leaves_of(num_leaves):
+    """Small leaves whose sizes differ, in float32 and bfloat16."""
+    dtypes = itertools.cycle([jnp.float32, jnp.float32, jnp.bfloat16])
+    rows = skewed(4, 70 * num_leaves)
+    return [
+        jnp.asarray(rows[:, 70 * i : 70 * i + 50 + i], dtype)
+        for i, dtype in zip(range(num_leaves), dtypes, strict=False)
+    ]
+
+
+@pytest.mark.parametrize("name", STATELESS)
+def test_joined_leaves_have_the_scales_of_each_alone(name):
+    leaves = leaves_of(7)
+    mask = jnp.array([True, True, False, True])
+    population = population_of("here", leaves, None, None, mask)
+    joined = noise_scales.coordinate_scales(name, leaves, population)
+    for leaf, scale in zip(leaves, joined, strict=True):
+        (alone,) = noise_scales.coordinate_scales(name, [leaf], population)
+        np.testing.assert_array_equal(scale, alone)
+
+
+@pytest.mark.parametrize("statistic", [*STATELESS, "rms", "max", "median"])
+def test_more_leaves_are_neither_more_kernels_nor_more_messages(statistic):
+    is_relative = statistic in ("max", "median")
+    scale = jm.noise.relative if is_relative else jm.noise.per_coordinate
+    noise = jm.noise.uniform(scale(1.0, statistic))
+    tx = jm.majority_vote(noise, 1, axis_name="workers")
+    mesh = jm.sharding.workers_mesh(2)
+
+    def program(num_leaves):
+        grads = [jnp.ones((4, 50 + i)) for i in range(num_leaves)]
+        params = [row[0] for row in grads]
+        update = jax.shard_map(
+            lambda grads: tx.update(grads, tx.init(params), params)[0],
+            mesh=mesh,
+            in_specs=P("workers"),
+            out_specs=P(),
+        )
+        return jax.jit(update).lower(grads).as_text()
+
+    few, many = program(2), program(12)
+    for message in ("all_gather", "all_to_all", "all_reduce"):
+        assert many.count(f"stablehlo.{message}") == few.count(f"stablehlo.{message}")
+    assert many.count("\n") - few.count("\n") <= 10 * 45
 
 
 @pytest.mark.parametrize("every", [1, 2])
