@@ -131,9 +131,15 @@ def mean_of_signs(
         del draws
         tally = collectives.total(x, axis_name)  # of integers, without weights
         dtype = jnp.result_type(float)  # float64 where there is any
-        if population.weights is not None:
-            tally = limbs.as_float(tally, population.num_workers, dtype)
-        return tally.astype(dtype) / population.total_weight(dtype)
+        if population.weights is None:
+            return tally.astype(dtype) / population.total_weight(dtype)
+        num_workers = population.num_workers
+        addends = limbs.addends(population.weights, num_workers)
+        total = collectives.total(jnp.sum(addends, axis=1), axis_name)
+        whole = limbs.as_float(total, num_workers, dtype)
+        return limbs.as_float(tally, num_workers, dtype) / jnp.where(
+            whole > 0, whole, 1
+        )
 
     return aggregator(
         "mean_of_signs",

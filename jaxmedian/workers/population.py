@@ -15,7 +15,7 @@ import numpy as np
 from jaxmedian.workers import collectives
 from jaxmedian.workers.collectives import AxisName, PyTree
 
-_LEAST = 1e-30  # weight, beside 0, that float32 holds with room for sums
+_LEAST = 1e-15  # weight, beside 0, whose products with gradients float32 holds
 
 
 class Population(NamedTuple):
@@ -352,7 +352,7 @@ def _check_weights(
             f"{_entries(num_local, num_workers)}; got {np.shape(worker_weights)}."
         )
     if known is not None:
-        _check_known_weights(transform, known)
+        _check_known_weights(transform, known, num_workers)
     if jnp.issubdtype(dtype, jnp.floating):
         return jnp.asarray(worker_weights, _float_of(dtype))
     if jax.dtypes.canonicalize_dtype(np.int64) == np.int64:
@@ -373,7 +373,7 @@ def _float_of(dtype: Any) -> Any:
     return np.float64 if is_double else np.float32
 
 
-def _check_known_weights(transform: str, known: np.ndarray) -> None:
+def _check_known_weights(transform: str, known: np.ndarray, num_workers: int) -> None:
     finite = known.astype(np.float64)
     if not (np.isfinite(finite).all() and (finite >= 0).all() and finite.sum() > 0):
         raise ValueError(
@@ -384,16 +384,24 @@ def _check_known_weights(transform: str, known: np.ndarray) -> None:
     is_single = known.dtype.kind not in "iu" and _float_of(known.dtype) == np.float32
     if is_single and not (weighty.min() >= _LEAST and weighty.max() <= 1 / _LEAST):
         raise ValueError(
-            f"`{transform}` expects `worker_weights` that are 0 or from 1e-30 to 1e30, "
-            "beyond which sums in float32 overflow or vanish; got "
+            f"`{transform}` expects `worker_weights` that are 0 or from 1e-15 to 1e15, "
+            "beyond which products with gradients overflow or vanish in float32; got "
             f"{known.tolist()}. Divide them by a common factor."
         )
+    if known.dtype.kind not in "iu":
+        return
     is_long = jax.dtypes.canonicalize_dtype(np.int64) == np.int64
-    if known.dtype.kind in "iu" and not is_long and known.max() >= 2**32:
+    if not is_long and known.max() >= 2**32:
         raise ValueError(
             f"`{transform}` was given a weight of {known.max()} in `worker_weights`, "
             "which 32 bits do not hold. Pass them as float32, divide them by a common "
             "factor, or set `jax_enable_x64`."
+        )
+    if 2 * num_workers * int(known.max()) >= 2**63:  # what counts add up at most
+        raise ValueError(
+            f"`{transform}` was given a weight of {known.max()} in `worker_weights`: "
+            f"64 bits do not hold twice the sum of {num_workers} such. Pass them as "
+            "float64, or divide them by a common factor."
         )
 
 

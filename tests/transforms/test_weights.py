@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 import reference_rules
-from harness import awkward, first_update, params_like
+from harness import awkward, enable_x64, first_update, params_like
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -201,6 +201,42 @@ def test_a_weight_that_32_bits_do_not_hold_is_refused_with_its_number():
         )
 
 
+@pytest.mark.parametrize("weights", [[2**62] * 3, [2**61] * 3, [1, 1, 2**63]])
+def test_weights_whose_sums_64_bits_do_not_hold_are_refused(weights):
+    with enable_x64(True):
+        for tx in (jm.majority_vote(), jm.mean_of_signs(), jm.coordinate_median()):
+            with pytest.raises(ValueError, match=r"64 bits do not hold .*float64"):
+                tx.update(
+                    jnp.ones((3, 1)),
+                    optax.EmptyState(),
+                    worker_weights=np.uint64(weights),
+                )
+        largest = np.full(3, 2**60)  # twice the sum of three is below 2^63
+        update, _ = jm.majority_vote().update(
+            jnp.ones((3, 1)), optax.EmptyState(), worker_weights=largest
+        )
+    assert update.tolist() == [1]
+
+
+def test_means_of_signs_count_whole_weights_exactly():
+    weights = np.uint32([2**24, 1, 1, 1, 1])  # float32 adds them up to 2^24
+    rows = jnp.array([[1.0], [-1.0], [-1.0], [-1.0], [-1.0]])
+    for given in (weights, jnp.asarray(weights)):
+        update, _ = jax.jit(jm.mean_of_signs().update)(
+            rows, optax.EmptyState(), worker_weights=given
+        )
+        exact = (2**24 - 4) / (2**24 + 4)
+        assert abs(float(update[0]) - exact) <= 2**-24
+
+
+@pytest.mark.parametrize("weight", [1e-29, 1e29])
+def test_weights_whose_products_leave_float32_are_refused(weight):
+    with pytest.raises(ValueError, match="from 1e-15 to 1e15"):
+        jm.worker_mean().update(
+            jnp.ones((2, 1)), None, worker_weights=np.full(2, weight, np.float32)
+        )
+
+
 def test_who_weighs_nothing_is_not_read():
     x = finite()
     x[3] = np.nan
@@ -299,7 +335,7 @@ def test_bad_weights_are_refused():
         with pytest.raises(ValueError, match="`worker_weights` >= 0 that do not sum"):
             update(np.array(bad))
     for bad in (np.full(3, 1e39), np.float32([1, 1, 3e38]), np.array([1, 0, 1e-50])):
-        with pytest.raises(ValueError, match=r"overflow or vanish; .* common factor"):
+        with pytest.raises(ValueError, match=r"overflow or vanish in float32; .* common factor"):
             update(bad)
     for rule in (
         jm.krum(0),
