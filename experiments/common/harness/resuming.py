@@ -2,7 +2,9 @@
 
 An experiment whose ``run`` takes ``checkpoints``, a folder, saves each of its runs in a
 folder of its own below it. The settings lie beside them: checkpoints made with others
-are not resumed, but for settings that change no run.
+are not resumed, but for settings that change no run. A start without ``--resume`` moves
+the checkpoints of the start before it aside, and nothing is deleted before the next
+start that finds new ones.
 """
 
 import inspect
@@ -25,7 +27,9 @@ def can_resume(run: Callable[..., Any]) -> bool:
 
 
 def open_checkpoints(out: Path, config: Any, resume: bool) -> Path:
-    """Returns the folder of an experiment's checkpoints, emptied unless it resumes.
+    """Returns the folder of an experiment's checkpoints, a new one unless it resumes.
+
+    What lay there is moved aside first, to ``checkpoints.old``.
 
     Raises:
       ValueError: to resume with other settings, or if the folder is somebody else's.
@@ -33,6 +37,8 @@ def open_checkpoints(out: Path, config: Any, resume: bool) -> Path:
     folder = out / "checkpoints"
     settings = folder / SETTINGS
     wanted = as_json(config)
+    if resume:
+        put_back(folder)
     if resume and settings.exists():
         _check_settings(settings, json.loads(wanted))
         return folder
@@ -41,10 +47,45 @@ def open_checkpoints(out: Path, config: Any, resume: bool) -> Path:
     if folder.exists() and any(folder.iterdir()):
         if not settings.exists():
             raise ValueError(f"{folder} holds no checkpoints of experiments: move it.")
-        shutil.rmtree(folder)
+        _move_aside(folder)
     folder.mkdir(parents=True, exist_ok=True)
     settings.write_text(wanted)
     return folder
+
+
+def put_back(folder: Path) -> None:
+    """Puts the checkpoints that were moved aside back, if no new ones were saved."""
+    old = _old(folder)
+    if old.exists() and not _holds_checkpoint(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        old.rename(folder)
+        print(
+            f"Nothing new was saved: the checkpoints of {old}/ are back in {folder}/."
+        )
+
+
+def _move_aside(folder: Path) -> None:
+    """Makes room for a new start; a folder of settings alone needs no copy."""
+    if not _holds_checkpoint(folder):
+        shutil.rmtree(folder)
+        return
+    old = _old(folder)
+    if old.exists():
+        shutil.rmtree(old)
+    folder.rename(old)
+    print(
+        f"Moved the checkpoints that were there to {old}/. To go on with them: stop, "
+        f"rename it back to {folder.name}, and give --resume."
+    )
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.old")
+
+
+def _holds_checkpoint(folder: Path) -> bool:
+    """Returns whether anything lies there beside the settings and the seconds."""
+    return any(file.is_file() and file.name not in NOTES for file in folder.rglob("*"))
 
 
 def add_seconds(folder: Path, seconds: float) -> float:

@@ -18,6 +18,7 @@ from experiments.common.harness.resuming import (
     add_seconds,
     can_resume,
     open_checkpoints,
+    put_back,
 )
 
 
@@ -40,8 +41,11 @@ def run_experiment(
             folder = open_checkpoints(out, config, resume)
             try:
                 result = experiment.run(config, folder)
-            finally:
-                seconds = add_seconds(folder, time.perf_counter() - clock)
+            except BaseException:  # Ctrl-C included
+                add_seconds(folder, time.perf_counter() - clock)
+                put_back(folder)
+                raise
+            seconds = add_seconds(folder, time.perf_counter() - clock)
         elif resume:
             raise ValueError(f"{name} saves no checkpoints: run it without --resume.")
         else:

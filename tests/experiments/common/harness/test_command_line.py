@@ -197,21 +197,59 @@ def test_a_killed_experiment_resumes_to_the_same_results(tiny_mnist, tmp_path, c
     assert "made with --vote-rate 0.001 (now 0.01)" in capsys.readouterr().err
 
 
-def test_a_fresh_start_leaves_no_old_checkpoint(tmp_path):
+def test_a_fresh_start_moves_old_checkpoints_aside(tmp_path, capsys):
+    """And none is deleted before the start after it has saved some of its own."""
     from experiments.common.harness.resuming import open_checkpoints
     from experiments.paper.mnist import Config
 
-    folder = open_checkpoints(tmp_path, Config(), resume=False)
+    def start(resume=False, **changes):
+        return open_checkpoints(tmp_path, Config(**changes), resume)
+
+    old = tmp_path / "checkpoints.old"
+    folder = start()
+    save_in(folder, "first")
+    assert start(resume=True) == folder
+    assert (folder / "mean" / "1").read_text() == "first"
+    for _ in range(2):  # the first of these saves nothing
+        start(num_seeds=1)
+        assert [file.name for file in folder.iterdir()] == ["settings.json"]
+        assert (old / "mean" / "1").read_text() == "first"
+    assert capsys.readouterr().out.count("rename it back to checkpoints") == 1
+    save_in(folder, "second")
+    start()
+    assert (old / "mean" / "1").read_text() == "second"
+    assert start(resume=True, num_seeds=1) == folder  # the third saved nothing
+    assert (folder / "mean" / "1").read_text() == "second"
+    assert not old.exists()
+
+
+def save_in(folder, content):
     (folder / "mean").mkdir()
-    assert open_checkpoints(tmp_path, Config(), resume=True) == folder
-    assert (folder / "mean").exists()
-    open_checkpoints(tmp_path, Config(num_seeds=1), resume=False)
-    assert not (folder / "mean").exists()
-    (folder / "settings.json").unlink()
-    (folder / "theirs").write_text("kept")
+    (folder / "mean" / "1").write_text(content)
+
+
+def test_a_start_that_saves_nothing_gives_old_checkpoints_back(tmp_path, capsys):
+    from experiments.common.harness.resuming import open_checkpoints
+    from experiments.paper.mnist import PRESETS
+
+    save_in(open_checkpoints(tmp_path, PRESETS["tiny"], resume=False), "dear")
+    command = ["mnist", "--preset", "tiny", "--out", str(tmp_path), "--curves", "maen"]
+    assert main(command) == 2
+    assert "--curves takes some of" in capsys.readouterr().err
+    assert (tmp_path / "checkpoints" / "mean" / "1").read_text() == "dear"
+    assert not (tmp_path / "checkpoints.old").exists()
+
+
+def test_what_is_no_checkpoint_of_experiments_is_left_alone(tmp_path):
+    from experiments.common.harness.resuming import open_checkpoints
+    from experiments.paper.mnist import Config
+
+    theirs = tmp_path / "checkpoints" / "theirs"
+    theirs.parent.mkdir()
+    theirs.write_text("kept")
     with pytest.raises(ValueError, match="holds no checkpoints of experiments"):
         open_checkpoints(tmp_path, Config(), resume=False)
-    assert (folder / "theirs").exists()
+    assert theirs.exists()
 
 
 def test_attacks_belong_to_a_run_and_curves_do_not(tmp_path):
