@@ -175,6 +175,8 @@ def _claims(
     config: Config, runs: dict[str, Runs], gaps: dict[int, float]
 ) -> tuple[Claim, ...]:
     sizes = sorted(gaps)
+    if len(sizes) < 2:
+        return ()  # there is nothing to compare with
     judged = config.num_steps >= 500
     claims = [
         Claim(

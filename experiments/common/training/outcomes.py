@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy.stats
 
 from experiments.common.harness.results import Claim
 
@@ -142,6 +143,34 @@ def verdict(
     if len(samples) < 2:
         return None
     return bool(holds(float(samples.mean()), float(standard_error(samples))))
+
+
+def within(samples: np.ndarray, goal: float) -> bool | None:
+    """Judges whether the mean over seeds is at most a goal, by two standard errors.
+
+    Returns:
+      Whether mean + 2 errors is; None of one seed, or of NaN.
+
+    >>> within(np.array([0.5, 0.7]), 0.85), within(np.array([0.5, 0.7]), 0.75)
+    (True, False)
+    """
+    error = standard_error(samples)
+    if not np.isfinite(error):
+        return None
+    return bool(samples.mean() + 2 * error <= goal)
+
+
+def chance(samples: np.ndarray) -> np.ndarray:
+    """Returns how far from 0 chance may take the mean over the first axis.
+
+    That is half the width of its 95 % confidence interval, by Student's t, which is
+    wide for few seeds; NaN for one.
+
+    >>> chance(np.array([0.5, 0.7])).round(2).item()
+    1.27
+    """
+    seeds = max(len(samples) - 1, 1)
+    return scipy.stats.t.ppf(0.975, seeds) * standard_error(samples)
 
 
 def seeds_in_words(number: int) -> str:

@@ -8,7 +8,7 @@ from experiments.common.training.outcomes import (
     Chosen,
     claim_ahead,
     report,
-    verdict,
+    within,
 )
 from experiments.methods.neighbours.config import Config
 from experiments.methods.neighbours.contenders import METHODS
@@ -78,9 +78,7 @@ def behind_the_mean(config: Config, found: dict[str, np.ndarray]) -> list[Claim]
     judged = config.data == "mnist5k" and config.num_steps >= 3000
     for name, behind in found.items():
         goal = GOALS[name]
-        close = None
-        if judged:
-            close = verdict(behind - goal, lambda x, error: x <= 2 * error)
+        close = within(behind, goal) if judged else None
         claims.append(
             Claim(
                 f"{name}: within {goal:g} points of the mean on 5,000 digits in 3,000 "

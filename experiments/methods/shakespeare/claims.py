@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.common.harness.results import Claim
-from experiments.common.training.outcomes import report, verdict
+from experiments.common.training.outcomes import chance, report
 from experiments.methods.shakespeare import texts
 from experiments.methods.shakespeare.trial import Trial
 
@@ -79,10 +79,11 @@ def compare(name: str, reached: dict[str, Reached], judged: bool) -> list[Claim]
         ahead = reached["Distributed Lion, majority"].last - ours
         claims.append(
             Claim(
-                f"{name} is ahead of Distributed Lion (two standard errors)",
+                f"{name} is ahead of Distributed Lion (beyond chance: 95 % by "
+                "Student's t)",
                 f"by {report(ahead)} nats",
-                verdict(ahead, lambda mean, error: mean > 2 * error)
-                if judged
+                bool(ahead.mean() > chance(ahead))
+                if judged and len(ahead) > 1
                 else None,
             )
         )

@@ -43,3 +43,24 @@ def test_buckets_must_not_add_to_the_loss():
         (claim,) = claims(Krum=0.5, Krum_after_bucketing=accuracy).values()
         assert "Krum loses no more after bucketing" in claim.statement
         assert claim.holds is holds
+
+
+def test_seeds_that_disagree_show_nothing_of_buckets():
+    plain, bucketed = np.array([0.5, 0.5, 0.5]), np.array([0.2, 0.5, 0.75])
+    (claim,) = claims(Krum=plain, Krum_after_bucketing=bucketed).values()
+    assert claim.holds is False
+    better = np.array([0.6, 0.7, 0.6])
+    (claim,) = claims(Krum=plain, Krum_after_bucketing=better).values()
+    assert claim.holds is True
+
+
+def test_one_split_is_compared_with_nothing():
+    last = heterogeneity.Chosen("", {}, np.array([0.8, 0.9]))
+    reached = {rule: {"s = 0": last} for rule in ("vote", "noisy vote, systematic")}
+    measured = {"s = 0": MEASURED["s = 0"]}
+    found = heterogeneity._claims(heterogeneity.Config(), reached, measured)
+    assert [claim.statement for claim in found] == [
+        f"{rule}: last test accuracy" for rule in reached
+    ]
+    with pytest.raises(ValueError, match="must name a split"):
+        heterogeneity.Config(alphas=(), similarities=())

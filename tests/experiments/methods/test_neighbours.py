@@ -134,5 +134,7 @@ def test_one_seed_neither_meets_a_goal_nor_misses_it():
     points = {"vote, systematic": np.array([3.0, 3.1])}
     (claim,) = claims.behind_the_mean(config, points)
     assert (claim.holds, claim.reason) == (False, "missed")
+    noisy = {"vote, systematic": np.array([-3.0, 6.0])}  # 1.5 +- 4.5, a goal of 1
+    assert claims.behind_the_mean(config, noisy)[0].holds is False
     (claim,) = claims.behind_the_mean(config, {"vote, systematic": np.ones(1)})
     assert (claim.holds, claim.reason) == (None, "")

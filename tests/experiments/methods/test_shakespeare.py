@@ -357,6 +357,20 @@ def test_noise_has_to_be_near_the_mean_and_ahead_of_no_noise(noisy, near, ahead)
     assert [claim.holds for claim in stated] == [None, None]
 
 
+def test_two_seeds_have_to_be_ahead_by_more_than_chance():
+    """By three standard errors, where t of one degree of freedom asks for 12.7."""
+    ours = np.array([1.9, 1.9])
+    for ahead, holds in (([0.1, 0.2], False), ([0.1, 0.101], True), ([0.1], None)):
+        plain = ours[: len(ahead)] + ahead
+        found = {
+            "noisy": claims.Reached("", {}, ours[: len(ahead)], ""),
+            "Distributed Lion, majority": claims.Reached("", {}, plain, ""),
+        }
+        (claim,) = claims.compare("noisy", found, judged=True)
+        assert claim.holds is holds
+        assert claim.statement.startswith("noisy is ahead of Distributed Lion (")
+
+
 def test_text_and_texts_exclude_each_other(tmp_path):
     config = dataclasses.replace(TINY, text=tmp_path / "a.txt", texts=tmp_path)
     with pytest.raises(ValueError, match="--text or --texts, not both"):

@@ -85,3 +85,22 @@ def test_what_is_compared_on_test_images_is_chosen_on_validation_ones():
     assert subsampling._claims(config, runs, gaps)[-1].holds is False
     best = sweep._claims(sweep.Config(scales=(1, 2, 4)), found([1, 2, 4]), 1.0)[-1]
     assert (best.holds, best.here) == (False, "0.305 +- 0.005 at b = 2")
+
+
+def test_a_goal_is_met_by_more_than_noise_or_not_judged():
+    assert outcomes.within(np.array([0.0, 0.2]), 0.4) is True
+    assert outcomes.within(np.array([-3.0, 6.0]), 2.0) is False
+    assert outcomes.within(np.array([0.0]), 1.0) is None
+    assert outcomes.within(np.array([0.0, np.nan]), 1.0) is None
+
+
+def test_chance_takes_few_seeds_farther_than_many():
+    few, many = (outcomes.chance(np.array([0.0, 2.0] * n)) for n in (1, 50))
+    np.testing.assert_allclose(few, 12.7062, rtol=1e-5)  # t of .975, one degree
+    np.testing.assert_allclose(many, 1.98422 / np.sqrt(99), rtol=1e-4)
+    assert np.isnan(outcomes.chance(np.ones((1, 3)))).all()
+
+
+def test_one_batch_size_is_compared_with_nothing():
+    config = subsampling.Config(rules=("vote",), batch_sizes=(16,))
+    assert subsampling._claims(config, {}, {16: 1.0}) == ()
