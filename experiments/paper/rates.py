@@ -27,6 +27,7 @@ import jaxmedian as jm
 from experiments.common.harness.options import Count
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Curves, Result
+from experiments.common.training.outcomes import standard_error
 from experiments.paper.quadratics import median_mean_square, vote_mean_square
 
 Schedule = Callable[[int], tuple[float, float]]  # T -> (b, delta)
@@ -210,11 +211,10 @@ def _simulate(config: Config, setting: Setting) -> dict[str, np.ndarray]:
     sums = _sums(keys, scale, rate, config.centres, config.start, num_steps, kind)
     first = (config.start - np.mean(config.centres)) ** 2  # not measured: step 0
     means = (first + np.asarray(sums, np.float64)) / num_steps
-    error = means.std(ddof=1) / np.sqrt(len(means))
     return {
         "step": np.array([num_steps]),
         MEASURE: np.array([means.mean()]),
-        "standard_error": np.array([error]),
+        "standard_error": np.array([standard_error(means)]),
     }
 
 
@@ -302,6 +302,9 @@ def _asymptotic(config: Config, curves: Curves) -> list[Claim]:
 
 
 def _agreement(available: dict[str, Setting], config: Config, dots: Curves) -> Claim:
+    statement = f"Runs of {config.simulated_steps} steps agree within 5 standard errors"
+    if config.num_seeds < 2:
+        return Claim(statement, "one seed, which has no standard error")
     sigmas = {
         name: float(
             abs(dots[name][MEASURE][0] - exact(config, setting, config.simulated_steps))
@@ -311,7 +314,7 @@ def _agreement(available: dict[str, Setting], config: Config, dots: Curves) -> C
     }
     worst = max(sigmas, key=lambda name: sigmas[name])
     return Claim(
-        f"Runs of {config.simulated_steps} steps agree within 5 standard errors",
+        statement,
         f"at most {sigmas[worst]:.1f} ({worst}), {config.num_seeds} seeds",
         sigmas[worst] <= 5,
     )

@@ -41,6 +41,22 @@ def test_the_library_is_compared_and_a_wrong_law_is_noticed(monkeypatch):
     assert shifts.largest_deviation(TINY) > 5
 
 
+def test_a_deviation_that_is_not_a_number_is_not_small(monkeypatch):
+    shift = shifts.jm.theory.hostile_median_shift
+
+    def unknown(values, noise, f):
+        nan = np.full(1, np.nan)
+        return shift(values, noise, f)._replace(up=nan)
+
+    def median(rows, noise, key):
+        return shifts.jax.random.normal(key)
+
+    monkeypatch.setattr(shifts.jm.theory, "hostile_median_shift", unknown)
+    monkeypatch.setattr(shifts.jm, "perturbed_median", median)
+    deviation = shifts.largest_deviation(dataclasses.replace(TINY, draws=2))
+    assert trade_off.simulation_claim(TINY, deviation).holds is False
+
+
 def test_the_crossover_claim_fails_if_systematic_noise_is_worse_from_the_start():
     config = dataclasses.replace(TINY, median_workers=5, scales=(0.0, 1.0))
     better, worse = np.array([0.0, 1.0]), np.array([0.0, 2.0])
@@ -58,6 +74,8 @@ def test_the_crossover_claim_fails_if_systematic_noise_is_worse_from_the_start()
 def test_what_is_refused():
     with pytest.raises(ValueError, match="`median_workers` must be odd"):
         robustness_price.Config(median_workers=4)
+    with pytest.raises(ValueError, match="`draws` must be 2 or more"):
+        robustness_price.Config(draws=1)
     with pytest.raises(ValueError, match="`rules` takes vote and median"):
         robustness_price.Config(rules=("mean",))
     with pytest.raises(ValueError, match="`digit_hostile` must be numbers from 0"):

@@ -97,3 +97,10 @@ def test_runs_of_the_library_agree_with_the_exact_values(tmp_path):
     assert [claim.holds for claim in others] == [None] * len(others)
     short = result.curves["simulated vote, b = 5 T^(1/4)"]
     assert short["standard_error"][0] < 0.05 * short[rates.MEASURE][0]
+
+
+def test_one_seed_agrees_with_nothing():
+    config = rates.Config(num_seeds=1)
+    claim = rates._agreement(rates.settings(config), config, {})
+    assert claim.holds is None
+    assert "nan" not in claim.here

@@ -43,6 +43,14 @@ def test_every_cell_behind_is_named_with_what_theory_expects():
     )
 
 
+def test_one_seed_has_neither_error_nor_chance():
+    claim = experiment._row_claim(
+        CONFIG, "vote, M = 3, uniform", cells(np.array([[-0.2], [0.1]]), [1, 1], [0, 0])
+    )
+    assert claim.here == "b = 0.1: -20.0; b = 0.3: +10.0"
+    assert claim.reason.startswith("behind at b = 0.1, by one seed; theory:")
+
+
 def test_theory_expects_the_plain_mean_sign_to_descend_fully():
     """One worker without noise: vote and median are the mean."""
     u = np.array([[1.0, -2.0, 3.0]])
