@@ -29,10 +29,12 @@ def keep(options: Sequence[str]) -> int:
 
     Args:
       options: the folder; the name of the record, by default that of the experiment and
-        of its preset, ``NAME`` or ``NAME-PRESET``, with which others have to begin.
+        of its preset, ``NAME`` or ``NAME-PRESET``, with which others have to begin, and
+        which is that of runs without any other option.
 
     Raises:
-      ValueError: for other options, or results that are partial or not there.
+      ValueError: for other options, results that are partial or not there, or a run
+        with options that the name does not tell.
     """
     if not 1 <= len(options) <= 2:
         raise ValueError(f"keep takes FOLDER [NAME]; got {' '.join(options)!r}.")
@@ -42,7 +44,7 @@ def keep(options: Sequence[str]) -> int:
     if missing:
         raise ValueError(f"{folder} holds no results of a run: no {missing[0]}.")
     summary, metrics, figure = files
-    record = json.loads(summary.read_text())
+    record = json.loads(summary.read_text(), parse_constant=lambda nan: None)
     if record["partial"]:
         raise ValueError(f"{folder} holds a part of the results: end it with --resume.")
     record["command"] = portable(record["command"])
@@ -50,6 +52,11 @@ def keep(options: Sequence[str]) -> int:
     name = options[1] if options[1:] else usual
     if not f"{name}-".startswith(f"{usual}-"):
         raise ValueError(f"The name of this record begins with {usual}; got {name}.")
+    if name == usual and (others := _other_options(record["command"])):
+        raise ValueError(
+            f"{folder} was made with {shlex.join(others)}, and {usual} is the record "
+            f"without: give another name, keep {folder} {usual}-SOMETHING."
+        )
     (RECORDS / f"{name}.json").write_text(_written(record))
     with metrics.open(newline="") as file:
         rows = list(csv.reader(file))
@@ -103,6 +110,15 @@ def record_name(command: str) -> str:
     words = list(_words(command))
     preset = words[words.index("--preset") + 1] if "--preset" in words else "default"
     return words[3] if preset == "default" else f"{words[3]}-{preset}"
+
+
+def _other_options(command: str) -> list[str]:
+    """Returns the options of a portable command but for its preset."""
+    others = list(_words(command))[4:]
+    if "--preset" in others:
+        place = others.index("--preset")
+        del others[place : place + 2]
+    return others
 
 
 def _words(command: str) -> Iterator[str]:

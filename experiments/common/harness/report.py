@@ -84,7 +84,8 @@ def _written(name: str, figure: str, form: str | None) -> str:
     if isinstance(value, str):
         return _ZERO.sub(".", value.replace("+-", "±"))
     middle, *error = value if isinstance(value, list) else [value]
-    parts = [format(part, form or ".3f") for part in (middle, *error)]
+    known = [] if _is_missing(*error) else error
+    parts = [format(part, form or ".3f") for part in (middle, *known)]
     return _ZERO.sub(".", " ± ".join(parts))
 
 
@@ -106,9 +107,13 @@ def look_up(record: Mapping[str, Any], figure: str) -> Any:
     metric = metric or "test_accuracy"
     if metric in last:
         error = last.get(f"{metric}_error")
-        one_seed = error is None or math.isnan(error)
-        return last[metric] if one_seed else [last[metric], error]
+        return last[metric] if _is_missing(error) else [last[metric], error]
     for claim in record.get("claims", []):
         if claim["statement"].startswith(figure):
             return claim["here"]
     return None
+
+
+def _is_missing(error: float | None = None) -> bool:
+    """Returns whether there is no error: null of one seed, NaN in older records."""
+    return error is None or math.isnan(error)

@@ -6,6 +6,7 @@ On disk that is config.json, metrics.csv, summary.json and figure.png.
 import csv
 import dataclasses
 import json
+import math
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -97,6 +98,13 @@ def all_hold(claims: Sequence[Claim]) -> bool:
     return all(claim.holds is not False for claim in claims)
 
 
+def judged_claims(result: Result) -> tuple[Claim, ...]:
+    """Returns the claims as they are printed and written: a part judges nothing."""
+    if not result.partial:
+        return result.claims
+    return tuple(claim._replace(holds=None) for claim in result.claims)
+
+
 def print_table(claims: Sequence[Claim]) -> None:
     """Prints "claim | paper | here" and which claims held."""
     verdicts = {True: "[green]holds[/]", False: "[red]FAILS[/]", None: "-"}
@@ -136,11 +144,10 @@ def save(
 
 def _summary(result: Result) -> dict[str, Any]:
     device = jax.devices()[0]
-    unjudged = {"holds": None} if result.partial else {}
     return {
         "partial": result.partial,
         "data": result.data,
-        "claims": [claim._asdict() | unjudged for claim in result.claims],
+        "claims": [claim._asdict() for claim in judged_claims(result)],
         "last": {
             name: {key: float(values[-1]) for key, values in curve.items()}
             for name, curve in result.curves.items()
@@ -154,14 +161,23 @@ def _summary(result: Result) -> dict[str, Any]:
 
 
 def as_json(content: Any) -> str:
-    """Writes a Config, or a dictionary, as JSON."""
+    """Writes a Config, or a dictionary, as JSON, which has null for NaN and inf."""
     if dataclasses.is_dataclass(content) and not isinstance(content, type):
         content = dataclasses.asdict(content)
-    return json.dumps(content, indent=2, default=_plain) + "\n"
+    return json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else str(value)
+    """Returns what JSON knows: lists for tuples, None for NaN, words for the rest."""
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, int | str | None) else str(value)
 
 
 def _write_csv(path: Path, curves: Curves, against: str) -> None:

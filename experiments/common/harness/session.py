@@ -12,7 +12,12 @@ from types import ModuleType
 
 from experiments.common.harness.options import parse
 from experiments.common.harness.plots import look
-from experiments.common.harness.results import all_hold, print_table, save
+from experiments.common.harness.results import (
+    all_hold,
+    judged_claims,
+    print_table,
+    save,
+)
 from experiments.common.harness.resuming import (
     NOTES,
     add_seconds,
@@ -58,7 +63,7 @@ def run_experiment(
         }
         with look():
             save(out, config, result, experiment.plot(result), about)
-    print_table(result.claims)
+    print_table(judged_claims(result))
     print(f"Wrote config.json, metrics.csv, summary.json and figure.png to {out}/")
     return not result.partial, all_hold(result.claims)
 

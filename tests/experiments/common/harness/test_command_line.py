@@ -157,6 +157,22 @@ def test_stopping_between_parts_leaves_partial_results(monkeypatch, tmp_path, ca
     assert {claim["holds"] for claim in summary["claims"]} == {None}
 
 
+def test_a_part_is_printed_as_it_is_written(monkeypatch, tmp_path, capsys):
+    from matplotlib.figure import Figure
+
+    from experiments.common.harness.results import Claim, Result
+    from experiments.paper import toy
+
+    claims = (Claim("noise helps", "1", True), Claim("noise hurts", "2", False))
+    for partial, code in ((True, 130), (False, 1)):
+        result = Result({}, claims, partial=partial)
+        monkeypatch.setattr(toy, "run", lambda config, result=result: result)
+        monkeypatch.setattr(toy, "plot", lambda result: Figure())
+        assert main(["toy", "--out", str(tmp_path)]) == code
+        printed = capsys.readouterr().out
+        assert ("holds" in printed) == ("FAILS" in printed) == (not partial)
+
+
 def test_reproduce_at_toy_size_writes_its_four_files(tmp_path, capsys):
     code = main(["reproduce", "--preset", "tiny", "--out", str(tmp_path)])
     assert code in (0, 1)  # 200 steps are too few for the toy problem's claims

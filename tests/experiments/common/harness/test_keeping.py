@@ -54,13 +54,32 @@ def test_curves_are_thinned_and_keep_their_ends(kept):
 
 
 def test_names_of_ones_own_begin_with_the_experiment(kept, capsys):
-    folder = results(kept / "r", "cifar --preset quick --data=/my/cats.zip")
+    folder = results(kept / "r", "cifar --preset quick --data=/my/cats.zip --seeds 2")
     assert main(["keep", folder, "toy"]) == 2
     assert "begins with cifar-quick; got toy" in capsys.readouterr().err
     assert main(["keep", folder, "cifar-quick-cats"]) == 0
     record = json.loads((kept / "RECORDS" / "cifar-quick-cats.json").read_text())
-    expected = "python -m experiments cifar --preset quick --data cats.zip"
+    expected = "python -m experiments cifar --preset quick --data cats.zip --seeds 2"
     assert record["command"] == expected
+
+
+def test_other_options_ask_for_a_name_of_its_own(kept, capsys):
+    folder = results(kept / "r", "cifar --seeds 2 --preset quick --data-dir /my")
+    for name in ((), ("cifar-quick",)):
+        assert main(["keep", folder, *name]) == 2
+        complaint = capsys.readouterr().err
+        assert "was made with --seeds 2, and cifar-quick is the record" in complaint
+    assert not list((kept / "RECORDS").iterdir())
+    assert main(["keep", folder, "cifar-quick-two"]) == 0
+
+
+def test_an_older_summary_with_nan_is_kept_as_json(kept):
+    folder = results(kept / "r")
+    summary = kept / "r" / "summary.json"
+    summary.write_text(summary.read_text().replace("0.000999000999000999", "NaN"))
+    assert main(["keep", folder]) == 0
+    record = json.loads((kept / "RECORDS" / "toy-quick.json").read_text())
+    assert record["last"]["long"]["loss"] is None
 
 
 def test_no_part_is_kept_and_nothing_that_is_not_there(kept, capsys):

@@ -90,6 +90,18 @@ def test_a_figure_that_is_nowhere_is_refused(pages, template, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("error", [None, float("nan")])
+def test_one_seed_is_written_without_an_error(pages, error):
+    """Records have null for an error that is not there; old ones have NaN."""
+    page, records = pages
+    last = {"vote": {"test_accuracy": 0.5, "test_accuracy_error": error}}
+    record = {"last": last, "figures": {"behind": [0.25, error]}}
+    (records / "toy.json").write_text(json.dumps(record))
+    table = "<!-- table one -->\n{{toy/vote}} {{toy/behind :.2f}}\n<!-- end -->\n"
+    (records / "tables.md").write_text(table)
+    assert report.written(page.read_text()).split("\n")[2] == ".500 .25"
+
+
 def test_a_table_that_is_nowhere_is_refused(pages):
     with pytest.raises(ValueError, match="no table 'other'"):
         report.written("<!-- table other -->\n<!-- end -->\n")

@@ -83,3 +83,19 @@ def test_verdicts_of_numpy_are_verdicts():
     claim = CLAIM._replace(holds=np.bool_(True))
     written = json.loads(results.as_json(claim._asdict()))
     assert written["holds"] is True
+
+
+def test_json_has_null_for_what_is_no_number(tmp_path):
+    curves = {"one": {"step": np.array([1]), "loss": np.array([np.nan], np.float32)}}
+    extra = {"figures": {"behind": (np.float64(0.5), np.float32(np.inf))}}
+    result = results.Result(curves, (CLAIM,), extra)
+    results.save(tmp_path, Config(), result, Figure(), {"seconds": float("nan")})
+
+    def refuse(word):
+        raise ValueError(f"{word} is no JSON")
+
+    text = (tmp_path / "summary.json").read_text()
+    summary = json.loads(text, parse_constant=refuse)
+    assert summary["last"]["one"] == {"step": 1.0, "loss": None}
+    assert summary["figures"] == {"behind": [0.5, None]}
+    assert summary["seconds"] is None
