@@ -4,7 +4,8 @@ Claim: with `jm.run(..., checkpoint=folder)` a process may be killed at any mome
 before its first checkpoint or in the middle of writing one; the same command then ends
 with the same parameters, optimizer state, keys and metrics, to the bit. Over a mesh
 (one worker's gradient at a time) it may go on with another number of devices, or after
-one of two processes was killed.
+one of two processes was killed; metrics, which devices add up in another order, are
+left out of the comparison there.
 
     python -m experiments resume                 20 kills, and 4 + 20 on a mesh
     python -m experiments resume --preset quick  5 kills, and 1 + 1

@@ -154,12 +154,12 @@ def _pixels(content: bytes, path: Path, name: str) -> Images:
             "pip install 'jaxmedian[experiments]', or `pip install pillow`."
         ) from error
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(stream := io.BytesIO(content)) as image:
             if image.mode[0] in "IF":
                 raise ValueError("more than 8 bits a colour")
             return np.asarray(image.convert("L" if image.mode in "1L" else "RGB"))
     except (OSError, SyntaxError, ValueError) as error:  # Pillow's, for broken files
-        reason = str(error).replace(repr(content), "")
+        reason = str(error).replace(repr(content), "").replace(repr(stream), name)
         raise ValueError(f"{path}: {name} cannot be decoded ({reason}).") from error
 
 

@@ -1,6 +1,6 @@
 """Votes of coordinates that share a permutation err together.
 
-One permutation serves all coordinates of a step. Given it, coordinates with the same
+One permutation serves all coordinates of a leaf. Given it, coordinates with the same
 worker values vote independently of each other with the same mean, so the correlation of
 two votes is Var(E[vote | permutation]) / Var(vote): exactly, by going through the
 different ways to seat the values on the circle of slots. `measured` estimates the same

@@ -139,7 +139,10 @@ WRONG = {
     ),
     "train/dog/2.png has 5 x 4 pixels, test/cat/9.png 4 x 3": files_of(COLOURS)
     | {"test/cat/9.png": encoded(COLOURS[0, :3, :4])},
-    "test/cat/9.jpg cannot be decoded": files_of(COLOURS) | {"test/cat/9.jpg": b"GIF"},
+    "test/cat/9.jpg cannot be decoded .cannot identify image file test/": files_of(
+        COLOURS
+    )
+    | {"test/cat/9.jpg": b"GIF"},
     "train/cat/7.png cannot be decoded": files_of(COLOURS)
     | {"train/cat/7.png": encoded(COLOURS[0])[:60]},
     "train/cat/8.png cannot be decoded .more than 8 bits": files_of(COLOURS)
