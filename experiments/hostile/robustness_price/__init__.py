@@ -45,9 +45,9 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
         trade_off.crossover_claim(config, curves, "median"),
         trade_off.crossover_claim(config, curves, "vote"),
     ]
-    trained, data = digit_curves(config, checkpoints)
+    trained, costs, data = digit_curves(config, checkpoints)
     curves |= trained
-    judged += trade_off.digits_claims(config, curves)
+    judged += trade_off.digits_claims(config, curves, costs)
     extra = {
         "best_scale": [
             {name: list(getattr(choice, name)) for name in _STYLES} for choice in best

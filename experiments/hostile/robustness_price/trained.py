@@ -23,18 +23,19 @@ _FAR = 1e6  # the hostile send -1e6 times the honest mean: beyond all noise
 
 def digit_curves(
     config: Config, checkpoints: Path | None
-) -> tuple[dict[str, Table], str]:
+) -> tuple[dict[str, Table], dict[str, np.ndarray], str]:
     """Trains every rule, coupling, b and f.
 
     Returns:
-      The last test accuracies, and what the data are called.
+      The last test accuracies, what the largest b costs each seed, and what the data
+      are called.
     """
     problem = load_problem(
         config.data, config.hidden, config.num_seeds, config.data_dir
     )
-    labels = np.asarray(problem.train["labels"])
+    labels = problem.labels_for(config.digit_workers)
     split = jm.splits.dirichlet(labels, config.digit_workers, alpha=config.alpha)
-    curves = {}
+    curves, costs = {}, {}
     for rule, coupling, f in itertools.product(
         config.rules, COUPLINGS, config.digit_hostile
     ):
@@ -50,12 +51,24 @@ def digit_curves(
         settings = grid(scale=config.digit_scales)
         runs = train(settings, split, part_folder(checkpoints, name))
         last = runs.metrics["test_accuracy"][:, :, -1]
+        costs[name] = cost_of_noise(last, runs.metrics["validation_accuracy"][:, :, -1])
         curves[name] = {
             "b": np.array(config.digit_scales),
             "test_accuracy": last.mean(axis=1),
             "test_accuracy_error": standard_error(last.T),
         }
-    return curves, problem.description
+    return curves, costs, problem.description
+
+
+def cost_of_noise(tested: np.ndarray, validated: np.ndarray) -> np.ndarray:
+    """Returns what the last b costs against the one that validation prefers, [S].
+
+    Args:
+      tested: test accuracy of every b and seed, [B, S].
+      validated: validation accuracy, by which a seed chooses its b, [B, S].
+    """
+    chosen = validated.argmax(axis=0)
+    return tested[chosen, np.arange(len(chosen))] - tested[-1]
 
 
 def _build(config: Config, rule: str, coupling: jm.noise.Coupling, f: int) -> Build:
