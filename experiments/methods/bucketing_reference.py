@@ -76,7 +76,7 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
     """Trains every rule on the long tail; keeps each one's best setting."""
     rules = chosen_rules(config.rules)
     problem = _with_long_tails(config.problem(), config.tail)
-    labels = np.asarray(problem.train["labels"])
+    labels = problem.labels_for(config.num_workers)
     split = sorted_tail(labels, config.tail, config.num_workers)
 
     def train(name: str) -> Chosen:

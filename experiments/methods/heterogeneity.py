@@ -74,7 +74,7 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
     """Trains every rule on every split; keeps each one's best setting."""
     rules = chosen_rules(config.rules)
     problem = config.problem()
-    splits = _splits(config, np.asarray(problem.train["labels"]))
+    splits = _splits(config, problem.labels_for(config.num_workers))
     measured = {name: _measure(problem, split) for name, split in splits.items()}
 
     def train(rule: str) -> dict[str, Chosen]:

@@ -83,9 +83,31 @@ class Problem(NamedTuple):
         params = jax.tree.map(lambda leaf: leaf[:number], self.params)
         return self._replace(params=params, keys=self.keys[:number])
 
+    def num_classes(self) -> int:
+        """Returns how many classes the images have."""
+        return int(jnp.max(jnp.append(self.train["labels"], self.test["labels"]))) + 1
+
     def split_by_label(self, num_workers: int) -> jm.splits.Split:
-        """Shares the training part out by class: workers hold exclusive classes."""
-        return jm.splits.by_label(np.asarray(self.train["labels"]), num_workers)
+        """Shares the training part out by class: workers hold exclusive classes.
+
+        Raises:
+          ValueError: for more workers than samples.
+        """
+        return jm.splits.by_label(self.labels_for(num_workers), num_workers)
+
+    def labels_for(self, num_workers: int) -> np.ndarray:
+        """Returns the labels of the training part, to be shared out among workers.
+
+        Raises:
+          ValueError: for more workers than samples.
+        """
+        labels = np.asarray(self.train["labels"])
+        if num_workers > len(labels):
+            raise ValueError(
+                f"--num-workers takes at most one worker a sample, {len(labels):,} to "
+                f"train on ({self.description}); got {num_workers:,}."
+            )
+        return labels
 
 
 def load_problem(

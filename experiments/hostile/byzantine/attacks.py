@@ -38,12 +38,13 @@ class Attack(NamedTuple):
 
     Attributes:
       gradients: a factory of the worker transform; None if gradients are left alone.
-      batches: ``(next_batch, workers)`` -> what serves the workers instead.
+      batches: ``(next_batch, workers, num_classes)`` -> what serves the workers
+        instead.
       meets: whether it can be tried with a rule.
     """
 
     gradients: Callable[[Scene], optax.GradientTransformation] | None = None
-    batches: Callable[[NextBatch, tuple[int, ...]], NextBatch] | None = None
+    batches: Callable[[NextBatch, tuple[int, ...], int], NextBatch] | None = None
     meets: Callable[[Rule], bool] = lambda rule: True
 
 
@@ -76,9 +77,7 @@ ATTACKS = {
     "Gaussian": Attack(lambda s: jm.attacks.gaussian(s.workers, s.key, scale=10.0)),
     "inf": Attack(lambda s: jm.attacks.inf(s.workers)),
     "NaN": Attack(lambda s: jm.attacks.nan(s.workers)),
-    "label flip": Attack(
-        batches=lambda serve, workers: jm.attacks.label_flip(serve, workers, 10)
-    ),
+    "label flip": Attack(batches=jm.attacks.label_flip),
     "near-tie collusion": Attack(lambda s: jm.attacks.near_tie_collusion(s.workers)),
     "pivotal votes": Attack(
         lambda s: jm.attacks.pivotal_votes(s.workers, *s.noise),
@@ -145,17 +144,19 @@ def attack_gradients(
 def spoil_batches(
     attacks: Sequence[Attack],
     workers: tuple[int, ...],
+    num_classes: int,
     next_batch: NextBatch,
     which: Any,
 ) -> jax.tree_util.Partial:
     """Serves the batches of attack number ``which``."""
-    serve = functools.partial(_serve, tuple(attacks), workers)
+    serve = functools.partial(_serve, tuple(attacks), workers, num_classes)
     return jax.tree_util.Partial(serve, next_batch, which)
 
 
 def _serve(
     attacks: Sequence[Attack],
     workers: tuple[int, ...],
+    num_classes: int,
     next_batch: NextBatch,
     which: jax.Array,
     key: jax.Array,
@@ -164,6 +165,7 @@ def _serve(
     serve: Callable[[], Any] = functools.partial(next_batch, key, step)
     for number, attack in enumerate(attacks):
         if attack.batches is not None:
-            spoilt = functools.partial(attack.batches(next_batch, workers), key, step)
+            spoil = attack.batches(next_batch, workers, num_classes)
+            spoilt = functools.partial(spoil, key, step)
             serve = functools.partial(jax.lax.cond, which == number, spoilt, serve)
     return serve()

@@ -133,7 +133,7 @@ def try_rule(
 ) -> list[Trial]:
     """Trains a rule on every split under every attack that can be tried with it."""
     met = {name: attack for name, attack in attacks.items() if attack.meets(rule)}
-    workers = hostile_workers(config, f)
+    workers, num_classes = hostile_workers(config, f), problem.num_classes()
 
     def build(
         key: Any, rate: Any, which: Any, **tuned: Any
@@ -160,13 +160,14 @@ def try_rule(
         num_steps=config.num_steps,
         chunk=config.chunk,
         spoil=lambda serve, which: spoil_batches(
-            [*met.values()], workers, serve, which
+            [*met.values()], workers, num_classes, serve, which
         ),
     )
     settings = config.settings_of(rule)
     trials = []
     for alpha in config.alphas:
-        split = share_out(np.asarray(problem.train["labels"]), config, alpha, f)
+        labels = problem.labels_for(config.num_workers)
+        split = share_out(labels, config, alpha, f)
         where = f"{split_name(alpha)}, f = {f}"
         runs = {
             attack: train(

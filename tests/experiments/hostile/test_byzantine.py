@@ -61,19 +61,24 @@ def test_one_of_applies_one_and_leaves_the_others_where_they_were():
     np.testing.assert_allclose(flipped[3], -GRADS[:3].mean(axis=0), rtol=1e-5)
 
 
-def test_labels_are_flipped_under_that_attack_only():
-    batch = {"labels": jnp.arange(10).reshape(5, 2), "images": jnp.ones((5, 2, 1))}
+@pytest.mark.parametrize("num_classes", [10, 3])
+def test_labels_are_flipped_under_that_attack_only(num_classes):
+    labels_of = jnp.arange(10).reshape(5, 2) % num_classes
+    batch = {"labels": labels_of, "images": jnp.ones((5, 2, 1))}
     choice = list(attacks.ATTACKS.values())
     flip = list(attacks.ATTACKS).index("label flip")
 
     def labels(which):
         serve = jm.full_batch(batch)
-        spoilt = attacks.spoil_batches(choice, WORKERS, serve, jnp.int32(which))
+        spoilt = attacks.spoil_batches(
+            choice, WORKERS, num_classes, serve, jnp.int32(which)
+        )
         return np.asarray(spoilt(jax.random.key(0), 0)["labels"])
 
     np.testing.assert_array_equal(labels(flip - 1), batch["labels"])
     np.testing.assert_array_equal(labels(flip)[:3], batch["labels"][:3])
-    np.testing.assert_array_equal(labels(flip)[3:], 9 - batch["labels"][3:])
+    flipped = num_classes - 1 - batch["labels"][3:]
+    np.testing.assert_array_equal(labels(flip)[3:], flipped)
 
 
 def test_the_honest_share_all_digits_and_the_hostile_know_all():

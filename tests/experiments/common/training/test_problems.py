@@ -86,3 +86,14 @@ def test_images_of_any_shape_and_number_of_classes_are_trained_on(monkeypatch):
 def test_a_part_for_validation_that_leaves_nothing_is_refused(validation):
     with pytest.raises(ValueError, match="`validation` takes 0 for none"):
         problems.load_problem("digits8x8", 4, 1, validation=validation)
+
+
+def test_more_workers_than_samples_are_refused():
+    pytest.importorskip("sklearn")
+    problem = problems.load_problem("digits8x8", hidden=2, num_seeds=1)
+    assert problem.num_classes() == 10
+    assert len(problem.labels_for(1258)) == 1258
+    message = r"--num-workers takes at most .* 1,258 to train on .* got 1,259"
+    for share_out in (problem.split_by_label, problem.labels_for):
+        with pytest.raises(ValueError, match=message):
+            share_out(1259)
