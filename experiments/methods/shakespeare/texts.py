@@ -189,13 +189,14 @@ def invented_play(num_speakers: int, num_speeches: int, seed: int = 0) -> str:
             for count in syllables
         ]
 
-    names = [f"{word.upper()} {i}" for i, word in enumerate(invent_words())]
-    vocabulary = {name: invent_words() for name in names[:num_speakers]}
+    words = [word.upper() for word in invent_words()]
+    names = [f"{words[i % len(words)]} {i}" for i in range(num_speakers)]
+    vocabulary = {name: invent_words() for name in names}
     speeches = []
     for number in range(num_speeches):
         name = names[number % num_speakers]
-        words = rng.choice(vocabulary[name], rng.integers(5, 15))
-        speeches.append(f"{name}:\n{' '.join(words).capitalize()}.")
+        said = rng.choice(vocabulary[name], rng.integers(5, 15))
+        speeches.append(f"{name}:\n{' '.join(said).capitalize()}.")
     return "\n\n".join(speeches)
 
 

@@ -85,12 +85,13 @@ def build_trial(config: Config, *, validate: bool = False) -> Trial:
     if config.texts is not None and config.num_workers > 1:
         source = texts.files_parts(config.texts, config.num_workers)
     elif config.texts is not None:  # one worker reads all files
-        files = sorted(config.texts.glob("*.txt"))
-        every = texts.files_parts(config.texts, len(files))
+        number = len(list(config.texts.glob("*.txt")))
+        every = texts.files_parts(config.texts, max(number, 1))
         source = every._replace(parts=("".join(every.parts),))
     else:
-        text = texts.invented_play(2 * config.num_workers, 4000)
-        if config.text is not None:
+        if config.text is None:
+            text = texts.invented_play(2 * config.num_workers, 4000)
+        else:
             text = texts.read_text(config.text)
         by_speaker = config.split == "speakers" and config.num_workers > 1
         cut = texts.speakers_parts if by_speaker else texts.contiguous_parts

@@ -371,6 +371,26 @@ def test_two_seeds_have_to_be_ahead_by_more_than_chance():
         assert claim.statement.startswith("noisy is ahead of Distributed Lion (")
 
 
+def test_more_workers_than_an_invented_play_has_names(tmp_path, monkeypatch):
+    play = texts.invented_play(42, 100)
+    assert len({line for line in play.split("\n") if line.endswith(":")}) == 42
+    (tmp_path / "play.txt").write_text(play)
+    monkeypatch.setattr(texts, "invented_play", pytest.fail)
+    many = dataclasses.replace(
+        TINY, text=tmp_path / "play.txt", num_workers=21, model="perceptron"
+    )
+    assert len(shakespeare.build_trial(many).corpus.split.sizes) == 21
+
+
+def test_a_folder_that_is_nowhere_is_named_whatever_the_workers(tmp_path):
+    for number in (1, 2):
+        config = dataclasses.replace(
+            TINY, texts=tmp_path / "nowhere", num_workers=number
+        )
+        with pytest.raises(ValueError, match=r"--texts takes a folder .* has 0"):
+            shakespeare.build_trial(config)
+
+
 def test_text_and_texts_exclude_each_other(tmp_path):
     config = dataclasses.replace(TINY, text=tmp_path / "a.txt", texts=tmp_path)
     with pytest.raises(ValueError, match="--text or --texts, not both"):
