@@ -152,9 +152,10 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
         lambda seed: resnet20(seed, config.width, config.blocks_per_stage),
         range(config.num_seeds),
     )
+    labels = problem.labels_for(config.num_workers)
     splits = {
-        "iid": jm.splits.iid(data.train_labels, config.num_workers),
-        "by label": jm.splits.by_label(data.train_labels, config.num_workers),
+        "iid": jm.splits.iid(labels, config.num_workers),
+        "by label": jm.splits.by_label(labels, config.num_workers),
     }
     trainer = functools.cache(functools.partial(_trainer, config, problem))
 
@@ -282,20 +283,32 @@ def _claims(
             paper=".75 against .70 without noise",
         )
         return (speed, nothing)
+    return (speed, _comparison(config, description, runs))
+
+
+def _comparison(config: Config, description: str, runs: dict[str, Runs]) -> Claim:
+    """Compares how far noise and no noise end from the iid reference, if all ran."""
     last = {name: found.last(0).mean() for name, found in runs.items()}
     default = Config(num_seeds=config.num_seeds, data_dir=config.data_dir)
     judged = config == default and len(runs) == len(_CURVES)
     reached = "; ".join(
         f"{name} {report(found.last(0))}" for name, found in runs.items()
     )
-    comparison = Claim(
-        "Noise brings workers of exclusive classes nearer to the iid reference",
+    here = (
         f"{reached} ({description}, {config.num_steps:,} steps, "
-        f"{seeds_in_words(config.num_seeds)})",
-        bool(last["by label, noisy"] > last["by label, no noise"]) if judged else None,
+        f"{seeds_in_words(config.num_seeds)})"
+    )
+    compared = ("by label, noisy", "by label, no noise", "iid, no noise")
+    if not set(compared) <= set(last):
+        return Claim("Last test accuracy", here)
+    noisy, plain, reference = (last[name] for name in compared)
+    nearer = abs(noisy - reference) < abs(plain - reference)
+    return Claim(
+        "Noise brings workers of exclusive classes nearer to the iid reference",
+        here,
+        bool(nearer) if judged else None,
         paper=".75 against .70 without noise",
     )
-    return (speed, comparison)
 
 
 def plot(result: Result) -> Figure:

@@ -10,7 +10,7 @@ quadrature in float64, the kernels are float32 arithmetic on random words.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -35,7 +35,7 @@ class Config:
     Attributes:
       num_workers: M; each has exponential values, so that nothing is symmetric.
       scale: b, in standard deviations of the values over the workers.
-      draws: noisy medians, and votes, for each M and law.
+      draws: noisy medians, and votes, for each M and law, at least.
       seed: of values and draws.
     """
 
@@ -79,10 +79,10 @@ def run(config: Config) -> Result:
         for law, rows in scores.items()
     }
     table = np.array([scores[law] for law in LAWS])  # [laws, workers, estimates]
+    drawn = _in_words([_drawn(config, m) for m in config.num_workers])
     claims = [
         Claim(
-            f"{name}: within 5 standard errors of the exact value, "
-            f"{config.draws:,} draws",
+            f"{name}: within 5 standard errors of the exact value, {drawn} draws",
             f"at most {np.abs(table[..., i]).max():.2f} in {table[..., i].size} cases",
             bool((np.abs(table[..., i]) <= 5).all()),
         )
@@ -96,24 +96,39 @@ def _scores(config: Config, values: np.ndarray, noise: jm.noise.Noise) -> np.nda
     mean, variance = jm.theory.median_moments(values, noise)
     vote = jm.theory.vote_probability(values, noise)
     exact = Exact(float(mean), float(variance), float(vote.plus), float(vote.minus))
-    powers, counts, draws = np.zeros(4), np.zeros(2), 0
+    powers, counts = np.zeros(4), np.zeros(2)
     draw = _sampler(values, noise)
-    size = min(_BLOCK // len(values), config.draws)
+    size, draws = _block(config, len(values)), _drawn(config, len(values))
     case = len(LAWS) * len(values) + LAWS.index(noise.law)
     key = jax.random.fold_in(jax.random.key(config.seed), case)
-    while draws < config.draws:
-        block_key = jax.random.fold_in(key, draws)
+    for first in range(0, draws, size):
+        block_key = jax.random.fold_in(key, first)
         medians, votes = (np.asarray(x, np.float64) for x in draw(block_key, size))
         centred = medians - exact.mean
         powers += [np.sum(centred**k) for k in (1, 2, 3, 4)]
         counts += [np.sum(votes > 0), np.sum(votes < 0)]
-        draws += size
-    first, second, _, fourth = powers / draws
+    mean_off, second, _, fourth = powers / draws
     errors = np.sqrt(
         [exact.variance, fourth - second**2, *(p * (1 - p) for p in exact[2:])]
     )
-    off = np.array([first, second - exact.variance, *(counts / draws - exact[2:])])
+    off = np.array([mean_off, second - exact.variance, *(counts / draws - exact[2:])])
     return off / (np.maximum(errors, 1e-12) / np.sqrt(draws))
+
+
+def _block(config: Config, num_workers: int) -> int:
+    """Returns how many medians are drawn at once."""
+    return min(_BLOCK // num_workers, config.draws)
+
+
+def _drawn(config: Config, num_workers: int) -> int:
+    """Returns how many are drawn: whole blocks, so at least what the config says."""
+    size = _block(config, num_workers)
+    return -(-config.draws // size) * size
+
+
+def _in_words(numbers: Sequence[int]) -> str:
+    """Writes "100,000", or "100,000 to 120,000"."""
+    return " to ".join(f"{n:,}" for n in sorted({min(numbers), max(numbers)}))
 
 
 def _sampler(

@@ -192,7 +192,7 @@ def _sample(
             "updates": jm.diagnostics.sample_coordinates(one_row, number, key)[0],
         }
 
-    labels = np.asarray(problem.train["labels"])
+    labels = problem.labels_for(config.num_workers)
     split = jm.splits.by_label(labels, config.num_workers, seed=config.seed)
     metrics = run_to_end(
         problem.model.loss,
@@ -314,7 +314,7 @@ def plot(result: Result) -> Figure:
                     curve["step"], curve["predicted"], label=name.split(", ", 1)[1]
                 )
                 blocks = {key: _blocks(curve[key]) for key in ("step", "measured")}
-                error = np.sqrt(_blocks(curve["measured_error"] ** 2) / _BLOCK)
+                error = _block_errors(curve["measured_error"])
                 ax.errorbar(
                     blocks["step"],
                     blocks["measured"],
@@ -331,5 +331,13 @@ def plot(result: Result) -> Figure:
 
 def _blocks(values: Array) -> Array:
     """Averages blocks of about ten neighbouring measurements."""
-    blocks = max(1, len(values) // _BLOCK)
-    return np.array([block.mean() for block in np.array_split(values, blocks)])
+    return np.array([block.mean() for block in _split(values)])
+
+
+def _block_errors(errors: Array) -> Array:
+    """Returns the standard errors of these averages."""
+    return np.array([np.linalg.norm(block) / len(block) for block in _split(errors)])
+
+
+def _split(values: Array) -> list[Array]:
+    return np.array_split(values, max(1, len(values) // _BLOCK))

@@ -14,6 +14,7 @@ pytest.importorskip("pooch")
 from experiments.__main__ import main
 from experiments.common.data.data_set import DataSet
 from experiments.common.training.models import Classifier
+from experiments.common.training.outcomes import Runs
 from experiments.common.training.problems import Problem
 from experiments.paper import cifar
 
@@ -113,3 +114,23 @@ def test_images_of_another_shape_are_refused():
     config = dataclasses.replace(cifar.PRESETS["tiny"], data="digits8x8")
     with pytest.raises(ValueError, match=r"32 x 32 .* of shape \(64,\)"):
         cifar.run(config)
+
+
+def test_noise_has_to_end_nearer_to_the_reference_than_no_noise():
+    def reached(**last):
+        names = {"noisy": "by label, noisy", "plain": "by label, no noise"}
+        rows = {names.get(name, "iid, no noise"): x for name, x in last.items()}
+        rows = dict.fromkeys(cifar._CURVES, 0.5) | rows
+        return {
+            name: Runs({}, {"test_accuracy": np.full((1, 5, 1), x)})
+            for name, x in rows.items()
+        }
+
+    config = cifar.Config()
+    for noisy, holds in ((0.72, True), (0.95, False)):
+        found = reached(noisy=noisy, plain=0.6, iid=0.75)
+        claim = cifar._comparison(config, "CIFAR-10", found)
+        assert claim.holds is holds
+    del found["iid, no noise"]
+    claim = cifar._comparison(config, "CIFAR-10", found)
+    assert (claim.statement, claim.holds) == ("Last test accuracy", None)

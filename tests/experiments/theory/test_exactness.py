@@ -24,3 +24,19 @@ def test_a_scale_that_is_off_by_two_percent_is_noticed(monkeypatch):
     )
     scores = exactness._scores(CONFIG, VALUES, jm.noise.logistic(1.0))
     assert np.abs(scores[1]) > 5  # the variance, by 4 % in standard errors of .4 %
+
+
+def test_the_draws_that_are_stated_are_those_that_are_drawn(monkeypatch):
+    """Blocks of 25 for four workers: 110 draws take five of them."""
+    monkeypatch.setattr(exactness, "_BLOCK", 100)
+    config = exactness.Config(num_workers=(4,), draws=110)
+    sizes = []
+
+    def sampler(values, noise):
+        return lambda key, size: sizes.append(size) or (np.zeros(size), np.ones(size))
+
+    monkeypatch.setattr(exactness, "_sampler", sampler)
+    claim = exactness.run(config).claims[0]
+    assert sum(sizes) == 125 * len(exactness.LAWS)
+    assert claim.statement.endswith("of the exact value, 125 draws")
+    assert exactness._in_words([125, 110, 130]) == "110 to 130"

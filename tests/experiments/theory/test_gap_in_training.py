@@ -59,3 +59,11 @@ def test_the_vote_curve_is_the_relative_descent():
         (-mean[0] + mean[1] + mean[2]) / np.abs(mean).sum(),
     )
     np.testing.assert_array_equal(found.variance, 0)
+
+
+@pytest.mark.parametrize("number", [5, 10, 27])
+def test_the_error_of_a_block_is_that_of_its_own_length(number):
+    draws = np.random.default_rng(0).normal(size=(4000, number))
+    spread = np.std([experiment._blocks(row) for row in draws], axis=0)
+    errors = experiment._block_errors(np.ones(number))
+    np.testing.assert_allclose(errors, spread, rtol=0.05)

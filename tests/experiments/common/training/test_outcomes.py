@@ -104,3 +104,21 @@ def test_chance_takes_few_seeds_farther_than_many():
 def test_one_batch_size_is_compared_with_nothing():
     config = subsampling.Config(rules=("vote",), batch_sizes=(16,))
     assert subsampling._claims(config, {}, {16: 1.0}) == ()
+
+
+def swept(*accuracies):
+    rows = np.array(accuracies)[:, None, None] + np.zeros((1, 2, 1))
+    return outcomes.Runs({}, {"test_accuracy": rows, "validation_accuracy": rows})
+
+
+def test_the_smallest_scale_is_so_by_value_and_no_noise_is_0():
+    config = sweep.Config(scales=(0.1, 0.0, 0.3))
+    _, plain, best = sweep._claims(config, swept(0.9, 0.2, 0.5), 1.0)
+    assert (plain.holds, plain.here) == (True, "0.200 +- 0.000 at b = 0")
+    assert best.holds is True
+    config = sweep.Config(scales=(0.3, 0.1, 1.0))
+    _, best = sweep._claims(config, swept(0.5, 0.9, 0.2), 1.0)
+    assert best.holds is False
+    for scales in ((), (-1.0,), (np.nan,)):
+        with pytest.raises(ValueError, match="`scales` must be finite and >= 0"):
+            sweep.Config(scales=scales)
