@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 import jaxmedian as jm
 from experiments.common.harness.options import Count, tiny
-from experiments.common.harness.plots import draw_band, panels
+from experiments.common.harness.plots import draw_band, legend_outside, panels
 from experiments.common.harness.results import Claim, Result, each_part
 from experiments.common.training.outcomes import Chosen, report
 from experiments.common.training.problems import Problem
@@ -161,5 +161,5 @@ def plot(result: Result) -> Figure:
             if own == number:
                 draw_band(ax, curve, "test_accuracy", rule)
         ax.set(ylim=(0, 1), title=f"test accuracy, K = {number}", xlabel="aggregations")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
+    legend_outside(figure, axes[0])
     return figure

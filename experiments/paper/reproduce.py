@@ -11,7 +11,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from experiments.common.harness.plots import panels
+from experiments.common.harness.plots import legend_outside, panels
 from experiments.common.harness.results import Result
 from experiments.paper import mnist, toy
 from experiments.paper.mnist import Config as MnistConfig
@@ -68,6 +68,7 @@ def plot(result: Result) -> Figure:
     digits = _part(result, _MNIST)
     mnist.draw_accuracy(middle, digits)
     mnist.draw_gradient(right, digits)
+    legend_outside(figure, middle)
     return figure
 
 

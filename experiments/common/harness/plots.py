@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -17,6 +18,10 @@ _LOOK: Any = {
     "legend.frameon": False,
     "lines.linewidth": 1.4,
 }
+# Curves of a panel: ten colours, then the same ones dashed, dash-dotted and dotted.
+STYLES = cycler(linestyle=["-", "--", "-.", ":"]) * cycler(
+    color=matplotlib.color_sequences["tab10"]
+)
 
 
 def look() -> AbstractContextManager[None]:
@@ -32,7 +37,21 @@ def use_look() -> None:
 def panels(number: int) -> tuple[Figure, list[Axes]]:
     """Makes a figure of panels side by side, without any display."""
     figure = Figure(figsize=(4.2 * number, 3.2), layout="constrained")
-    return figure, list(figure.subplots(1, number, squeeze=False)[0])
+    axes = list(figure.subplots(1, number, squeeze=False)[0])
+    for panel in axes:
+        panel.set_prop_cycle(STYLES)
+    return figure, axes
+
+
+def legend_outside(figure: Figure, axes: Axes) -> None:
+    """Names the curves of a panel beside all panels, where none is covered."""
+    figure.legend(
+        *axes.get_legend_handles_labels(),
+        loc="outside right upper",
+        fontsize=7,
+        labelspacing=0.3,
+        handlelength=3,
+    )
 
 
 def draw_curves(

@@ -139,7 +139,7 @@ def save(
     (folder / "config.json").write_text(as_json(config))
     (folder / "summary.json").write_text(as_json({**about, **_summary(result)}))
     _write_csv(folder / "metrics.csv", result.curves, result.against)
-    figure.savefig(folder / "figure.png", dpi=150)
+    figure.savefig(folder / "figure.png", dpi=150, bbox_inches="tight")
 
 
 def _summary(result: Result) -> dict[str, Any]:

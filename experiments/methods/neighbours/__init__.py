@@ -19,11 +19,10 @@ a median takes the step.
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import optax
 from matplotlib.figure import Figure
 
-from experiments.common.harness.plots import draw_band, panels
+from experiments.common.harness.plots import draw_band, legend_outside, panels
 from experiments.common.harness.results import Result, each_part
 from experiments.common.training.outcomes import Chosen, Runs, grid, standard_error
 from experiments.common.training.trainer import build_trainer, part_folder
@@ -86,11 +85,10 @@ def plot(result: Result) -> Figure:
     """Draws test accuracy with its band against steps and against bits."""
     figure, axes = panels(2)
     for ax, against in zip(axes, ("step", "bits"), strict=True):
-        ax.set_prop_cycle(color=matplotlib.colormaps["tab20"](range(len(METHODS))))
         for name, curve in result.curves.items():
             draw_band(ax, curve, "test_accuracy", name, against)
         ax.set_ylim(0, 1)
     axes[1].set(xscale="log", xlabel="bits a coordinate and worker")
     axes[0].set_title("test accuracy, one digit class a worker")
-    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right upper")
+    legend_outside(figure, axes[1])
     return figure

@@ -30,7 +30,7 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 
-from experiments.common.harness.plots import draw_band, panels
+from experiments.common.harness.plots import draw_band, legend_outside, panels
 from experiments.common.harness.results import Result, each_part
 from experiments.common.training.outcomes import Runs, grid
 from experiments.common.training.trainer import build_trainer, part_folder
@@ -164,5 +164,5 @@ def plot(result: Result) -> Figure:
             draw_band(ax, curve, "held_out_loss", name, against)
     axes[0].set_title("nats per character on held-out text")
     axes[1].set(xscale="log", xlabel="megabytes sent up by a worker")
-    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right upper")
+    legend_outside(figure, axes[1])
     return figure

@@ -27,7 +27,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.common.harness.plots import draw_band, panels
+from experiments.common.harness.plots import draw_band, legend_outside, panels
 from experiments.common.harness.results import Result, each_part
 from experiments.common.training.outcomes import Runs, grid
 from experiments.common.training.problems import Problem
@@ -100,6 +100,7 @@ def plot(result: Result) -> Figure:
     figure, (left, right) = panels(2)
     draw_accuracy(left, result)
     draw_gradient(right, result)
+    legend_outside(figure, left)
     return figure
 
 
@@ -108,7 +109,6 @@ def draw_accuracy(axes: Axes, result: Result) -> None:
     for name, curve in result.curves.items():
         draw_band(axes, curve, "test_accuracy", name)
     axes.set(ylim=(0, 1), title="test accuracy, one digit class a worker")
-    axes.legend(fontsize=7)
 
 
 def draw_gradient(axes: Axes, result: Result) -> None:

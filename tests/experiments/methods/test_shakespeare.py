@@ -376,6 +376,9 @@ def test_more_workers_than_an_invented_play_has_names(tmp_path, monkeypatch):
     assert len({line for line in play.split("\n") if line.endswith(":")}) == 42
     (tmp_path / "play.txt").write_text(play)
     monkeypatch.setattr(texts, "invented_play", pytest.fail)
+    monkeypatch.setattr(
+        shakespeare.trial, "_build_model", lambda *size: types.SimpleNamespace(params=0)
+    )
     many = dataclasses.replace(
         TINY, text=tmp_path / "play.txt", num_workers=21, model="perceptron"
     )

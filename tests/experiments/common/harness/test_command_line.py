@@ -61,6 +61,8 @@ MISUSE = {
     "mnist --hidden -3": "--hidden: it takes 1 or more; got -3",
     "communication --devices 0": "--devices",
     "toy --scale -1": "`scale` must be finite and >= 0",
+    "sweep --scales": "`scales` must be finite and >= 0, and one at least; got ()",
+    "sweep --scales 0.1 -1": "`scales` must be finite and >= 0",
     "toy --resume": "toy saves no checkpoints",
     "toy --out FILE": "--out takes a folder that can be written; got FILE",
     "toy --out FILE/below": "--out takes a folder that can be written; got FILE/below",
