@@ -335,7 +335,9 @@ def test_bad_weights_are_refused():
         with pytest.raises(ValueError, match="`worker_weights` >= 0 that do not sum"):
             update(np.array(bad))
     for bad in (np.full(3, 1e39), np.float32([1, 1, 3e38]), np.array([1, 0, 1e-50])):
-        with pytest.raises(ValueError, match=r"overflow or vanish in float32; .* common factor"):
+        with pytest.raises(
+            ValueError, match=r"overflow or vanish in float32; .* common factor"
+        ):
             update(bad)
     for rule in (
         jm.krum(0),
