@@ -168,7 +168,7 @@ for name, result in results.items():
 # ## Loss against steps, and against bytes
 #
 # A worker sends its bits up once per step. On the right, the same curves against what
-# it has sent: a vote is where the mean would be after a 32nd of the steps.
+# it has sent: with the bytes of one step of the mean, a vote takes 32 steps.
 
 # %%
 figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", sharey=True)

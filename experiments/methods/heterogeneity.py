@@ -95,6 +95,7 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
         _claims(config, reached, measured),
         {
             "splits": measured,
+            "figures": {f"G, {name}": found["G"] for name, found in measured.items()},
             "chosen": {name: chosen.setting for name, chosen in found.items()},
         },
         partial=partial,
@@ -164,12 +165,24 @@ def _claims(
             f"From {near} to {far} the {rule} loses no more after bucketing (two "
             "standard errors)",
             f"{report(falls[rule])} without, {report(falls[bucketed])} with it",
-            within(falls[bucketed] - falls[rule], 0.0) if judged else None,
+            _no_more(falls[bucketed] - falls[rule]) if judged else None,
         )
         for rule in FAMILIES
         if {rule, bucketed := bucketed_rule(rule)} <= set(falls)
     ]
     return (*tables, *noise, *buckets)
+
+
+def _no_more(extra: np.ndarray) -> bool | None:
+    """Judges whether what is lost beyond is at most 0; None if chance may say either.
+
+    >>> _no_more(np.array([-0.2, -0.1])), _no_more(np.array([0.2, 0.1]))
+    (True, False)
+    >>> _no_more(np.array([0.2, -0.2]))
+    """
+    if within(extra, 0.0):
+        return True
+    return False if within(-extra, 0.0) else None
 
 
 def plot(result: Result) -> Figure:

@@ -1,8 +1,7 @@
 """Cast and count votes per worker and coordinate, and decide ties: the table of votes.
 
-The elementwise half of a majority vote. `kernels.voting` counts votes without ever
-storing them; here they are arrays, for bits that travel and for leaves too small to be
-worth a kernel of their own.
+The elementwise half of a majority vote. Votes are counted as they are cast, without
+ever being stored, or are arrays, for bits that travel.
 """
 
 from typing import Any, Literal, get_args
@@ -11,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmedian.kernels import ballots
 from jaxmedian.kernels.rows import add_up
 from jaxmedian.noise import threefry
 from jaxmedian.noise.leaf_noise import LeafNoise
@@ -135,7 +133,7 @@ def count_votes(
         value = rows[worker]
         if noise is not None:
             value = noise.signed_row(worker, value, positions, shared_words)
-        votes = ballots.sign_or(value, unsigned)
+        votes = sign_or(value, unsigned)
         if weights is not None:  # 0 of the absent
             return votes.astype(weights.dtype)[None] * weights[:, worker][:, None]
         return votes if present is None else jnp.where(present[worker], votes, absent)

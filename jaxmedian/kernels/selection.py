@@ -3,12 +3,12 @@
     median_j = median_i(g_ij + b xi_ij)
 
 `jnp.median` sorts along the worker axis, one coordinate at a time. Here whole rows of
-order keys (`kernels.order_keys`) are selected from: by a network of comparators for
+order keys are selected from: by a network of comparators for
 up to about a hundred workers (`kernels.networks`), by bisection on the bits beyond
 (`kernels.bisection`). The two agree bit for bit; `_plan` says which and why.
 
 Only ranks are decided here; ties do not matter to a median. Noise is drawn by
-`kernels.leaf_noise`, collectives are `jaxmedian.collectives`' alone.
+`noise.leaf_noise`, collectives are `workers.collectives`' alone.
 """
 
 from collections.abc import Callable

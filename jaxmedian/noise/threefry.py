@@ -5,7 +5,7 @@ memory, one array a worker. Written out over an iota (Threefry-2x32, 20 rounds: 
 et al., "Parallel random numbers: as easy as 1, 2, 3", 2011), the same words, bit for
 bit, are computed in registers where a kernel needs them.
 
-This file knows keys and words; what the words mean is said in `jaxmedian.laws`.
+This file knows keys and words; what the words mean is said in `noise.laws`.
 """
 
 import jax
