@@ -136,10 +136,9 @@ def mean_of_signs(
         num_workers = population.num_workers
         addends = limbs.addends(population.weights, num_workers)
         total = collectives.total(jnp.sum(addends, axis=1), axis_name)
-        whole = limbs.as_float(total, num_workers, dtype)
-        return limbs.as_float(tally, num_workers, dtype) / jnp.where(
-            whole > 0, whole, 1
-        )
+        count = limbs.as_float(total, num_workers, dtype)
+        tally = limbs.as_float(tally, num_workers, dtype)
+        return tally / jnp.where(count > 0, count, 1)
 
     return aggregator(
         "mean_of_signs",

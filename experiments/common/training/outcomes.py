@@ -154,10 +154,9 @@ def within(samples: np.ndarray, goal: float) -> bool | None:
     >>> within(np.array([0.5, 0.7]), 0.85), within(np.array([0.5, 0.7]), 0.75)
     (True, False)
     """
-    error = standard_error(samples)
-    if not np.isfinite(error):
+    if not np.isfinite(samples).all():
         return None
-    return bool(samples.mean() + 2 * error <= goal)
+    return verdict(samples, lambda mean, error: mean + 2 * error <= goal)
 
 
 def chance(samples: np.ndarray) -> np.ndarray:
