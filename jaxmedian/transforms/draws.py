@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from jaxmedian.kernels.distances import norms_of
-from jaxmedian.kernels.rows import Group, working_dtype
+from jaxmedian.kernels.rows import Group, groups_of, rows_of_leaves, working_dtype
 from jaxmedian.noise import Noise, PerCoordinate, Relative, keys, lanes, threefry
 from jaxmedian.noise.laws import LAWS, Law
 from jaxmedian.noise.leaf_noise import LeafNoise, systematic_slots
@@ -102,7 +102,8 @@ class Draws(NamedTuple):
 
     Attributes:
       law: of the noise, None without noise.
-      scales: b of each leaf, of shape () or ``[d]``.
+      scales: b of each leaf, of shape (), or one for each coordinate, ``[n]``: of all
+        that is computed as one with the leaf.
       one_scale: whether b is one number for all leaves.
       key_words: uint32 ``[L, m, 2]``, or ``[L, 2]`` if workers share their words.
       slots: uint32 ``[L, m]`` if they do.
@@ -177,12 +178,11 @@ class Draws(NamedTuple):
         return LeafDraws(noise, zero_keys, tie_key, starts)
 
     def _joined_scale(self, leaves: Sequence[int], sizes: Sequence[int]) -> jax.Array:
-        scales = [self.scales[leaf] for leaf in leaves]
-        if self.one_scale:
-            return scales[0]
-        if scales[0].ndim:
-            return lanes.join(scales, 0.0)
-        return threefry.spread(jnp.stack(scales)[lanes.leaf_of_lane(sizes)])
+        first = self.scales[leaves[0]]
+        if self.one_scale or first.ndim:
+            return first
+        scales = jnp.stack([self.scales[leaf] for leaf in leaves])
+        return threefry.spread(scales[lanes.leaf_of_lane(sizes)])
 
     def of_workers(self, first: jax.Array, count: int) -> "Draws":
         """Returns the draws of local workers ``first`` to ``first + count - 1``."""
@@ -284,6 +284,8 @@ def _scales(
 ) -> tuple[list[jax.Array], DrawState]:
     """Evaluates b >= 0 for every leaf, in the dtype in which its noise is computed.
 
+    One b for each coordinate stays joined as the leaves are: a draw wants it so.
+
     The laws are symmetric, so b and -b are one noise: a schedule that runs below 0
     does not turn votes round.
     """
@@ -295,16 +297,24 @@ def _scales(
         wide = [np.promote_types(leaf.dtype, np.float32) for leaf in leaves]
         return [value.astype(dtype) for dtype in wide], after
     factor = _number("factor of the noise", scale.factor, state.count)
-    if not isinstance(state, RunningScaleState):
-        sizes = coordinate_scales(scale.statistic, leaves, population)
-        return [factor.astype(size.dtype) * size for size in sizes], after
-    before, treedef = jax.tree.flatten(state.mean_squares)
-    squares, num_sent = running_squares(
-        scale, state.count, state.num_sent, before, leaves, population
-    )
-    scales = [factor.astype(x.dtype) * norms_of(x.reshape(-1)) for x in squares]
-    kept = jax.tree.unflatten(treedef, squares)
-    return scales, RunningScaleState(*after, kept, num_sent)
+    groups = groups_of(leaves, in_lanes=True)
+    if isinstance(state, RunningScaleState):
+        kept, treedef = jax.tree.flatten(state.mean_squares)
+        rows = [square.reshape(-1) for square in kept]
+        before = [group.join(rows) for group in groups]
+        squares, num_sent = running_squares(
+            scale, state.count, state.num_sent, before, groups, leaves, population
+        )
+        sizes = [norms_of(square) for square in squares]
+        rows = rows_of_leaves(groups, squares)
+        kept = [row.reshape(was.shape) for row, was in zip(rows, kept, strict=True)]
+        after = RunningScaleState(*after, jax.tree.unflatten(treedef, kept), num_sent)
+    else:
+        sizes = coordinate_scales(scale.statistic, groups, leaves, population)
+    of_leaves: dict[int, jax.Array] = {}
+    for group, size in zip(groups, sizes, strict=True):
+        of_leaves |= dict.fromkeys(group.members, factor.astype(size.dtype) * size)
+    return [of_leaves[leaf] for leaf in range(len(leaves))], after
 
 
 def _number(name: str, value: object, count: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmedian.kernels import dispersion
-from jaxmedian.kernels.rows import Group, groups_of, rows_of_leaves, working_dtype
+from jaxmedian.kernels.rows import Group, working_dtype
 from jaxmedian.noise import PerCoordinate, Relative
 from jaxmedian.workers import collectives
 from jaxmedian.workers.population import Population
@@ -78,16 +78,17 @@ _DISPERSIONS: dict[str, dispersion.Dispersion] = {
 
 
 def coordinate_scales(
-    statistic: str, leaves: list[jax.Array], population: Population
+    statistic: str,
+    groups: list[Group],
+    leaves: list[jax.Array],
+    population: Population,
 ) -> list[jax.Array]:
-    """Computes a statistic without state of every coordinate: ``[d]`` per leaf.
+    """Computes a statistic without state of every coordinate: ``[n]`` per group.
 
     On a mesh each device computes it on its slice of the coordinates, for which it
     needs the rows of all workers: the bits do not depend on the number of devices.
     """
-    groups = groups_of(leaves)
-    found = _over_workers(_DISPERSIONS[statistic], groups, leaves, population)
-    scales = rows_of_leaves(groups, found)
+    scales = _over_workers(_DISPERSIONS[statistic], groups, leaves, population)
     if statistic != "unbiased":
         return scales
     n = jnp.maximum(population.num_present(), 1)
@@ -100,10 +101,11 @@ def running_squares(
     count: jax.Array,
     num_sent: jax.Array,
     before: list[jax.Array],
+    groups: list[Group],
     leaves: list[jax.Array],
     population: Population,
 ) -> tuple[list[jax.Array], jax.Array]:
-    """Updates running mean squares ``[...]`` if those of step ``count`` are sent.
+    """Updates running mean squares ``[n]`` per group if those of ``count`` are sent.
 
     The k-th sent weigh d^(n - k) after n were sent, with d = decay^every. Coordinates
     of which nobody present has a finite square stay as they were: -0, from which they
@@ -120,19 +122,12 @@ def running_squares(
         rate = scale.every * math.log(scale.decay) if scale.decay else -math.inf
         number = num_sent.astype(jnp.float32) + 1
         weight = math.expm1(rate) / jnp.expm1(np.float32(rate) * number)
-        groups = groups_of(leaves)
-        rows = [x.reshape(-1) for x in before]
-        joined = []
         squares = _over_workers(dispersion.mean_square, groups, leaves, population)
-        for group, now in zip(groups, squares, strict=True):
-            was = group.join(rows)
+        after = []
+        for was, now in zip(before, squares, strict=True):
             share = jnp.where(jnp.signbit(was), 1, weight.astype(was.dtype))
             moved = was + share * (now - was)
-            joined.append(jnp.where(jnp.isfinite(now), moved, was))
-        after = [
-            row.reshape(was.shape)
-            for row, was in zip(rows_of_leaves(groups, joined), before, strict=True)
-        ]
+            after.append(jnp.where(jnp.isfinite(now), moved, was))
         if population.present is None:
             return after, num_sent + 1
         anybody = population.num_present() > 0

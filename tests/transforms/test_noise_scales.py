@@ -13,6 +13,7 @@ from harness import COUPLINGS, first_update, params_like
 from jax.sharding import PartitionSpec as P
 
 import jaxmedian as jm
+from jaxmedian.kernels.rows import groups_of, rows_of_leaves
 from jaxmedian.transforms import noise_scales
 from jaxmedian.transforms.draws import RunningScaleState
 from jaxmedian.workers.population import population_of
@@ -333,10 +334,34 @@ def test_joined_leaves_have_the_scales_of_each_alone(name):
     leaves = leaves_of(7)
     mask = jnp.array([True, True, False, True])
     population = population_of("here", leaves, None, None, mask)
-    joined = noise_scales.coordinate_scales(name, leaves, population)
-    for leaf, scale in zip(leaves, joined, strict=True):
-        (alone,) = noise_scales.coordinate_scales(name, [leaf], population)
+
+    def scales_of(leaves):
+        groups = groups_of(leaves, in_lanes=True)
+        joined = noise_scales.coordinate_scales(name, groups, leaves, population)
+        return rows_of_leaves(groups, joined)
+
+    for leaf, scale in zip(leaves, scales_of(leaves), strict=True):
+        (alone,) = scales_of([leaf])
         np.testing.assert_array_equal(scale, alone)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_joined_leaves_have_the_running_squares_of_each_alone(every):
+    scale = jm.noise.per_coordinate(1.0, "rms", every=every, decay=0.8)
+    tx = jm.add_worker_noise(jm.noise.gaussian(scale), 2)
+
+    def squares_of(leaves):
+        params = [leaf[0] for leaf in leaves]
+        state = tx.init(params)
+        for factor in (1.0, 3.0, 0.5):
+            _, state = tx.update([factor * leaf for leaf in leaves], state, params)
+        return state.mean_squares
+
+    leaves = [leaf.reshape(4, -1, 5) for leaf in leaves_of(11)[::5]]
+    for leaf, squares in zip(leaves, squares_of(leaves), strict=True):
+        assert squares.shape == leaf.shape[1:]
+        (alone,) = squares_of([leaf])
+        np.testing.assert_array_equal(squares, alone)
 
 
 @pytest.mark.parametrize("statistic", [*STATELESS, "rms", "max", "median"])
