@@ -284,20 +284,30 @@ def _scales(
 ) -> tuple[list[jax.Array], DrawState]:
     """Evaluates b >= 0 for every leaf, in the dtype in which its noise is computed.
 
-    One b for each coordinate stays joined as the leaves are: a draw wants it so.
-
     The laws are symmetric, so b and -b are one noise: a schedule that runs below 0
     does not turn votes round.
     """
     scale, after = noise.scale, keys.next_state(state)
     if isinstance(scale, Relative):
         return relative_scales(scale, leaves, population), after
-    if not isinstance(scale, PerCoordinate):
-        value = _number("scale of the noise", scale, state.count)
-        wide = [np.promote_types(leaf.dtype, np.float32) for leaf in leaves]
-        return [value.astype(dtype) for dtype in wide], after
+    if isinstance(scale, PerCoordinate):
+        return _scales_of_coordinates(scale, state, leaves, population)
+    value = _number("scale of the noise", scale, state.count)
+    wide = [np.promote_types(leaf.dtype, np.float32) for leaf in leaves]
+    return [value.astype(dtype) for dtype in wide], after
+
+
+def _scales_of_coordinates(
+    scale: PerCoordinate,
+    state: DrawState,
+    leaves: list[jax.Array],
+    population: Population,
+) -> tuple[list[jax.Array], DrawState]:
+    """Evaluates b for every coordinate, joined as the leaves are when they draw."""
     factor = _number("factor of the noise", scale.factor, state.count)
     groups = groups_of(leaves, in_lanes=True)
+    counted = keys.next_state(state)
+    after: DrawState = counted
     if isinstance(state, RunningScaleState):
         kept, treedef = jax.tree.flatten(state.mean_squares)
         rows = [square.reshape(-1) for square in kept]
@@ -308,7 +318,8 @@ def _scales(
         sizes = [norms_of(square) for square in squares]
         rows = rows_of_leaves(groups, squares)
         kept = [row.reshape(was.shape) for row, was in zip(rows, kept, strict=True)]
-        after = RunningScaleState(*after, jax.tree.unflatten(treedef, kept), num_sent)
+        kept = jax.tree.unflatten(treedef, kept)
+        after = RunningScaleState(*counted, kept, num_sent)
     else:
         sizes = coordinate_scales(scale.statistic, groups, leaves, population)
     of_leaves: dict[int, jax.Array] = {}

@@ -1,4 +1,4 @@
-"""How many hostile workers a rule is asked to withstand, and whether it can."""
+"""Checks of arguments that many transforms take: numbers, options, extra arguments."""
 
 import difflib
 from collections.abc import Mapping
@@ -41,13 +41,7 @@ def check_radius(name: str, value: Any) -> Any:
     Raises:
       TypeError: if it is neither. ValueError: if it is not finite and > 0.
     """
-    if hasattr(value, "aval") and np.shape(value) == ():
-        return value
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        raise TypeError(
-            f"`{name}` must be a number or a scalar JAX array; got {value!r}."
-        )
-    if not (np.isfinite(value) and value > 0):
+    if _is_known(name, value) and not (np.isfinite(value) and value > 0):
         raise ValueError(f"`{name}` must be finite and > 0; got {value!r}.")
     return value
 
@@ -58,18 +52,23 @@ def check_decay(name: str, value: Any) -> Any:
     Raises:
       TypeError: if it is neither. ValueError: if it is not in [0, 1).
     """
-    if hasattr(value, "aval") and np.shape(value) == ():
-        return value
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        raise TypeError(
-            f"`{name}` must be a number or a scalar JAX array; got {value!r}."
-        )
-    if not 0 <= value < 1:
+    if _is_known(name, value) and not 0 <= value < 1:
         raise ValueError(
             f"`{name}` must be in [0, 1): the share of the momentum that stays; got "
             f"{value!r}."
         )
     return value
+
+
+def _is_known(name: str, value: Any) -> bool:
+    """Returns whether it is a number, and no traced scalar; raises if neither."""
+    if hasattr(value, "aval") and np.shape(value) == ():
+        return False
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise TypeError(
+            f"`{name}` must be a number or a scalar JAX array; got {value!r}."
+        )
+    return True
 
 
 def static_hint(name: str, value: object) -> str:
