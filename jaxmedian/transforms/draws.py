@@ -8,48 +8,28 @@ something stands between noise and aggregator.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmedian.kernels.distances import norms_of
-from jaxmedian.kernels.rows import Group, groups_of, rows_of_leaves, working_dtype
+from jaxmedian.kernels.rows import Group, working_dtype
 from jaxmedian.noise import Noise, PerCoordinate, Relative, keys, lanes, threefry
 from jaxmedian.noise.laws import LAWS, Law
 from jaxmedian.noise.leaf_noise import LeafNoise, systematic_slots
 from jaxmedian.transforms.noise_scales import (
+    RunningScaleState,
     coordinate_scales,
     relative_scales,
-    running_squares,
 )
 from jaxmedian.workers.collectives import PyTree
 from jaxmedian.workers.population import Population
 
-_MOST_SYSTEMATIC_WORKERS = 65_535  # slots are computed in 32-bit integers
-
-
-class RunningScaleState(NamedTuple):
-    """State of a transform whose noise follows running mean squares, coordinate-wise.
-
-    Attributes:
-      count: the step it is at, int32.
-      rng_key: its unchanging key.
-      mean_squares: tree like the parameters, float32 (float64 for float64): the mean
-        over workers of g_ij^2, averaged over the steps in which it was sent; -0 until
-        one of them is finite.
-      num_sent: how often that was, int32.
-    """
-
-    count: jax.Array  # type: ignore[assignment]
-    rng_key: jax.Array
-    mean_squares: Any
-    num_sent: jax.Array
-
-
 DrawState = keys.KeyState | RunningScaleState
+
+_MOST_SYSTEMATIC_WORKERS = 65_535  # slots are computed in 32-bit integers
 
 
 def init_state(
@@ -291,41 +271,11 @@ def _scales(
     if isinstance(scale, Relative):
         return relative_scales(scale, leaves, population), after
     if isinstance(scale, PerCoordinate):
-        return _scales_of_coordinates(scale, state, leaves, population)
+        factor = _number("factor of the noise", scale.factor, state.count)
+        return coordinate_scales(scale, factor, state, leaves, population)
     value = _number("scale of the noise", scale, state.count)
     wide = [np.promote_types(leaf.dtype, np.float32) for leaf in leaves]
     return [value.astype(dtype) for dtype in wide], after
-
-
-def _scales_of_coordinates(
-    scale: PerCoordinate,
-    state: DrawState,
-    leaves: list[jax.Array],
-    population: Population,
-) -> tuple[list[jax.Array], DrawState]:
-    """Evaluates b for every coordinate, joined as the leaves are when they draw."""
-    factor = _number("factor of the noise", scale.factor, state.count)
-    groups = groups_of(leaves, in_lanes=True)
-    counted = keys.next_state(state)
-    after: DrawState = counted
-    if isinstance(state, RunningScaleState):
-        kept, treedef = jax.tree.flatten(state.mean_squares)
-        rows = [square.reshape(-1) for square in kept]
-        before = [group.join(rows) for group in groups]
-        squares, num_sent = running_squares(
-            scale, state.count, state.num_sent, before, groups, leaves, population
-        )
-        sizes = [norms_of(square) for square in squares]
-        rows = rows_of_leaves(groups, squares)
-        kept = [row.reshape(was.shape) for row, was in zip(rows, kept, strict=True)]
-        kept = jax.tree.unflatten(treedef, kept)
-        after = RunningScaleState(*counted, kept, num_sent)
-    else:
-        sizes = coordinate_scales(scale.statistic, groups, leaves, population)
-    of_leaves: dict[int, jax.Array] = {}
-    for group, size in zip(groups, sizes, strict=True):
-        of_leaves |= dict.fromkeys(group.members, factor.astype(size.dtype) * size)
-    return [of_leaves[leaf] for leaf in range(len(leaves))], after
 
 
 def _number(name: str, value: object, count: jax.Array) -> jax.Array:

@@ -1,23 +1,43 @@
 """Scales of noise that follow the gradients: statistics over the workers present.
 
     relative_scales     one b per leaf: the largest, or median, entry of a worker
-    coordinate_scales   b for every coordinate: how far the workers lie apart there
-    running_squares     mean squares for "rms", sent once in so many steps
+    coordinate_scales   b for every coordinate: how far the workers lie apart there, or
+                        the root of running mean squares, sent once in so many steps
 
 They are computed over all devices before anything is drawn, and need all rows at once.
 """
 
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxmedian.kernels import dispersion
-from jaxmedian.kernels.rows import Group, working_dtype
-from jaxmedian.noise import PerCoordinate, Relative
+from jaxmedian.kernels.distances import norms_of
+from jaxmedian.kernels.rows import Group, groups_of, rows_of_leaves, working_dtype
+from jaxmedian.noise import PerCoordinate, Relative, keys
 from jaxmedian.workers import collectives
 from jaxmedian.workers.population import Population
+
+
+class RunningScaleState(NamedTuple):
+    """State of a transform whose noise follows running mean squares, coordinate-wise.
+
+    Attributes:
+      count: the step it is at, int32.
+      rng_key: its unchanging key.
+      mean_squares: tree like the parameters, float32 (float64 for float64): the mean
+        over workers of g_ij^2, averaged over the steps in which it was sent; -0 until
+        one of them is finite.
+      num_sent: how often that was, int32.
+    """
+
+    count: jax.Array  # type: ignore[assignment]
+    rng_key: jax.Array
+    mean_squares: Any
+    num_sent: jax.Array
 
 
 def relative_scales(
@@ -78,34 +98,51 @@ _DISPERSIONS: dict[str, dispersion.Dispersion] = {
 
 
 def coordinate_scales(
-    statistic: str,
-    groups: list[Group],
+    scale: PerCoordinate,
+    factor: jax.Array,
+    state: keys.KeyState | RunningScaleState,
     leaves: list[jax.Array],
     population: Population,
-) -> list[jax.Array]:
-    """Computes a statistic without state of every coordinate: ``[n]`` per group.
+) -> tuple[list[jax.Array], keys.KeyState | RunningScaleState]:
+    """Computes factor times a statistic of every coordinate.
 
     On a mesh each device computes it on its slice of the coordinates, for which it
     needs the rows of all workers: the bits do not depend on the number of devices.
+
+    Returns:
+      For each leaf the scales ``[n]`` of all that draws as one with it, in lanes; and
+      the state of the next step.
     """
-    scales = _over_workers(_DISPERSIONS[statistic], groups, leaves, population)
-    if statistic != "unbiased":
-        return scales
-    n = jnp.maximum(population.num_present(), 1)
-    least = n.astype(jnp.float32) / ((n + 1) // 2 * 2).astype(jnp.float32)
-    return [least.astype(s.dtype) * (1 / math.sqrt(3)) * s for s in scales]
+    groups = groups_of(leaves, in_lanes=True)
+    after: keys.KeyState | RunningScaleState = keys.next_state(state)
+    if isinstance(state, RunningScaleState):
+        squares, num_sent = _running_squares(scale, state, groups, leaves, population)
+        sizes = [norms_of(square) for square in squares]
+        before, treedef = jax.tree.flatten(state.mean_squares)
+        rows = zip(rows_of_leaves(groups, squares), before, strict=True)
+        kept = jax.tree.unflatten(treedef, [x.reshape(was.shape) for x, was in rows])
+        after = RunningScaleState(after.count, after.rng_key, kept, num_sent)
+    else:
+        rule = _DISPERSIONS[scale.statistic]
+        sizes = _over_workers(rule, groups, leaves, population)
+    if scale.statistic == "unbiased":
+        n = jnp.maximum(population.num_present(), 1)
+        least = n.astype(jnp.float32) / ((n + 1) // 2 * 2).astype(jnp.float32)
+        sizes = [least.astype(s.dtype) * (1 / math.sqrt(3)) * s for s in sizes]
+    of_leaves: dict[int, jax.Array] = {}
+    for group, size in zip(groups, sizes, strict=True):
+        of_leaves |= dict.fromkeys(group.members, factor.astype(size.dtype) * size)
+    return [of_leaves[leaf] for leaf in range(len(leaves))], after
 
 
-def running_squares(
+def _running_squares(
     scale: PerCoordinate,
-    count: jax.Array,
-    num_sent: jax.Array,
-    before: list[jax.Array],
+    state: RunningScaleState,
     groups: list[Group],
     leaves: list[jax.Array],
     population: Population,
 ) -> tuple[list[jax.Array], jax.Array]:
-    """Updates running mean squares ``[n]`` per group if those of ``count`` are sent.
+    """Updates running mean squares ``[n]`` of each group, in steps that send them.
 
     The k-th sent weigh d^(n - k) after n were sent, with d = decay^every. Coordinates
     of which nobody present has a finite square stay as they were: -0, from which they
@@ -115,6 +152,8 @@ def running_squares(
     Returns:
       The squares, and how often they were sent.
     """
+    rows = [leaf.reshape(-1) for leaf in jax.tree.leaves(state.mean_squares)]
+    held = [group.join(rows) for group in groups], state.num_sent
     Sent = tuple[list[jax.Array], jax.Array]
 
     def send(before: list[jax.Array], num_sent: jax.Array) -> Sent:
@@ -135,11 +174,11 @@ def running_squares(
         return after, num_sent + anybody.astype(jnp.int32)
 
     if scale.every == 1:
-        return send(before, num_sent)
+        return send(*held)
     # `diagnostics.wire_bytes` reads from this name how often the branch is taken.
     with jax.named_scope(f"sent_every_{scale.every}"):
-        is_sent = count % scale.every == 0
-        return jax.lax.cond(is_sent, send, lambda *held: held, before, num_sent)
+        is_sent = state.count % scale.every == 0
+        return jax.lax.cond(is_sent, send, lambda *held: held, *held)
 
 
 def _over_workers(

@@ -14,8 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 import jaxmedian as jm
 from jaxmedian.kernels.rows import groups_of, rows_of_leaves
-from jaxmedian.transforms import noise_scales
-from jaxmedian.transforms.draws import RunningScaleState
+from jaxmedian.noise.keys import init_state as key_state
+from jaxmedian.transforms.noise_scales import RunningScaleState, coordinate_scales
 from jaxmedian.workers.population import population_of
 
 STATELESS = ("sd", "range", "mad", "unbiased")
@@ -337,8 +337,10 @@ def test_joined_leaves_have_the_scales_of_each_alone(name):
 
     def scales_of(leaves):
         groups = groups_of(leaves, in_lanes=True)
-        joined = noise_scales.coordinate_scales(name, groups, leaves, population)
-        return rows_of_leaves(groups, joined)
+        scale, one = jm.noise.per_coordinate(1.0, name), jnp.float32(1)
+        state = key_state(jax.random.key(0))
+        found, _ = coordinate_scales(scale, one, state, leaves, population)
+        return rows_of_leaves(groups, [found[group.members[0]] for group in groups])
 
     for leaf, scale in zip(leaves, scales_of(leaves), strict=True):
         (alone,) = scales_of([leaf])
