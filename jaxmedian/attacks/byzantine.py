@@ -18,7 +18,7 @@ from jaxmedian.kernels.rows import add_up, sum_of_rows, working_dtype
 from jaxmedian.noise import keys
 from jaxmedian.transforms.build import Step, transformation
 from jaxmedian.workers import collectives
-from jaxmedian.workers.collectives import AxisName
+from jaxmedian.workers.collectives import AxisName, PyTree
 from jaxmedian.workers.population import Population
 
 Workers = int | Sequence[int]
@@ -46,6 +46,7 @@ class Scene(NamedTuple):
       num_honest: how many are honest, int32.
       population: the workers.
       state: step and key; None if the attack draws nothing.
+      updates: the tree of all that is sent, whose leaves draw by their places in it.
     """
 
     hostile: jax.Array
@@ -54,6 +55,7 @@ class Scene(NamedTuple):
     num_honest: jax.Array
     population: Population
     state: keys.KeyState | None
+    updates: PyTree
 
     def honest_mask(self) -> jax.Array:
         """Returns who is honest among all M workers, bool ``[M]``."""
@@ -91,6 +93,7 @@ def attack(
     axis_name: AxisName | None,
     *,
     draws: bool = False,
+    weighted: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """Builds the worker transform that replaces the rows of the chosen workers.
 
@@ -101,6 +104,7 @@ def attack(
       craft: what the hostile send in place of their rows.
       axis_name: mesh axis over which workers are spread inside `jax.shard_map`.
       draws: whether ``craft`` needs the key, whoever is chosen.
+      weighted: whether it serves rules that heed ``worker_weights``.
     """
     chosen = check_workers(name, workers)
     rng_key = check_key(name, key, needed=draws or chosen.numbers is None)
@@ -111,7 +115,7 @@ def attack(
 
     def apply(step: Step) -> tuple[optax.Updates, optax.OptState]:
         key_state = None if rng_key is None else step.state
-        scene = set_scene(name, chosen, step.population, key_state)
+        scene = set_scene(name, chosen, step, key_state)
         leaves, treedef = jax.tree.flatten(step.updates)
         rows = [leaf.reshape(leaf.shape[0], -1) for leaf in leaves]
         attacked = [
@@ -124,7 +128,9 @@ def attack(
         state = step.state if rng_key is None else keys.next_state(step.state)
         return jax.tree.unflatten(treedef, sent), state
 
-    return transformation(name, apply, init=init, axis_name=axis_name, weighted=True)
+    return transformation(
+        name, apply, init=init, axis_name=axis_name, weighted=weighted
+    )
 
 
 def check_workers(name: str, workers: Any) -> Chosen:
@@ -208,12 +214,10 @@ def choose(
 
 
 def set_scene(
-    name: str,
-    chosen: Chosen,
-    population: Population,
-    state: keys.KeyState | None,
+    name: str, chosen: Chosen, step: Step, state: keys.KeyState | None
 ) -> Scene:
-    """Says who is hostile and who is honest in the step at ``state``."""
+    """Says who is hostile and who is honest in a step, at ``state`` of who draws."""
+    population = step.population
     present = population.present_mask()
     hostile = choose(name, chosen, population.num_workers, present, state)
     honest = ~hostile if present is None else present & ~hostile
@@ -225,6 +229,7 @@ def set_scene(
         num_honest=jnp.sum(honest, dtype=jnp.int32),
         population=population,
         state=state,
+        updates=step.updates,
     )
 
 

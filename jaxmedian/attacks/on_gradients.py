@@ -52,7 +52,8 @@ def sign_flip(
     Returns:
       A worker transform ``[M, ...] -> [M, ...]`` that leaves the rows of the honest as
       they are. ``update`` takes ``worker_mask``, bool ``[M]``: the absent are neither
-      honest nor hostile.
+      honest nor hostile; and ``worker_weights``, of which it reads no more than who
+      weighs nothing and so is absent: its means are of heads.
 
     Raises:
       TypeError, ValueError: for bad workers or a bad key; while tracing, for updates
@@ -291,7 +292,7 @@ def gaussian(
         assert scene.state is not None
         own_key = jax.random.fold_in(scene.state.rng_key, keys.HOSTILE_NOISE)
         state = keys.KeyState(scene.state.count, own_key)
-        draws, _ = draw(law, False, state, leaves, scene.population)
+        draws, _ = draw(law, False, state, scene.updates, scene.population)
         return [
             add_noise(
                 jnp.full(rows.shape, mean, working_dtype(rows.dtype)),

@@ -5,6 +5,7 @@ coordinate: tell the truth, or lie. Both attacks here lie against the mean gradi
 the honest, and only where the count is close. `near_tie_collusion` guesses from the
 honest gradients where that is; `pivotal_votes` also knows the noise that everybody will
 add, and so which lies decide: it does the harm of lying always with the fewest lies.
+They count heads, and refuse ``worker_weights``.
 
 A lie is sent as an infinity of the right sign, which no noise turns round.
 """
@@ -80,7 +81,7 @@ def near_tie_collusion(
             sent.append(jnp.where(lies[None], _certain(lie, rows)[None], rows))
         return sent
 
-    return attack("near_tie_collusion", workers, key, craft, axis_name)
+    return attack("near_tie_collusion", workers, key, craft, axis_name, weighted=False)
 
 
 def pivotal_votes(
@@ -147,7 +148,9 @@ def pivotal_votes(
         if vote_key is not None:
             assert scene.state is not None
             state = keys.KeyState(scene.state.count, vote_key)
-            draws, _ = draw(noise, ties == "random", state, leaves, scene.population)
+            draws, _ = draw(
+                noise, ties == "random", state, scene.updates, scene.population
+            )
         return [
             _pivotal_rows(rows, draws.of_leaf(i), scene, ties)
             for i, rows in enumerate(leaves)
@@ -162,6 +165,7 @@ def pivotal_votes(
         craft,
         axis_name,
         draws=own_key is not None,
+        weighted=False,
     )
 
 

@@ -103,9 +103,8 @@ def strongest(
         state, population = step.state, step.population
         extra_args = population.as_extra_args() | step.extra_args
         is_drawn = isinstance(state.attack, keys.KeyState)
-        scene = set_scene(
-            "strongest", chosen, population, state.attack if is_drawn else None
-        )
+        key_state = state.attack if is_drawn else None
+        scene = set_scene("strongest", chosen, step, key_state)
         mean = _honest_mean(step.updates, scene)
         dtype = jax.tree.leaves(mean)[0].dtype
 

@@ -144,7 +144,8 @@ def leaf_positions(tree: Any) -> list[int]:
     """Returns the positions of a tree's arrays in `jax.tree.leaves`.
 
     Leaves that `optax.masked` or `optax.partition` hides are counted, so that groups of
-    parameters that share a key draw words of their own.
+    parameters that share a key draw words of their own; but a subtree that a prefix
+    hides, one label of a whole branch, is one place, whatever it holds.
     """
 
     def is_hidden(node: object) -> bool:

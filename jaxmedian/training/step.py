@@ -18,7 +18,6 @@ import optax
 from jax.sharding import AbstractMesh
 
 from jaxmedian.kernels.rows import sum_of_rows
-from jaxmedian.noise import keys
 from jaxmedian.training.identity import names_value, takes_value
 from jaxmedian.training.model_state import (
     StateOverWorkers,
@@ -48,6 +47,7 @@ from jaxmedian.workers.population import (
     Population,
     check_aggregated,
     check_state_kept,
+    given_to_step,
     population_of,
 )
 from jaxmedian.workers.stream import (
@@ -286,6 +286,7 @@ def build_proposal(
             check_num_workers(batch, num_workers, collectives.size(axis_name))
         _warn_of_noise_alone(opt_state)
         workers = {k: v for k, v in extra_args.items() if k in OUR_EXTRA_ARGS}
+        given = [name for name, value in workers.items() if value is not None]
         if has_model_state:
             batch = batch, rows_of(held, count_in_batch(batch), axis_name)
         if worker_chunk is None:
@@ -293,7 +294,7 @@ def build_proposal(
             loss, population = mean_loss(value, workers)
             if wants_loss:
                 extra_args = {"value": loss, **extra_args}
-            with _explaining_wrappers(opt_state):
+            with _explaining_wrappers(opt_state), given_to_step(*given):
                 updates, new_state = optimizer.update(
                     grads, opt_state, params, **extra_args
                 )
@@ -306,7 +307,7 @@ def build_proposal(
                     "extra argument, or leave `worker_chunk` out."
                 )
             stream = stream_of(params, batch)
-            with _explaining_streams(stream):
+            with _explaining_streams(stream), given_to_step(*given):
                 updates, new_state = optimizer.update(
                     stream, opt_state, params, **extra_args
                 )
@@ -398,18 +399,26 @@ def _explaining_wrappers(opt_state: optax.OptState) -> Iterator[None]:
 
 def _warn_of_noise_alone(opt_state: optax.OptState) -> None:
     """Warns where workers accumulate gradients before something that draws."""
-    kinds = (optax.MultiStepsState, keys.KeyState)
-    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds))
-    each_accumulates = any(
-        isinstance(node, optax.MultiStepsState) and jnp.ndim(node.mini_step) == 1
-        for node in nodes
+    holding = optax.MultiStepsState | optax.ApplyEvery
+
+    def draws(node: object) -> bool:
+        return hasattr(node, "rng_key")
+
+    nodes = jax.tree.leaves(
+        opt_state, is_leaf=lambda node: draws(node) or isinstance(node, holding)
     )
-    if each_accumulates and any(isinstance(node, keys.KeyState) for node in nodes):
+    counts = [
+        node.mini_step if isinstance(node, optax.MultiStepsState) else node.count
+        for node in nodes
+        if isinstance(node, holding)
+    ]
+    each_accumulates = any(jnp.ndim(count) == 1 for count in counts)
+    if each_accumulates and any(map(draws, nodes)):
         warnings.warn(
-            "`per_worker(MultiSteps(...))` sends zeros until enough is accumulated, "
-            "and a transform with a key draws in these steps too: a noisy vote then "
-            "moves by nothing but noise. Put `MultiSteps` behind the aggregator, or "
-            "give the loss as many times the data.",
+            "`per_worker(MultiSteps(...))`, or `apply_every`, sends zeros until enough "
+            "is accumulated, and a transform with a key draws in these steps too: a "
+            "noisy vote then moves by nothing but noise. Put `MultiSteps` behind the "
+            "aggregator, or give the loss as many times the data.",
             stacklevel=2,
         )
 

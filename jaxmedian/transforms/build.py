@@ -29,6 +29,7 @@ from jaxmedian.workers.collectives import AxisName, PyTree
 from jaxmedian.workers.population import (
     Population,
     check_spread,
+    given_to_step,
     population_of,
     refuse_weights,
 )
@@ -107,11 +108,13 @@ def transformation(
                 if updates.axis_name is not None and not each_alone:
                     check_spread(name, frozenset({updates.axis_name}), axis_name)
             else:
-                updates = shapes = updates.stack(name)
+                with given_to_step():  # the loss may call what it likes
+                    updates = shapes = updates.stack(name)
         population = population_of(
             name, shapes, params, axis_name, mask, weights, each_alone=each_alone
         )
-        return apply(Step(updates, shapes, state, params, population, extra_args))
+        with given_to_step():  # what stands inside is called as it wants to be
+            return apply(Step(updates, shapes, state, params, population, extra_args))
 
     compiled_take = jax.jit(take)
 

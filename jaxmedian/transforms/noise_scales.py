@@ -120,7 +120,8 @@ def coordinate_scales(
         sizes = [norms_of(square) for square in squares]
         before, treedef = jax.tree.flatten(state.mean_squares)
         rows = zip(rows_of_leaves(groups, squares), before, strict=True)
-        kept = jax.tree.unflatten(treedef, [x.reshape(was.shape) for x, was in rows])
+        kept = [row.astype(was.dtype).reshape(was.shape) for row, was in rows]
+        kept = jax.tree.unflatten(treedef, kept)
         after = RunningScaleState(after.count, after.rng_key, kept, num_sent)
     else:
         rule = _DISPERSIONS[scale.statistic]
@@ -152,7 +153,8 @@ def _running_squares(
     Returns:
       The squares, and how often they were sent.
     """
-    rows = [leaf.reshape(-1) for leaf in jax.tree.leaves(state.mean_squares)]
+    squares = zip(jax.tree.leaves(state.mean_squares), leaves, strict=True)
+    rows = [x.reshape(-1).astype(working_dtype(leaf.dtype)) for x, leaf in squares]
     held = [group.join(rows) for group in groups], state.num_sent
     Sent = tuple[list[jax.Array], jax.Array]
 

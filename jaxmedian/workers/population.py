@@ -3,9 +3,13 @@
 Updates carry one leading worker axis: ``[M, ...]`` on one device, the local block
 ``[M / D, ...]`` inside `jax.shard_map`. Parameters never have it. Two mistakes would
 pass silently through plain optax, gradients without the axis and updates that still
-have it, so both are raised here, with every offending leaf by name.
+have it, so both are raised here, with every offending leaf by name; and so is a third,
+a mask that was given to a step and got lost on the way.
 """
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -14,6 +18,9 @@ import numpy as np
 
 from jaxmedian.workers import collectives
 from jaxmedian.workers.collectives import AxisName, PyTree
+
+# Mask and weights, by name, that the step being traced was given.
+_given: ContextVar[tuple[str, ...]] = ContextVar("_given", default=())
 
 _LEAST = 1e-15  # weight, beside 0, whose products with gradients float32 holds
 
@@ -128,8 +135,9 @@ def population_of(
         weights that are known are negative or sum to 0; if workers are spread over a
         mesh axis that ``axis_name`` does not name.
       TypeError: if a leaf is not floating point of 16 bits or more, or the mask not
-        boolean.
+        boolean; if the step was given a mask or weights that did not arrive here.
     """
+    _check_arrived(transform, worker_mask=worker_mask, worker_weights=worker_weights)
     num_local = _count_rows(transform, updates, params)
     if not each_alone:
         check_spread(transform, _spread(updates, params, axis_name), axis_name)
@@ -142,6 +150,32 @@ def population_of(
     present = counted if present is None else counted & present
     weights = jnp.where(present, weights, np.asarray(0, weights.dtype))
     return Population(num_local, num_workers, axis_name, present, weights)
+
+
+@contextlib.contextmanager
+def given_to_step(*names: str) -> Iterator[None]:
+    """Tells the transforms called inside which arguments their step was given."""
+    token = _given.set(names)
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
+def _check_arrived(transform: str, **arrived: object) -> None:
+    """Raises TypeError if something around the transform dropped an extra argument.
+
+    optax calls a transformation that takes none without them, and so all inside it.
+    """
+    for name in _given.get():
+        if arrived[name] is None:
+            raise TypeError(
+                f"`{name}` was given to the step and did not reach `{transform}`: what "
+                "stands around it takes no extra arguments, as `optax.lookahead` and "
+                "`optax.contrib.split_real_and_imaginary`. Put that behind the "
+                "aggregator, or build it as an "
+                "`optax.GradientTransformationExtraArgs` that hands them on."
+            )
 
 
 def _count_rows(transform: str, updates: PyTree, params: PyTree | None) -> int:

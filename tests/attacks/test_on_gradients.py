@@ -305,6 +305,39 @@ def test_pivotal_votes_do_the_harm_of_lying_always_with_the_fewest_lies(noise, t
     assert lies.mean() < 0.45  # of the coordinates, against all of them
 
 
+def by_groups(tx):
+    """One label a leaf: `optax.partition` hides the leaves of other groups."""
+    return optax.partition({"x": tx, "y": tx}, {"a": "x", "b": "y"})
+
+
+def test_pivotal_votes_know_the_noise_of_each_group_of_a_partition():
+    noise = jm.noise.gaussian(1.0)
+    grads = {"a": gradients(400), "b": gradients(400, seed=1)}
+    ends = []
+    for attack in (
+        jm.attacks.pivotal_votes(HOSTILE, noise, 0),
+        jm.attacks.inner_product_manipulation(HOSTILE, scale=1e30),  # who lies always
+    ):
+        attacked = optax.chain(attack, jm.majority_vote(noise, 0))
+        ends.append(first_update(by_groups(attacked), grads))
+    jax.tree.map(np.testing.assert_array_equal, *ends)
+
+
+def test_gaussian_numbers_of_groups_are_those_of_the_whole_tree():
+    grads = {"a": gradients(40), "b": gradients(40, seed=1)}
+    tx = jm.attacks.gaussian(HOSTILE, 0, scale=2.0)
+    whole, groups = first_update(tx, grads), first_update(by_groups(tx), grads)
+    jax.tree.map(np.testing.assert_array_equal, whole, groups)
+    assert not np.array_equal(whole["a"][1], whole["b"][1])
+
+
+@pytest.mark.parametrize("name", ["near_tie_collusion", "pivotal_votes"])
+def test_attacks_that_count_heads_refuse_weights(name):
+    tx = getattr(jm.attacks, name)(HOSTILE)
+    with pytest.raises(ValueError, match=f"`{name}` takes no `worker_weights`"):
+        tx.update(gradients(), tx.init(None), worker_weights=jnp.ones(M))
+
+
 def test_pivotal_votes_follow_the_vote_from_step_to_step():
     noise = jm.noise.gaussian(2.0)
     chain = optax.chain(

@@ -198,6 +198,53 @@ def accumulated(rule, num_workers=M):
 
 
 @pytest.mark.usefixtures("promoting")
+@pytest.mark.parametrize("every", ["MultiSteps", "apply_every"])
+def test_accumulation_in_front_of_running_scales_is_warned_of(every):
+    noise = jm.noise.uniform(jm.noise.per_coordinate(1.0, "rms"), "systematic")
+    if every == "MultiSteps":
+        tx = accumulated(jm.majority_vote(noise, 0))
+    else:
+        held = jm.per_worker(optax.apply_every(2), M)
+        tx = optax.chain(held, jm.majority_vote(noise, 0), optax.sgd(0.1))
+    step = jm.make_step(lambda p, b: jnp.sum(p * b), tx)
+    with pytest.warns(UserWarning, match="nothing but noise"):
+        step(jnp.zeros(2), tx.init(jnp.zeros(2)), X)
+
+
+NAMED = {
+    "worker_mask": jnp.array([True, False, False]),
+    "worker_weights": jnp.array([1.0, 2.0, 0.5]),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("chunk", [None, 1])
+def test_an_extra_argument_that_a_wrapper_drops_is_missed(name, chunk):
+    def without_extra_args(tx):
+        return optax.GradientTransformation(
+            tx.init, lambda updates, state, params=None: tx.update(updates, state)
+        )
+
+    lost = optax.chain(without_extra_args(jm.worker_mean()), optax.sgd(0.1))
+    kept = optax.chain(jm.worker_mean(), without_extra_args(optax.sgd(0.1)))
+    given = {name: NAMED[name]}
+    for tx in (lost, kept):
+        step = jm.make_step(
+            lambda p, b: jnp.sum(p * b), tx, donate=False, worker_chunk=chunk
+        )
+        first = jnp.zeros(2), tx.init(jnp.zeros(2)), X
+        step(*first)
+        step(*first, **{name: None})
+        if tx is kept:
+            weights = np.float32(NAMED[name])
+            expected = -0.1 * weights @ X / weights.sum()
+            np.testing.assert_allclose(step(*first, **given)[0], expected, rtol=1e-6)
+            continue
+        with pytest.raises(TypeError, match=f"`{name}` was given.*did not reach `work"):
+            step(*first, **given)
+
+
+@pytest.mark.usefixtures("promoting")
 def test_accumulation_in_front_of_noise_is_warned_of():
     noisy = accumulated(jm.majority_vote(jm.noise.gaussian(0.1), 0))
     step = jm.make_step(lambda p, b: jnp.sum(p * b), noisy)

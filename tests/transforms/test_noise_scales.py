@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 import reference
-from harness import COUPLINGS, first_update, params_like
+from harness import COUPLINGS, enable_x64, first_update, params_like
 from jax.sharding import PartitionSpec as P
 
 import jaxmedian as jm
@@ -364,6 +364,26 @@ def test_joined_leaves_have_the_running_squares_of_each_alone(every):
         assert squares.shape == leaf.shape[1:]
         (alone,) = squares_of([leaf])
         np.testing.assert_array_equal(squares, alone)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("given", [np.float64, np.float32])
+@pytest.mark.parametrize("held", [np.float64, np.float32])
+def test_running_squares_keep_the_type_of_the_parameters(held, given, every):
+    scale = jm.noise.per_coordinate(1.0, "rms", every=every)
+    tx = jm.majority_vote(jm.noise.gaussian(scale), 2)
+    with enable_x64(True):
+        params = [jnp.zeros(6, held), jnp.zeros(3, jnp.float32)]
+        grads = [jnp.asarray(skewed(3, row.size), given) for row in params]
+
+        def step(state, _):
+            return tx.update(grads, state, params)[1], None
+
+        state, _ = jax.lax.scan(step, tx.init(params), length=2)
+        for squares, row, leaf in zip(state.mean_squares, params, grads, strict=True):
+            assert squares.dtype == row.dtype
+            expected = np.mean(np.float64(leaf) ** 2, axis=0)
+            np.testing.assert_allclose(squares, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("statistic", [*STATELESS, "rms", "max", "median"])
