@@ -56,11 +56,6 @@ def sto_sign(rate: Rate, key: Any) -> optax.GradientTransformation:
     return jm.noisy_sign_sgd(rate, noise, key)
 
 
-def dp_sign(rate: Rate, sigma: Any, key: Any) -> optax.GradientTransformation:
-    """Builds the vote of signs under Gaussian noise (Jin et al., 2020)."""
-    return jm.noisy_sign_sgd(rate, jm.noise.gaussian(sigma), key)
-
-
 class MemoryState(NamedTuple):
     """What a worker has not sent yet, params-shaped."""
 

@@ -120,7 +120,7 @@ def test_gaussian_noise_has_the_bits_of_dp_sign():
     exact = jm.theory.vote_probability(U, noise)
     np.testing.assert_allclose(exact.plus, expected, atol=1e-6)
     sigma = np.sqrt(expected * (1 - expected) / DRAWS)
-    moved = votes(sign_methods.dp_sign(1.0, scale, 3))
+    moved = votes(jm.noisy_sign_sgd(1.0, noise, 3))
     assert abs((moved < 0).mean() - expected) < 5 * sigma
 
 
