@@ -206,8 +206,8 @@ def _count_rows(transform: str, updates: PyTree, params: PyTree | None) -> int:
             f"`{transform}` expects updates with a leading worker axis: "
             f"{'; '.join(without_axis)}. Did you forget "
             "`jax.vmap(jax.grad(loss), (None, 0))`, or is another aggregator before "
-            "it? `optax.MultiSteps` and `optax.apply_if_finite` stand behind an "
-            "aggregator, not around it: `optax.chain(majority_vote(), "
+            "it? `optax.MultiSteps`, `optax.apply_if_finite` and `optax.flatten` stand "
+            "behind an aggregator, not around it: `optax.chain(majority_vote(), "
             "optax.MultiSteps(optax.sgd(rate), n).gradient_transformation())`."
         )
     counts = {_name(path): jnp.shape(leaf)[0] for path, leaf in leaves}
