@@ -3,9 +3,9 @@
 Claim: where workers read different text, Distributed Lion, one bit per coordinate and
 worker, falls behind Lion on the mean of 32-bit gradients; noise on the interpolation of
 Lion, before its sign, brings the vote back. So it is for a perceptron on eight
-languages. Transformers get a part of the gap back: one of two layers by three seeds,
-within chance, and that below by one, at rates that were not tuned, on batches that are
-large enough. Drawn against steps and bytes sent up.
+languages. Transformers get a part of the gap back, on batches that are large enough:
+one of two layers by five seeds, and that below by one, at rates that were not tuned.
+Drawn against steps and bytes sent up.
 
     python -m experiments shakespeare --text FILE     one text, cut into eight parts
     python -m experiments shakespeare --text FILE --split speakers
