@@ -28,11 +28,7 @@ from experiments.common.harness.plots import draw_heatmap, heatmaps
 from experiments.common.harness.results import Curves, Result, each_part
 from experiments.common.training.outcomes import standard_error
 from experiments.common.training.rules import chosen_rules
-from experiments.hostile.byzantine.attacks import (
-    ATTACKS,
-    NO_ATTACK,
-    chosen_attacks,
-)
+from experiments.hostile.byzantine.attacks import ATTACKS, chosen_attacks
 from experiments.hostile.byzantine.trials import Config, Trial, try_rule
 from experiments.hostile.byzantine.worst_cases import judge
 
@@ -109,13 +105,19 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
 
     parts, partial = each_part(rules, train)
     trials = [trial for part in parts.values() for trial in part]
+    found = {f"{trial.rule} | {trial.split} | f = {trial.f}": trial for trial in trials}
     extra = {
-        f"{trial.rule} | {trial.split} | f = {trial.f}": _summary(trial)
-        for trial in trials
+        "figures": {place: _worst(trial) for place, trial in found.items()},
+        "trials": {place: _summary(trial) for place, trial in found.items()},
     }
-    curves, claims = _curves(trials), judge(config, trials)
-    more = {"figures": figures_of(curves), "trials": extra}
-    return Result(curves, claims, more, "f", partial, problem.description)
+    claims = judge(config, trials)
+    return Result(_curves(trials), claims, extra, "f", partial, problem.description)
+
+
+def _worst(trial: Trial) -> list[float]:
+    """Returns test accuracy under the worst attack, prepared, and its error."""
+    _, accuracy = trial.worst(trial.prepared())
+    return [float(accuracy.mean()), float(standard_error(accuracy))]
 
 
 def _curves(trials: list[Trial]) -> Curves:
@@ -138,27 +140,6 @@ def _curves(trials: list[Trial]) -> Curves:
         name: {key: np.array(values) for key, values in table.items()}
         for name, table in tables.items()
     }
-
-
-def figures_of(curves: Curves) -> dict[str, list[float]]:
-    """Finds what every rule, prepared, reaches under its worst attack, and its error.
-
-    >>> worse = {"f": [2.0], "prepared": [0.4], "prepared_error": [0.1]}
-    >>> better = worse | {"prepared": [0.6]}
-    >>> figures_of({"vote | NaN | alpha = 1": better, "vote | inf | alpha = 1": worse})
-    {'vote | alpha = 1 | f = 2': [0.4, 0.1]}
-    """
-    worst: dict[str, list[float]] = {}
-    for name, curve in curves.items():
-        rule, attack, split = name.split(" | ")
-        if attack == NO_ATTACK:
-            continue
-        columns = (curve[key] for key in ("f", "prepared", "prepared_error"))
-        for f, accuracy, error in zip(*columns, strict=True):
-            place = f"{rule} | {split} | f = {f:g}"
-            found = [float(accuracy), float(error)]
-            worst[place] = min(worst.get(place, found), found)
-    return worst
 
 
 def _summary(trial: Trial) -> dict[str, str]:
