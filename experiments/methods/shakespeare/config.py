@@ -30,6 +30,7 @@ class Config:
       heads: of its attention.
       hidden: its channels, or the perceptron's hidden units.
       decay: weight decay.
+      lion_b2: decay of Lion's momentum, on the mean and before votes.
       chunk: steps between two measurements.
       windows: windows to measure on.
       sample: characters written before and after training.
@@ -60,6 +61,7 @@ class Config:
     heads: Count = 4
     hidden: Count = 128
     decay: float = 0.1
+    lion_b2: float = 0.99
     chunk: Count = 100
     windows: Count = 400
     sample: Count = 300

@@ -10,7 +10,7 @@ import jaxmedian as jm
 from experiments.methods.shakespeare.config import Config
 from experiments.methods.shakespeare.transformer import is_matrix
 
-B1, B2 = 0.9, 0.99  # of AdamW and Lion alike
+B1, B2 = 0.9, 0.99  # of AdamW; Lion's second is `Config.lion_b2`
 
 
 class Contender(NamedTuple):
@@ -48,7 +48,8 @@ def mean_adamw(config: Config, schedule: Any, *_: Any) -> optax.GradientTransfor
 def mean_lion(config: Config, schedule: Any, *_: Any) -> optax.GradientTransformation:
     """Builds Lion on the mean."""
     return optax.chain(
-        jm.worker_mean(), optax.lion(schedule, B1, B2, weight_decay=config.decay)
+        jm.worker_mean(),
+        optax.lion(schedule, B1, config.lion_b2, weight_decay=config.decay),
     )
 
 
@@ -57,7 +58,7 @@ def average_lion(
 ) -> optax.GradientTransformation:
     """Builds Distributed Lion by averaging signs."""
     return optax.chain(
-        jm.interpolate_momentum(config.num_workers, B1, B2),
+        jm.interpolate_momentum(config.num_workers, B1, config.lion_b2),
         jm.mean_of_signs(),
         optax.add_decayed_weights(config.decay),
         optax.scale_by_learning_rate(schedule),
@@ -81,7 +82,7 @@ def noisy_lion(
         return jm.distributed_lion(
             schedule,
             B1,
-            B2,
+            config.lion_b2,
             config.decay,
             num_workers=config.num_workers,
             noise=noise,
@@ -95,6 +96,27 @@ def noisy_lion(
 def running_squares(every: int, factor: Any) -> jm.noise.PerCoordinate:
     """Returns a scale for each coordinate, of its running root mean square."""
     return jm.noise.per_coordinate(factor, "rms", every=every)
+
+
+def lion_after_signs(every: int) -> Callable[..., optax.GradientTransformation]:
+    """Builds Lion on the mean of signs of noisy gradients, which has the momentum.
+
+    Workers keep none: the noise of their batches is left in, and works as the drawn one.
+
+    Args:
+      every: K, steps between two means of the workers' squares.
+    """
+
+    def build(
+        config: Config, schedule: Any, factor: Any, key: Any
+    ) -> optax.GradientTransformation:
+        noise = jm.noise.uniform(running_squares(every, factor), "systematic")
+        return optax.chain(
+            jm.mean_of_signs(noise, key),
+            optax.lion(schedule, B1, config.lion_b2, weight_decay=config.decay),
+        )
+
+    return build
 
 
 CONTENDERS = {
@@ -118,4 +140,7 @@ CONTENDERS = {
         )
         for every in (50, 200)
     },
+    "Lion after noisy signs, K = 50": Contender(
+        lion_after_signs(50), 1 + 32 / 50, "vote_rates", "coordinate_factors"
+    ),
 }
