@@ -57,7 +57,7 @@ def judge(trial: Trial, reached: dict[str, Reached]) -> tuple[Claim, ...]:
             )
         )
     for name in reached:
-        if name.startswith("noisy"):
+        if "noisy" in name:
             claims += compare(name, reached, is_trained)
     return tuple(claims)
 

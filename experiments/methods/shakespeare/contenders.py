@@ -101,7 +101,7 @@ def running_squares(every: int, factor: Any) -> jm.noise.PerCoordinate:
 def lion_after_signs(every: int) -> Callable[..., optax.GradientTransformation]:
     """Builds Lion on the mean of signs of noisy gradients, which has the momentum.
 
-    Workers keep none: the noise of their batches is left in, and works as the drawn one.
+    Workers keep none: the noise of their batches stays in, and works as the drawn one.
 
     Args:
       every: K, steps between two means of the workers' squares.
