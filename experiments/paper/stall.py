@@ -21,7 +21,7 @@ import jaxmedian as jm
 from experiments.common.harness.options import Count, tiny
 from experiments.common.harness.plots import draw_band, panels
 from experiments.common.harness.results import Claim, Result, each_part
-from experiments.common.training.outcomes import Runs, grid, report
+from experiments.common.training.outcomes import Runs, grid, report, standard_error
 from experiments.common.training.problems import TrainingConfig
 from experiments.common.training.trainer import build_trainer, part_folder
 
@@ -72,7 +72,21 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
         for number, rate in enumerate(config.rates)
     }
     claims = _claims(config, runs)
-    return Result(curves, claims, partial=partial, data=problem.description)
+    extra = {"figures": _figures(config, runs)}
+    return Result(curves, claims, extra, partial=partial, data=problem.description)
+
+
+def _figures(config: Config, runs: dict[str, Runs]) -> dict[str, Any]:
+    """Returns the highest accuracy along a run, at each step, and of all runs."""
+    figures: dict[str, Any] = {}
+    for name, found in runs.items():
+        highest = found.metrics["test_accuracy"].max(axis=-1)  # [G, S]
+        figures[f"{name}, highest"] = float(highest.max())
+        for rate, row in zip(config.rates, highest, strict=True):
+            figures[f"{name}, step {rate:g}"] = [float(row.mean())] + (
+                [float(standard_error(row))] if len(row) > 1 else []
+            )
+    return figures
 
 
 def _claims(config: Config, runs: dict[str, Runs]) -> tuple[Claim, ...]:
