@@ -308,6 +308,25 @@ def test_every_contender_steps_against_the_gradient_at_its_rate(name):
     np.testing.assert_allclose(updates, -0.1 * grads[0], rtol=1e-4)
 
 
+def test_lion_after_noisy_signs_is_lion_on_the_share_of_signs():
+    """Beside a loop in NumPy, with noise far below every entry; no worker has state."""
+    config = shakespeare.Config(lion_b2=0.8, decay=0.25)
+    contender = CONTENDERS["Lion after noisy signs, K = 50"]
+    built = contender.build(config, lambda step: 0.1, 1e-6, 0)
+    params = jnp.linspace(-1, 1, 30)
+    state = built.init(params)
+    assert max(leaf.size for leaf in jax.tree.leaves(state)) <= 30
+    x, momentum = np.asarray(params, np.float64), np.zeros(30)
+    for step in range(4):
+        grads = np.roll(GRADS, step, axis=1)
+        updates, state = built.update(jnp.asarray(grads), state, params)
+        params = params + updates
+        share = np.sign(grads).mean(axis=0)
+        x -= 0.1 * (np.sign(0.9 * momentum + 0.1 * share) + 0.25 * x)
+        momentum = 0.8 * momentum + 0.2 * share
+    np.testing.assert_allclose(params, x, atol=1e-5)
+
+
 def test_the_noise_of_contenders_has_the_scale_that_is_tuned():
     """Systematic uniform noise of b over 10 on entries 1 of 8 workers: half vote -1."""
     grads, params = jnp.ones((8, 4000)), jnp.zeros(4000)
