@@ -110,6 +110,9 @@ def test_the_recipes_for_training():
     ):
         np.testing.assert_array_equal(a, b)
     assert jnp.any(after["adapter_up"] != 0)
+    # Lion behind noisy signs learns.
+    losses = namespace["learned"].metrics["loss"]
+    assert losses[-1] < 0.9 * losses[0]
 
 
 def test_the_recipes_for_devices_logs_and_files(monkeypatch):
