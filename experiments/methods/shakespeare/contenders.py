@@ -98,21 +98,23 @@ def running_squares(every: int, factor: Any) -> jm.noise.PerCoordinate:
     return jm.noise.per_coordinate(factor, "rms", every=every)
 
 
-def lion_after_signs(every: int) -> Callable[..., optax.GradientTransformation]:
-    """Builds Lion on the mean of signs of noisy gradients, which has the momentum.
+def lion_after(
+    aggregate: Callable[..., optax.GradientTransformation],
+) -> Callable[..., optax.GradientTransformation]:
+    """Builds Lion on signs of noisy gradients, with the momentum behind the aggregator.
 
     Workers keep none: the noise of their batches stays in, and works as the drawn one.
 
     Args:
-      every: K, steps between two means of the workers' squares.
+      aggregate: `jaxmedian.mean_of_signs` or `jaxmedian.majority_vote`.
     """
 
     def build(
         config: Config, schedule: Any, factor: Any, key: Any
     ) -> optax.GradientTransformation:
-        noise = jm.noise.uniform(running_squares(every, factor), "systematic")
+        noise = jm.noise.uniform(running_squares(50, factor), "systematic")
         return optax.chain(
-            jm.mean_of_signs(noise, key),
+            aggregate(noise, key),
             optax.lion(schedule, B1, config.lion_b2, weight_decay=config.decay),
         )
 
@@ -140,7 +142,13 @@ CONTENDERS = {
         )
         for every in (50, 200)
     },
-    "Lion after noisy signs, K = 50": Contender(
-        lion_after_signs(50), 1 + 32 / 50, "vote_rates", "coordinate_factors"
-    ),
+    **{
+        f"Lion after {name}, K = 50": Contender(
+            lion_after(aggregate), 1 + 32 / 50, "vote_rates", "coordinate_factors"
+        )
+        for name, aggregate in (
+            ("noisy signs", jm.mean_of_signs),
+            ("a noisy vote", jm.majority_vote),
+        )
+    },
 }

@@ -308,10 +308,13 @@ def test_every_contender_steps_against_the_gradient_at_its_rate(name):
     np.testing.assert_allclose(updates, -0.1 * grads[0], rtol=1e-4)
 
 
-def test_lion_after_noisy_signs_is_lion_on_the_share_of_signs():
+@pytest.mark.parametrize(
+    "name, aggregate", [("noisy signs", lambda s: s), ("a noisy vote", np.sign)]
+)
+def test_lion_after_signs_is_lion_on_what_they_say(name, aggregate):
     """Beside a loop in NumPy, with noise far below every entry; no worker has state."""
     config = shakespeare.Config(lion_b2=0.8, decay=0.25)
-    contender = CONTENDERS["Lion after noisy signs, K = 50"]
+    contender = CONTENDERS[f"Lion after {name}, K = 50"]
     built = contender.build(config, lambda step: 0.1, 1e-6, 0)
     params = jnp.linspace(-1, 1, 30)
     state = built.init(params)
@@ -321,7 +324,7 @@ def test_lion_after_noisy_signs_is_lion_on_the_share_of_signs():
         grads = np.roll(GRADS, step, axis=1)
         updates, state = built.update(jnp.asarray(grads), state, params)
         params = params + updates
-        share = np.sign(grads).mean(axis=0)
+        share = aggregate(np.sign(grads).mean(axis=0))
         x -= 0.1 * (np.sign(0.9 * momentum + 0.1 * share) + 0.25 * x)
         momentum = 0.8 * momentum + 0.2 * share
     np.testing.assert_allclose(params, x, atol=1e-5)
