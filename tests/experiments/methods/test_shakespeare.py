@@ -309,7 +309,7 @@ def test_every_contender_steps_against_the_gradient_at_its_rate(name):
 
 
 @pytest.mark.parametrize(
-    "name, aggregate", [("noisy signs", lambda s: s), ("a noisy vote", np.sign)]
+    ("name", "aggregate"), [("noisy signs", lambda s: s), ("a noisy vote", np.sign)]
 )
 def test_lion_after_signs_is_lion_on_what_they_say(name, aggregate):
     """Beside a loop in NumPy, with noise far below every entry; no worker has state."""
