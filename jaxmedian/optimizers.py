@@ -183,6 +183,9 @@ def distributed_lion(
     it towards the mean. Replace the vote by `jaxmedian.mean_of_signs` for the paper's
     averaging.
 
+    With small batches Lion *behind* the noisy signs of gradients has done better, and
+    without state per worker: ``chain(mean_of_signs(noise, key), optax.lion(...))``.
+
     Args:
       learning_rate: delta, the length of every coordinate's step, or a schedule of it.
       b1: beta_1, share of the momentum in what is voted on, in [0, 1).
