@@ -96,21 +96,29 @@ def running_squares(every: int, factor: Any) -> jm.noise.PerCoordinate:
     return jm.noise.per_coordinate(factor, "rms", every=every)
 
 
+def noisy_mean(noise: jm.noise.Noise, key: Any) -> optax.GradientTransformation:
+    """Takes the mean of noisy floats: what signs of them lose, this keeps."""
+    return optax.chain(jm.add_worker_noise(noise, key), jm.worker_mean())
+
+
 def lion_after(
     aggregate: Callable[..., optax.GradientTransformation],
+    coupling: jm.noise.Coupling = "systematic",
 ) -> Callable[..., optax.GradientTransformation]:
-    """Builds Lion on signs of noisy gradients, with the momentum behind the aggregator.
+    """Builds Lion on noisy gradients, with the momentum behind the aggregator.
 
     Workers keep none: the noise of their batches stays in, and works as the drawn one.
+    What is left of both dithers Lion's own sign.
 
     Args:
-      aggregate: `jaxmedian.mean_of_signs` or `jaxmedian.majority_vote`.
+      aggregate: ``(noise, key)`` -> `jaxmedian.mean_of_signs`, say.
+      coupling: of the noise; systematic noise would cancel in a mean.
     """
 
     def build(
         config: Config, schedule: Any, factor: Any, key: Any
     ) -> optax.GradientTransformation:
-        noise = jm.noise.uniform(running_squares(50, factor), "systematic")
+        noise = jm.noise.uniform(running_squares(50, factor), coupling)
         return optax.chain(
             aggregate(noise, key),
             optax.lion(schedule, B1, config.lion_b2, weight_decay=config.decay),
@@ -142,11 +150,12 @@ CONTENDERS = {
     },
     **{
         f"Lion after {name}, K = 50": Contender(
-            lion_after(aggregate), 1 + 32 / 50, "vote_rates", "coordinate_factors"
+            lion_after(*how), bits + 32 / 50, "vote_rates", "coordinate_factors"
         )
-        for name, aggregate in (
-            ("noisy signs", jm.mean_of_signs),
-            ("a noisy vote", jm.majority_vote),
+        for name, bits, *how in (
+            ("noisy signs", 1, jm.mean_of_signs),
+            ("a noisy vote", 1, jm.majority_vote),
+            ("the noisy mean", 32, noisy_mean, "independent"),
         )
     },
 }

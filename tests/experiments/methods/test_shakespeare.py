@@ -309,9 +309,14 @@ def test_every_contender_steps_against_the_gradient_at_its_rate(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "aggregate"), [("noisy signs", lambda s: s), ("a noisy vote", np.sign)]
+    ("name", "aggregate"),
+    [
+        ("noisy signs", lambda grads: np.sign(grads).mean(axis=0)),
+        ("a noisy vote", lambda grads: np.sign(np.sign(grads).mean(axis=0))),
+        ("the noisy mean", lambda grads: grads.mean(axis=0)),
+    ],
 )
-def test_lion_after_signs_is_lion_on_what_they_say(name, aggregate):
+def test_lion_after_an_aggregator_is_lion_on_what_it_says(name, aggregate):
     """Beside a loop in NumPy, with noise far below every entry; no worker has state."""
     config = shakespeare.Config(lion_b2=0.8, decay=0.25)
     contender = CONTENDERS[f"Lion after {name}, K = 50"]
@@ -324,10 +329,22 @@ def test_lion_after_signs_is_lion_on_what_they_say(name, aggregate):
         grads = np.roll(GRADS, step, axis=1)
         updates, state = built.update(jnp.asarray(grads), state, params)
         params = params + updates
-        share = aggregate(np.sign(grads).mean(axis=0))
-        x -= 0.1 * (np.sign(0.9 * momentum + 0.1 * share) + 0.25 * x)
-        momentum = 0.8 * momentum + 0.2 * share
+        said = aggregate(grads)
+        x -= 0.1 * (np.sign(0.9 * momentum + 0.1 * said) + 0.25 * x)
+        momentum = 0.8 * momentum + 0.2 * said
     np.testing.assert_allclose(params, x, atol=1e-5)
+
+
+def test_the_noise_of_the_mean_does_not_cancel():
+    """Lion's first sign is that of the mean gradient plus that of eight noises."""
+    grads, params = jnp.ones((8, 4000)), jnp.zeros(4000)
+    contender = CONTENDERS["Lion after the noisy mean, K = 50"]
+    built = contender.build(shakespeare.Config(decay=0.0), lambda step: 1.0, 4.0, 0)
+    updates, _ = built.update(grads, built.init(params), params)
+    # The noise has the scale 4 of squares of 1: its mean is nearly normal, sd 4 / 8^.5.
+    share = 0.2398  # Phi(-8^.5 / 4)
+    error = 5 * np.sqrt(share / 4000)
+    assert abs(float(jnp.mean(updates == 1.0)) - share) < error
 
 
 def test_the_noise_of_contenders_has_the_scale_that_is_tuned():
