@@ -216,6 +216,12 @@ for when, params in (("before", model.params), ("after", trained)):
 # momentum after the vote adds many of them up. Here 1, 8 and 64 votes on the same
 # gradients, at the parameters where training ended: how steeply a step along the signs
 # of their sum descends, where the signs of the mean would be 1.
+#
+# Why does it end below Lion on the mean, which reads every gradient in full? Lion takes
+# a sign too, that of its momentum, and moves every coordinate by the same length,
+# however small its entry. What noise is left in the momentum turns the small entries'
+# signs back and forth: it does to Lion what it did to the vote. Noise on the gradients
+# before a mean of floats (`add_worker_noise`, then `worker_mean`) helps Lion as much.
 
 # %%
 batch = next_batch(jax.random.key(3), jnp.int32(0))
