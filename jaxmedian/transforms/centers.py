@@ -12,7 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmedian.kernels.distances import clip_factors, norms_of, sound_rows
+from jaxmedian.kernels.distances import (
+    clip_factors,
+    norms_of,
+    sound_rows,
+    squared_distances,
+)
 from jaxmedian.kernels.rows import working_dtype
 from jaxmedian.transforms.build import Step, transformation
 from jaxmedian.transforms.whole_gradients import (
@@ -22,16 +27,16 @@ from jaxmedian.transforms.whole_gradients import (
 from jaxmedian.workers.checks import check_count, check_radius, static_hint
 from jaxmedian.workers.collectives import AxisName, PyTree
 
-Start = Literal["mean", "zeros"]
+Start = Literal["majority", "mean", "zeros"]
 STARTS: tuple[Start, ...] = get_args(Start)
 
 
 def geometric_median(
-    smoothing: float = 1e-6,
-    tolerance: float = 1e-6,
+    smoothing: float | None = None,
+    tolerance: float | None = None,
     max_steps: int = 100,
     *,
-    start: Start = "mean",
+    start: Start = "majority",
     axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Finds the point of the least summed distance: ``[M, ...] -> [...]``.
@@ -42,14 +47,20 @@ def geometric_median(
     smoothing). A minority of arbitrary workers moves it a bounded way (breakdown point
     1/2); kappa = 4 (1 + f / (M - 2f))^2 for any f < M / 2. It need not be told f.
 
+    The steps start near a worker whom a majority is nearest to, at most twice as far
+    from it as that majority, and no step makes the sum of distances larger. From the
+    mean, which one hostile worker sends anywhere, the way back takes log(distance) /
+    log((M - f) / f) steps.
+
     All iterates are weighted means, so the steps run on one Gram matrix, M^2 a step,
     whatever d; the gradients are read for that matrix and once more for the result.
 
     Args:
-      smoothing: nu > 0, the distance below which a worker has no more weight.
-      tolerance: stop after a step that moves less, >= 0.
+      smoothing: nu > 0, the distance below which a worker has no more weight, in units
+        of the gradient; None for a millionth of the distance of that majority.
+      tolerance: stop after a step that moves less, >= 0; None as above.
       max_steps: the most steps, >= 1.
-      start: "mean", or "zeros" to start from the origin.
+      start: "majority"; "mean"; or "zeros" to start from the origin.
       axis_name: mesh axis over which workers are spread inside `jax.shard_map`.
 
     Returns:
@@ -77,10 +88,13 @@ def geometric_median(
       Pillutla et al., Robust Aggregation for Federated Learning, IEEE TSP 2022.
       https://arxiv.org/abs/1912.13445
     """
-    check_radius("smoothing", smoothing)
-    _check_stop(tolerance, max_steps)
+    if smoothing is not None:
+        check_radius("smoothing", smoothing)
+    if tolerance is not None:
+        _check_tolerance(tolerance)
+    check_count("max_steps", max_steps)
     if start not in STARTS:
-        raise ValueError(f'`start` must be "mean" or "zeros"; got {start!r}.')
+        raise ValueError(f"`start` must be one of {STARTS}; got {start!r}.")
 
     def rule(gradients: Gradients) -> list[jax.Array]:
         gram = gradients.gram()
@@ -88,24 +102,49 @@ def geometric_median(
         shares = sound.astype(gram.dtype)
         if (given := gradients.population.weights_of_all()) is not None:
             shares = shares * given.astype(gram.dtype)
-        weights = shares
-        num_steps = max_steps
-        if start == "zeros":  # the step from the origin is the first
-            weights = shares * _closeness(gradients.squared_norms(), sound, smoothing)
+        squared, distance = _nearest_majority(squared_distances(gram, sound), shares)
+        millionth = jnp.maximum(1e-6 * distance, np.sqrt(jnp.finfo(gram.dtype).tiny))
+        least, limit = (
+            millionth if given is None else jnp.asarray(given, gram.dtype)
+            for given in (smoothing, tolerance)
+        )
+        weights, num_steps = shares, max_steps
+        if start == "majority":
+            radius = jnp.maximum(distance, least)
+            weights = shares * _closeness(squared, sound, radius)
+        elif start == "zeros":  # the step from the origin is the first
+            weights = shares * _closeness(gradients.squared_norms(), sound, least)
             num_steps -= 1
         return gradients.weighted_sum(
-            _weiszfeld(gram, shares, weights, smoothing, tolerance, num_steps)
+            _weiszfeld(gram, shares, weights, least, limit, num_steps)
         )
 
     return whole_gradient_rule("geometric_median", rule, axis_name, weighted=True)
+
+
+def _nearest_majority(
+    squared: jax.Array, shares: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Finds the worker around whom more than half of all shares lie closest.
+
+    Returns:
+      the squared distances ``[M]`` from this worker, and how far that half reaches.
+    """
+    order = jnp.argsort(squared, axis=1)
+    reached = jnp.cumsum(shares[order], axis=1)
+    is_more = 2 * reached > reached[:, -1:]
+    last = jnp.take_along_axis(order, jnp.argmax(is_more, axis=1)[:, None], axis=1)
+    reach = jnp.take_along_axis(squared, last, axis=1)[:, 0]
+    worker = jnp.argmin(jnp.where(shares > 0, reach, np.inf))
+    return squared[worker], norms_of(reach[worker])
 
 
 def _weiszfeld(
     gram: jax.Array,
     shares: jax.Array,
     weights: jax.Array,
-    smoothing: float,
-    tolerance: float,
+    smoothing: jax.Array,
+    tolerance: jax.Array,
     max_steps: int,
 ) -> jax.Array:
     """Steps from z = sum_i w_i g_i / sum_i w_i to the median; returns its weights.
@@ -126,17 +165,15 @@ def _weiszfeld(
 
     def goes_on(state: PyTree) -> jax.Array:
         number, _, moved = state
-        return (number < max_steps) & (moved > jnp.square(limit))
+        return (number < max_steps) & (moved > jnp.square(tolerance))
 
-    limit = jnp.asarray(tolerance, gram.dtype)
-    start = jnp.int32(0), _normalised(weights), jnp.full_like(limit, np.inf)
+    start = jnp.int32(0), _normalised(weights), jnp.full_like(tolerance, np.inf)
     return jax.lax.while_loop(goes_on, step, start)[1]
 
 
-def _closeness(squares: jax.Array, sound: jax.Array, smoothing: float) -> jax.Array:
-    """Returns 1 / max(distance, smoothing) of those who are sound, 0 of the others."""
+def _closeness(squares: jax.Array, sound: jax.Array, least: jax.Array) -> jax.Array:
+    """Returns 1 / max(distance, least) of those who are sound, 0 of the others."""
     distance = norms_of(jnp.maximum(jnp.where(sound, squares, 0), 0))
-    least = jnp.asarray(smoothing, squares.dtype)
     return jnp.where(sound, 1 / jnp.maximum(distance, least), 0)
 
 
@@ -145,7 +182,7 @@ def _normalised(weights: jax.Array) -> jax.Array:
     return weights / jnp.where(total > 0, total, 1)
 
 
-def _check_stop(tolerance: object, max_steps: object) -> None:
+def _check_tolerance(tolerance: object) -> None:
     if isinstance(tolerance, bool) or not isinstance(
         tolerance, int | float | np.number
     ):
@@ -153,7 +190,6 @@ def _check_stop(tolerance: object, max_steps: object) -> None:
         raise TypeError(f"`tolerance` must be a number; got {tolerance!r}.{hint}")
     if not tolerance >= 0:
         raise ValueError(f"`tolerance` must be >= 0; got {tolerance!r}.")
-    check_count("max_steps", max_steps)
 
 
 class CenteredClippingState(NamedTuple):

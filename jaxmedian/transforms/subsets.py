@@ -4,7 +4,8 @@
     minimum_diameter_mean   the mean of the workers who are least far from each other
 
 Whom to choose is decided by M x M distances, in `kernels.combinations`. Workers who are
-not finite are infinitely far from everybody, and are never chosen.
+not finite are infinitely far from everybody, and are never chosen. Float32 gradients
+that differ by less than 1e-19 are all equally near: scale the loss up for these.
 """
 
 import jax

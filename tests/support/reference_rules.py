@@ -83,9 +83,17 @@ def geometric_median(x, smoothing, steps, start):
     x = np.asarray(x, np.float64)
     x = x[np.isfinite(x).all(axis=1)]
     z = x.mean(axis=0) if start == "mean" else np.zeros(x.shape[1])
+
+    def step(z, least):
+        weights = [1 / max(distance(row, z), least) for row in x]
+        return sum(w * row for w, row in zip(weights, x, strict=True)) / sum(weights)
+
+    if start == "majority":  # more than half lie within that distance, the row included
+        reach = [sorted(distance(row, other) for other in x)[len(x) // 2] for row in x]
+        nearest = min(range(len(x)), key=reach.__getitem__)
+        z = step(x[nearest], max(reach[nearest], smoothing))
     for _ in range(steps):
-        weights = [1 / max(distance(row, z), smoothing) for row in x]
-        z = sum(w * row for w, row in zip(weights, x, strict=True)) / sum(weights)
+        z = step(z, smoothing)
     return z
 
 

@@ -37,8 +37,12 @@ def rules(f, axis_name=None):
         ),
         "multi_krum": (jm.multi_krum(f, **on), lambda x: reference.multi_krum(x, f)),
         "geometric_median": (
-            jm.geometric_median(0.1, 0.0, 4, **on),
+            jm.geometric_median(0.1, 0.0, 4, start="mean", **on),
             lambda x: reference.geometric_median(x, 0.1, 4, "mean"),
+        ),
+        "geometric_median, majority": (
+            jm.geometric_median(0.1, 0.0, 2, **on),
+            lambda x: reference.geometric_median(x, 0.1, 2, "majority"),
         ),
         "geometric_median, zeros": (
             jm.geometric_median(0.1, 0.0, 3, start="zeros", **on),
@@ -269,6 +273,42 @@ def test_the_geometric_median_is_where_the_unit_vectors_cancel():
     assert np.linalg.norm(units.sum(axis=0)) < 1e-3  # 0 at the minimum, of 9 unit long
 
 
+@pytest.mark.parametrize(("num_workers", "f"), [(3, 1), (21, 10), (101, 50)])
+@pytest.mark.parametrize("scale", [1.0, 1e-10])
+def test_the_largest_minority_moves_the_geometric_median_a_bounded_way(
+    num_workers, f, scale
+):
+    """As far away as it likes, and in any unit: with the defaults, within kappa."""
+    rng = np.random.default_rng(14)
+    x = (100 + rng.normal(size=(num_workers, 4))) * scale
+    mean = x[f:].mean(axis=0)
+    variance = np.square(x[f:] - mean).sum() / (num_workers - f)
+    kappa = 4 * (1 + f / (num_workers - 2 * f)) ** 2
+    reached = []
+    for size in (1e3, 1e6, 1e12):
+        x[:f] = size * scale
+        z = first_update(jm.geometric_median(), x.astype(np.float32))
+        assert np.square(z - mean).sum() <= kappa * variance
+        reached.append(z / scale)
+    np.testing.assert_allclose(reached[1:], reached[:1] * 2, rtol=1e-4)
+
+
+def test_a_minority_by_weight_moves_the_geometric_median_a_bounded_way():
+    """Ten of 13 heads, and a quarter of the weight."""
+    x = np.random.default_rng(15).normal(size=(13, 4)).astype(np.float32)
+    x[:10] = 1e9
+    weights = jnp.array([1] * 10 + [10] * 3)
+    rule = jm.geometric_median()
+    z, _ = rule.update(x, rule.init(None), worker_weights=weights)
+    apart = np.linalg.norm(x[10:, None] - x[None, 10:], axis=2).max()
+    assert np.linalg.norm(z - x[10:].mean(axis=0)) < apart
+
+
+def test_a_majority_at_one_point_is_the_geometric_median():
+    x = np.float32([[2.0, 3.0]] * 3 + [[5.0, 1.0], [-7.0, 1e4]])
+    np.testing.assert_allclose(first_update(jm.geometric_median(), x), x[0], rtol=1e-6)
+
+
 def test_centered_clipping_remembers_its_centre():
     x = np.random.default_rng(8).normal(2.0, 1.0, size=(4, 7, 5)).astype(np.float32)
     rule = jm.centered_clipping(0.5)
@@ -460,7 +500,7 @@ def test_bad_numbers_are_refused():
         jm.geometric_median(tolerance=-1)
     with pytest.raises(ValueError, match="`max_steps` must be at least 1"):
         jm.geometric_median(max_steps=0)
-    with pytest.raises(ValueError, match='`start` must be "mean" or "zeros"'):
+    with pytest.raises(ValueError, match=r"`start` must be one of .*'majority'"):
         jm.geometric_median(start="median")
     for rule in (jm.centered_clipping, jm.clip_workers):
         with pytest.raises(ValueError, match="`radius` must be finite and > 0"):

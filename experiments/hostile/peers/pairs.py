@@ -214,7 +214,7 @@ def _krum_rules(krum: Any) -> list[Pair]:
         Pair("trimmed mean, krum", jm.trimmed_mean, theirs(krum.TrimmedMean)),
         _Distant(
             "geometric median, krum",
-            lambda f: jm.geometric_median(0.1, 0.0, 20),
+            lambda f: jm.geometric_median(0.1, 0.0, 20, start="mean"),
             theirs(krum.GeometricMedian, nu=0.1, tol=0.0, max_iter=20),
         ),
     ]
