@@ -215,8 +215,17 @@ def _as_axes(name: str, axis: Axis, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the axes to remove, >= 0 and all different."""
     if axis is None:
         axis = range(len(shape))
-    given = [operator.index(i) for i in axis] if isinstance(axis, Sequence) else [axis]
-    axes = tuple(operator.index(i) % max(len(shape), 1) for i in given)
+    several = axis if isinstance(axis, Sequence) else [axis]
+    try:
+        if any(isinstance(i, bool) for i in several):
+            raise TypeError
+        given = [operator.index(i) for i in several]
+    except TypeError:
+        raise TypeError(
+            f"`{name}` expects `axis` to be an int, several, or None for all; got "
+            f"{axis!r}."
+        ) from None
+    axes = tuple(i % max(len(shape), 1) for i in given)
     in_range = all(-len(shape) <= i < len(shape) for i in given)
     if not axes or not in_range or len(set(axes)) != len(axes):
         raise ValueError(

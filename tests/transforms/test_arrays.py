@@ -100,6 +100,14 @@ def test_an_axis_out_of_range_is_refused(axis):
             call(x, axis=axis)
 
 
+@pytest.mark.parametrize("axis", [True, np.True_, 1.0, "0", (0, None), np.arange(2)])
+def test_an_axis_that_is_no_int_is_refused(axis):
+    """A boolean too, which Python would take for 0 or 1."""
+    for call in (jm.median, jm.vote, perturbed):
+        with pytest.raises(TypeError, match="expects `axis` to be an int, several, or"):
+            call(jnp.ones((3, 2)), axis=axis)
+
+
 @pytest.mark.parametrize("axis", [None, (0, 2), (-1, 0), [1], (2, 1)])
 def test_several_axes_are_removed_together(axis):
     x = np.random.default_rng(3).normal(size=(3, 4, 5)).astype(np.float32)
@@ -139,11 +147,6 @@ def test_arrays_without_a_coordinate_have_a_result_without_one(shape):
 
 def perturbed(x, **options):
     return jm.perturbed_median(x, jm.noise.gaussian(1.0), 0, **options)
-
-
-def test_an_axis_that_is_no_int_is_refused():
-    with pytest.raises(TypeError):
-        jm.median(jnp.ones((3, 2)), axis=0.0)
 
 
 @pytest.mark.parametrize(
