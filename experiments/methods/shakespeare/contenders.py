@@ -66,12 +66,13 @@ def average_lion(
 
 
 def noisy_lion(
-    scale_of: Callable[[Any], Any] | None = None,
+    scale_of: Callable[[Any], Any] | None = None, **vote_options: Any
 ) -> Callable[..., optax.GradientTransformation]:
     """Builds Distributed Lion by majority, with uniform systematic noise or without.
 
     Args:
       scale_of: what is tuned -> the scale of a `jaxmedian.noise.Noise`.
+      **vote_options: of `jaxmedian.majority_vote`.
     """
 
     def build(
@@ -86,6 +87,7 @@ def noisy_lion(
             num_workers=config.num_workers,
             noise=noise,
             key=key if noise else None,
+            **vote_options,
         )
 
     return build

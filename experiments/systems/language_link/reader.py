@@ -4,6 +4,7 @@ Started by the experiment, or by hand as `experiments.systems.processes.particip
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from experiments.common.training.trainer import run_to_end
 from experiments.methods import shakespeare
 from experiments.methods.shakespeare.contenders import (
     B1,
+    B2,
     learning_rate,
+    noisy_lion,
     running_squares,
 )
 from experiments.systems.language_link import VOTE, Config
@@ -37,23 +40,22 @@ RULES = ("mean, float32", HALF, VOTE)
 def build(
     name: str, config: Config, axis_name: str | None = None
 ) -> optax.GradientTransformation:
-    """Builds Lion after the aggregator of that name: on one device, or on a mesh."""
-    rate, aggregator = config.lion_rate, jm.worker_mean(axis_name=axis_name)
-    if name == HALF:
-        aggregator = half_precision_mean(config.link_processes, axis_name)
-    elif name == VOTE:
-        rate, scale = config.vote_rate, running_squares(config.every, config.factor)
-        aggregator = jm.majority_vote(
-            jm.noise.uniform(scale, "systematic"),
-            jax.random.key(config.seed),
+    """Builds Lion by the rule of that name: on one device, or on a mesh."""
+    rate = config.vote_rate if name == VOTE else config.lion_rate
+    schedule = learning_rate(rate, config.warm_up, config.num_steps)
+    settings = _settings(config)
+    if name == VOTE:
+        vote = noisy_lion(
+            functools.partial(running_squares, config.every),
             ties="positive",
             axis_name=axis_name,
             transport="packed",
         )
-    schedule = learning_rate(rate, config.warm_up, config.num_steps)
-    settings = _settings(config)
-    lion = optax.lion(schedule, B1, settings.lion_b2, weight_decay=settings.decay)
-    return optax.chain(aggregator, lion)
+        return vote(settings, schedule, config.factor, jax.random.key(config.seed))
+    mean: Any = jm.worker_mean(axis_name=axis_name)
+    if name == HALF:
+        mean = half_precision_mean(config.link_processes, axis_name)
+    return optax.chain(mean, optax.lion(schedule, B1, B2, weight_decay=settings.decay))
 
 
 def half_precision_mean(
