@@ -3,7 +3,6 @@
 Nothing here touches the host, so that `run` may compile a chunk and `run_pure` scan it.
 """
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from jaxmedian.diagnostics.measures import mean_over_workers
 from jaxmedian.noise import keys
 from jaxmedian.training.evaluation import as_number
 from jaxmedian.training.feeds import Feed, by_name, kind_of
+from jaxmedian.training.identity import asks_for_key
 from jaxmedian.training.model_state import StateOverWorkers, check_kind, hold, release
 from jaxmedian.training.step import Proposal, build_proposal
 from jaxmedian.workers import collectives
@@ -124,7 +124,7 @@ def build_drawn_proposal(
 
     ``key`` is that of the run: batches, extra arguments and losses get their own.
     """
-    wants_key = _asks_for_key(loss_fn, 3 if has_model_state else 2)
+    wants_key = asks_for_key(loss_fn, 3 if has_model_state else 2)
     propose = build_proposal(
         _with_own_key(loss_fn) if wants_key else loss_fn,
         optimizer,
@@ -150,15 +150,6 @@ def build_drawn_proposal(
         return proposal
 
     return propose_step
-
-
-def _asks_for_key(loss_fn: LossFn, num_others: int) -> bool:
-    """Returns whether a loss has an argument ``key`` behind so many others."""
-    try:
-        named = inspect.signature(loss_fn).parameters
-    except (TypeError, ValueError):  # built-in functions may be silent about theirs
-        return False
-    return "key" in [*named][num_others:]
 
 
 def _with_own_key(loss_fn: LossFn) -> LossFn:
@@ -333,6 +324,6 @@ def _as_array(path: tuple[object, ...], leaf: object) -> jax.Array:
         raise TypeError(
             f"`params` must be a tree of arrays; at {where} it holds {kind_of(leaf)}. "
             "Of a model object pass the arrays and let `loss_fn` rebuild the model: "
-            "Flax Linen `model.init(...)`, Flax NNX `nnx.split(model)`, Equinox "
-            "`eqx.partition(model, eqx.is_array)`."
+            "Flax Linen `model.init(...)`, Flax NNX `nnx.split(model, nnx.Param, "
+            "...)`, Equinox `eqx.partition(model, eqx.is_inexact_array)`."
         ) from error

@@ -62,3 +62,28 @@ def test_a_mesh_hands_out_the_same_keys():
 def test_the_second_argument_may_have_any_name():
     result = train(lambda params, key: params * key)
     assert float(result.params) == -4.5  # three steps of the median of 0, 1, 2, 3
+
+
+@pytest.mark.parametrize("run", [jm.run, jm.run_pure])
+def test_a_key_that_is_bound_stays(run):
+    """As does an argument of that name whose default is no key."""
+    bound = functools.partial(keyword, key=jax.random.key(7))
+    draw = float(jax.random.uniform(jax.random.key(7)))
+    assert float(train(bound, run).params) == pytest.approx(-3 * draw, rel=1e-6)
+
+    def named(params, batch, key="image"):
+        return params * {"image": batch}[key]
+
+    assert float(train(named, run).params) == -4.5
+
+
+def test_a_step_has_no_keys_to_give_and_says_so():
+    optimizer, mesh = jm.median_sgd(1.0), jm.sharding.workers_mesh(1)
+    for loss_fn in (linear, keyword):
+        with pytest.raises(TypeError, match=r"`key`.*partial\(loss, key=None\)"):
+            jm.make_step(loss_fn, optimizer)
+        with pytest.raises(TypeError, match="Put keys into the batch"):
+            jm.sharding.shard_step(loss_fn, optimizer, mesh)
+    step = jm.make_step(functools.partial(keyword, key=jax.random.key(7)), optimizer)
+    moved = step(jnp.float32(0), optimizer.init(jnp.float32(0)), jnp.arange(float(M)))
+    assert moved[0] == -jax.random.uniform(jax.random.key(7))
