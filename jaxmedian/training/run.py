@@ -268,16 +268,18 @@ def run(
             "has_model_state": model_state is not None,
         }
         measured = tuple(metrics) if isinstance(metrics, Sequence) else metrics
+        source = _open_source(next_batch, extra_args, replay, chunk)
+        # What a function closes over stays in its program: one program for each.
+        functions = jax.tree.structure((source.feed, as_extra_args(extra_args)))
         compute = remember(
             optimizer,
-            ("run", loss_fn, measured, mesh, *options.values()),
+            ("run", loss_fn, measured, mesh, *options.values(), functions),
             lambda: _build_compute(loss_fn, optimizer, metrics, spread, **options),
         )
         state = start_state(
             optimizer, params, opt_state, model_state, state_over_workers
         )
         key = keys.as_threefry_key(key)
-        source = _open_source(next_batch, extra_args, replay, chunk)
         if spread is not None:
             if spread.is_of_all_processes:
                 configuration = configuration_of(

@@ -91,6 +91,33 @@ def test_what_differs_is_told_apart():
         np.testing.assert_allclose(measured["k"][-1], 7 * factor, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["next_batch", "extra_args"])
+def test_the_data_of_few_functions_live_as_long_as_their_optimizer(name):
+    """A function for each round, each of new data, as in a loop over folds."""
+    optimizer, loss = jm.median_sgd(0.1), new_loss()
+    size = 31_007  # as no other array has
+
+    def held():
+        gc.collect()
+        return sum(array.size == 5 * size for array in jax.live_arrays())
+
+    most = 0
+    for number in range(14):
+        data = jnp.full((5, size), float(number))
+        functions = {
+            "next_batch": lambda key, step, data=data: jnp.asarray(DATA) + data[0, 0],
+            "extra_args": lambda key, step, data=data: {"worker_mask": data[:, 0] >= 0},
+        }
+        batches = functions[name] if name == "next_batch" else jm.full_batch(DATA)
+        options = {} if name == "next_batch" else {name: functions[name]}
+        jm.run(loss, optimizer, jnp.zeros(3), batches, 1, 0, **options)
+        del functions, batches, options, data
+        most = max(held(), most)
+    assert 0 < most <= 2 * 8  # programs that are kept, each with a copy or two
+    del optimizer
+    assert held() == 0
+
+
 def test_losses_live_no_longer_than_their_optimizer():
     optimizer = jm.sign_sgd(0.1)
     losses = [new_loss() for _ in range(12)]
