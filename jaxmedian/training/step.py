@@ -18,7 +18,7 @@ import optax
 from jax.sharding import AbstractMesh
 
 from jaxmedian.kernels.rows import sum_of_rows
-from jaxmedian.training.identity import names_value, takes_value
+from jaxmedian.training.identity import asks_for_key, names_value, takes_value
 from jaxmedian.training.model_state import (
     StateOverWorkers,
     check_kind,
@@ -55,6 +55,7 @@ from jaxmedian.workers.stream import (
     foreign_transform,
     is_about_streams,
     stream_value_and_grads,
+    updates_around,
 )
 
 
@@ -145,6 +146,13 @@ def _build_step(
     donate: bool,
 ) -> Callable[..., tuple[PyTree, ...]]:
     has_model_state = state_over_workers is not None
+    if asks_for_key(loss_fn, 3 if has_model_state else 2):
+        raise TypeError(
+            "`loss_fn` has an argument `key`, which `jaxmedian.run` fills with a key "
+            "for each worker and step, and a step cannot. Put keys into the batch, "
+            "`jax.random.split(key, num_workers)` beside the data, or bind it: "
+            "`functools.partial(loss, key=None)`."
+        )
     propose = build_proposal(
         loss_fn,
         optimizer,
@@ -294,7 +302,7 @@ def build_proposal(
             loss, population = mean_loss(value, workers)
             if wants_loss:
                 extra_args = {"value": loss, **extra_args}
-            with _explaining_wrappers(opt_state), given_to_step(*given):
+            with _explaining_wrappers(params), given_to_step(*given):
                 updates, new_state = optimizer.update(
                     grads, opt_state, params, **extra_args
                 )
@@ -307,7 +315,8 @@ def build_proposal(
                     "extra argument, or leave `worker_chunk` out."
                 )
             stream = stream_of(params, batch)
-            with _explaining_streams(stream), given_to_step(*given):
+            explaining = _explaining_streams(stream), _explaining_wrappers(params)
+            with explaining[0], explaining[1], given_to_step(*given):
                 updates, new_state = optimizer.update(
                     stream, opt_state, params, **extra_args
                 )
@@ -378,23 +387,48 @@ def _explaining_streams(stream: WorkerStream) -> Iterator[None]:
         stream.refuse(foreign_transform(error))
 
 
+_LINE_SEARCHES = ("scale_by_backtracking_linesearch", "scale_by_zoom_linesearch")
+# Wrappers of optax that give back, or keep, something like the updates they are given.
+_WRAPPERS = (
+    "apply_if_finite",
+    "conditionally_mask",
+    "conditionally_transform",
+    "mechanize",
+)
+
+
 @contextlib.contextmanager
-def _explaining_wrappers(opt_state: optax.OptState) -> Iterator[None]:
-    """Says why `optax.apply_if_finite` cannot stand around an aggregator."""
+def _explaining_wrappers(params: optax.Params) -> Iterator[None]:
+    """Says what cannot stand around an aggregator, and what a step cannot give."""
     try:
         yield
-    except TypeError as error:
-        kind = optax.ApplyIfFiniteState
-        nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
-        is_around = any(isinstance(node, kind) for node in nodes)
-        if not is_around or "reject_update" not in str(error):
-            raise
-        raise TypeError(
-            "`optax.apply_if_finite` returns updates with the worker axis where it "
-            "rejects them, so it cannot stand around an aggregator. Put it behind: "
-            "`optax.chain(jm.majority_vote(), optax.apply_if_finite(optax.sgd(rate), "
-            "n))`."
-        ) from error
+    except (TypeError, ValueError) as error:
+        if "value_fn" in str(error) and any(n in str(error) for n in _LINE_SEARCHES):
+            raise TypeError(
+                "The optimizer searches along a line for its learning rate, as L-BFGS "
+                "does by default, and wants `grad` and `value_fn`, gradient and loss "
+                "at other parameters, which a step does not give. Give it a learning "
+                "rate: `optax.lbfgs(rate, linesearch=None)`."
+            ) from error
+        for frame, package, factory in updates_around(error):
+            given = frame.f_locals.get("updates")
+            is_around = package == "optax" and factory in _WRAPPERS
+            if is_around and _have_worker_axis(given, params):
+                part = "contrib." if factory == "mechanize" else ""
+                name = f"optax.{part}{factory}"
+                raise TypeError(
+                    f"`{name}` wants updates like the parameters, and these have the "
+                    "worker axis: it cannot stand around an aggregator. Put it behind: "
+                    f"`optax.chain(jm.majority_vote(), {name}(optax.sgd(rate), ...))`."
+                ) from error
+        raise
+
+
+def _have_worker_axis(updates: PyTree, params: optax.Params) -> bool:
+    if isinstance(updates, WorkerStream):
+        return True
+    ranks = map(jnp.ndim, jax.tree.leaves(updates))
+    return [*ranks] == [jnp.ndim(leaf) + 1 for leaf in jax.tree.leaves(params)]
 
 
 def _warn_of_noise_alone(opt_state: optax.OptState) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -104,7 +105,23 @@ def check_params(caller: str, params: optax.Params) -> None:
                 f"`{caller}` expects `params` as a tree of arrays; {place} is of type "
                 f"{type(leaf).__name__}. Of a model object pass the arrays, and build "
                 'the model from them in the loss: `model.init(...)["params"]` of '
-                "Flax Linen, `nnx.split`, `eqx.partition(model, eqx.is_array)`."
+                "Flax Linen, `nnx.split(model, nnx.Param, ...)`, `eqx.partition(model, "
+                "eqx.is_inexact_array)`."
+            )
+
+
+def check_differentiable(params: optax.Params) -> None:
+    """Raises TypeError for a leaf of integers, booleans or keys: it has no gradient."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, int):
+            continue
+        dtype = leaf.dtype if hasattr(leaf, "dtype") else type(leaf).__name__
+        if isinstance(leaf, int) or not jnp.issubdtype(dtype, jnp.inexact):
+            raise TypeError(
+                f"`params{jax.tree_util.keystr(path)}` is {dtype}, which has no "
+                "gradient. Keep it out of `params`, in the loss or in a model's state: "
+                "`nnx.split(model, nnx.Param, ...)`, `eqx.partition(model, "
+                "eqx.is_inexact_array)`; or make it floating point."
             )
 
 

@@ -15,7 +15,7 @@ import optax
 
 from jaxmedian.workers import collectives, explicit
 from jaxmedian.workers.blocks import map_in_blocks
-from jaxmedian.workers.checks import check_count
+from jaxmedian.workers.checks import check_count, check_differentiable
 from jaxmedian.workers.collectives import AxisName, PyTree
 
 LossFn = Callable[..., Any]
@@ -93,7 +93,11 @@ def worker_value_and_grads(
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=has_aux)
 
     def of_batch(batch: PyTree, params: optax.Params) -> PyTree:
-        return map_workers(value_and_grad, params, batch, worker_chunk, axis_name)
+        try:
+            return map_workers(value_and_grad, params, batch, worker_chunk, axis_name)
+        except TypeError:
+            check_differentiable(params)
+            raise
 
     def value_and_grads(params: optax.Params, batch: PyTree) -> PyTree:
         if collectives.explicit_mesh((batch, params)) is None:

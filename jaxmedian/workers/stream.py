@@ -31,7 +31,7 @@ from jaxmedian.workers.blocks import (
     shapes_of_block,
     take_rows,
 )
-from jaxmedian.workers.checks import check_count
+from jaxmedian.workers.checks import check_count, check_differentiable
 from jaxmedian.workers.collectives import AxisName, PyTree
 from jaxmedian.workers.gradients import LossFn, count_in_batch
 
@@ -187,6 +187,12 @@ class WorkerStream:
 
     def refuse(self, transform: str) -> NoReturn:
         """Raises TypeError for a foreign transform that met the stream."""
+        if transform in _MASKS:
+            raise TypeError(
+                "With `worker_chunk` gradients are a stream of worker blocks, and "
+                "`optax.masked` and `optax.partition` look inside their tree. The "
+                f"optimizer {self._needs()}: leave `worker_chunk` out."
+            )
         raise TypeError(
             "With `worker_chunk`, only jaxmedian's own transforms may stand before the "
             f"aggregator: {transform} met a stream of worker blocks instead of arrays. "
@@ -212,6 +218,7 @@ def stream_value_and_grads(
         return map_block(value_and_grad, params, batch)
 
     def value_and_grads(params: optax.Params, batch: PyTree) -> WorkerStream:
+        check_differentiable(params)
         params = collectives.vary(params, axis_name)
         return WorkerStream(of_block, params, batch, worker_chunk, axis_name)
 
@@ -219,6 +226,7 @@ def stream_value_and_grads(
 
 
 _CHAINS = ("chain", "named_chain")
+_MASKS = ("`masked`", "`partition`")
 _UPDATES = (".update", ".update_fn")  # what factories of transforms call theirs
 
 
@@ -232,7 +240,7 @@ def is_about_streams(error: BaseException) -> bool:
         return True
     innermost = [
         (frame, package)
-        for frame, package, factory in _updates_around(error)
+        for frame, package, factory in updates_around(error)
         if factory not in _CHAINS
     ][-1:]
     return any(
@@ -245,13 +253,13 @@ def is_about_streams(error: BaseException) -> bool:
 def foreign_transform(error: BaseException) -> str:
     """Names the innermost factory of a transform that is neither ours nor JAX's."""
     name = "another transform"
-    for _, package, factory in _updates_around(error):
+    for _, package, factory in updates_around(error):
         if package != "jaxmedian" and factory not in _CHAINS:
             name = f"`{factory}`"
     return name
 
 
-def _updates_around(
+def updates_around(
     error: BaseException,
 ) -> Iterator[tuple[types.FrameType, str, str]]:
     """Lists the updates of transforms that an error passed: frame, package, factory."""

@@ -131,6 +131,75 @@ def test_a_check_for_finite_numbers_around_an_aggregator_is_told_its_place():
             step(jnp.zeros(2), optimizer.init(jnp.zeros(2)), jnp.ones((3, 2)))
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tx: optax.conditionally_mask(tx, lambda step, **extra: step < 3),
+        lambda tx: optax.conditionally_transform(tx, lambda step, **extra: step < 3),
+        optax.contrib.mechanize,
+    ],
+    ids=["conditionally_mask", "conditionally_transform", "contrib.mechanize"],
+)
+def test_wrappers_of_updates_like_the_parameters_are_told_their_place(wrap, request):
+    """And stand behind the aggregator, as they are told."""
+    params, batch = jnp.zeros(2), jnp.ones((3, 2))
+
+    def loss(p, x):
+        return jnp.mean((p - x) ** 2)
+
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        around, behind = wrap(jm.sign_sgd(0.1)), wrap(optax.sgd(0.1))
+        name = request.node.callspec.id
+        with pytest.raises(TypeError, match=rf"`optax.{name}`.* Put it behind"):
+            jm.make_step(loss, around)(params, around.init(params), batch)
+        behind = optax.chain(jm.majority_vote(), behind)
+        moved = jm.make_step(loss, behind)(params, behind.init(params), batch)[0]
+        assert (moved > 0).all()
+
+
+def test_line_searches_are_told_to_take_a_learning_rate():
+    params, batch = jnp.zeros(2), jnp.ones((3, 2))
+    optimizer = optax.chain(jm.worker_mean(), optax.lbfgs())
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        step = jm.make_step(lambda p, x: jnp.mean((p - x) ** 2), optimizer)
+        with pytest.raises(TypeError, match=r"lbfgs\(rate, linesearch=None\)"):
+            step(params, optimizer.init(params), batch)
+
+
+@pytest.mark.parametrize("worker_chunk", [None, 1])
+@pytest.mark.parametrize(
+    ("leaf", "dtype"),
+    [(np.int32(3), "int32"), (jax.random.key(0), "key<fry>"), (np.True_, "bool")],
+)
+def test_parameters_without_gradient_are_named(leaf, dtype, worker_chunk):
+    params = {"w": jnp.zeros(2), "other": jnp.asarray(leaf)}
+    batch = jnp.ones((3, 2))
+
+    def loss(p, x):
+        return jnp.sum(p["w"] * x)
+
+    message = rf"`params\['other'\]` is {dtype}, which has no gradient.*nnx.Param"
+    with pytest.raises(TypeError, match=message):
+        jm.worker_grads(loss)(params, batch)
+    with pytest.raises(TypeError, match=message):
+        jm.run(
+            *(loss, jm.sign_sgd(0.1), params, jm.full_batch(batch), 1, 0),
+            worker_chunk=worker_chunk,
+        )
+
+
+def test_masks_that_meet_a_stream_are_told_that_they_need_the_tree():
+    params = {"a": jnp.zeros(2), "b": jnp.zeros(2)}
+    rules = {"vote": jm.sign_sgd(0.1), "mean": jm.worker_mean()}
+    optimizer = optax.partition(rules, {"a": "vote", "b": "mean"})
+    with pytest.raises(TypeError, match=r"`optax.partition` look inside their tree"):
+        jm.run(
+            lambda p, x: jnp.sum(p["a"] * x) + jnp.sum(p["b"] * x),
+            *(optimizer, params, jm.full_batch(jnp.ones((3, 2))), 1, 0),
+            worker_chunk=1,
+        )
+
+
 # --- counts ---------------------------------------------------------------------------
 
 
