@@ -315,8 +315,11 @@ def build_proposal(
                     "extra argument, or leave `worker_chunk` out."
                 )
             stream = stream_of(params, batch)
-            explaining = _explaining_streams(stream), _explaining_wrappers(params)
-            with explaining[0], explaining[1], given_to_step(*given):
+            with (
+                _explaining_streams(stream),
+                _explaining_wrappers(params),
+                given_to_step(*given),
+            ):
                 updates, new_state = optimizer.update(
                     stream, opt_state, params, **extra_args
                 )
