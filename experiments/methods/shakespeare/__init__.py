@@ -5,8 +5,8 @@ worker, falls behind Lion on the mean of 32-bit gradients; noise on the interpol
 Lion, before its sign, brings the vote back. So it is for a perceptron on eight
 languages. Transformers get a part of the gap back so, and all of it with the momentum
 behind the aggregator, Lion after noisy signs, once it forgets soon enough
-(``--lion-b2 0.9``), at rates that were not tuned.
-Drawn against steps and bytes sent up.
+(``--lion-b2 0.9``): nanoGPT's is ahead of Lion on the mean there, whose own sign wants
+noise as a vote does. Drawn against steps and bytes sent up.
 
     python -m experiments shakespeare --text FILE     one text, cut into eight parts
     python -m experiments shakespeare --text FILE --split speakers
