@@ -435,7 +435,7 @@ def test_partial_factories_train_and_are_known_by_what_they_bind():
         (jm.multi_krum, {"f": 1, "neighbors": 1}, ["f", "neighbors"]),
         (jm.bucketing, {"size": 2, "key": KEY}, ["size"]),
         (jm.per_worker, {"inner": optax.trace(0.9), "num_workers": M}, ["num_workers"]),
-        (jm.geometric_median, {}, ["tolerance", "max_steps"]),
+        (jm.geometric_median, {"tolerance": 1e-6}, ["tolerance", "max_steps"]),
     ],
 )
 def test_what_inject_hyperparams_cannot_change_is_refused_by_name(
