@@ -6,9 +6,8 @@ The Gram matrix costs one matrix product, but the right side cancels where rows 
 close to each other and far from 0. So rows are taken from their median in each
 coordinate first: unlike the mean, a minority of hostile rows cannot move it away.
 
-What is not finite, or overflows when squared, is infinitely far from everybody, and
-differences below 1e-19 (float32) have squares that vanish: all of them, and all are
-equally near.
+What is not finite, or overflows when squared, is infinitely far from everybody. In
+float32 squares of differences below 1e-19 vanish: workers that near count as equal.
 """
 
 import jax

@@ -266,9 +266,9 @@ def per_coordinate(
 
     over the workers present; values that are not finite are left out ("mad": count as
     infinitely far). Squares of float32 beyond 1e19 and ranges beyond 3e38 are infinite,
-    and so are b_j and the update; squares below 1e-19 vanish, and with them b_j of "sd"
-    and "rms" (scale the loss up, or take "range"). Breakdown point 0 says that one
-    hostile worker sets b_j, infinite if it likes; "mad" withstands a minority, but
+    and so are b_j and the update; those of values below 1e-19 vanish, and with them b_j
+    of "sd" and "rms" (scale the loss up, or take "range"). Breakdown point 0 says that
+    one hostile worker sets b_j, infinite if it likes; "mad" withstands a minority, but
     misses the one worker who holds a rare class. Good factors: about 2 ("sd",
     independent noise), 1 ("sd", systematic), 1 ("rms").
 

@@ -16,12 +16,12 @@ from jaxmedian.diagnostics.measures import mean_over_workers
 from jaxmedian.noise import keys
 from jaxmedian.training.evaluation import as_number
 from jaxmedian.training.feeds import Feed, by_name, kind_of
-from jaxmedian.training.identity import asks_for_key
 from jaxmedian.training.model_state import StateOverWorkers, check_kind, hold, release
 from jaxmedian.training.step import Proposal, build_proposal
 from jaxmedian.workers import collectives
+from jaxmedian.workers.checks import OF_A_MODEL
 from jaxmedian.workers.collectives import AxisName, PyTree
-from jaxmedian.workers.gradients import LossFn, count_in_batch
+from jaxmedian.workers.gradients import LossFn, asks_for_key, count_in_batch
 from jaxmedian.workers.placing import check_shared
 from jaxmedian.workers.population import population_of
 
@@ -124,7 +124,7 @@ def build_drawn_proposal(
 
     ``key`` is that of the run: batches, extra arguments and losses get their own.
     """
-    wants_key = asks_for_key(loss_fn, 3 if has_model_state else 2)
+    wants_key = asks_for_key(loss_fn, has_model_state)
     propose = build_proposal(
         _with_own_key(loss_fn) if wants_key else loss_fn,
         optimizer,
@@ -323,7 +323,5 @@ def _as_array(path: tuple[object, ...], leaf: object) -> jax.Array:
         where = jax.tree_util.keystr(path) or "itself"
         raise TypeError(
             f"`params` must be a tree of arrays; at {where} it holds {kind_of(leaf)}. "
-            "Of a model object pass the arrays and let `loss_fn` rebuild the model: "
-            "Flax Linen `model.init(...)`, Flax NNX `nnx.split(model, nnx.Param, "
-            "...)`, Equinox `eqx.partition(model, eqx.is_inexact_array)`."
+            + OF_A_MODEL
         ) from error

@@ -179,30 +179,6 @@ def names_value(optimizer: optax.GradientTransformation) -> bool:
     return any("value" in inspect.signature(update).parameters for update in updates)
 
 
-def asks_for_key(loss_fn: Any, num_others: int) -> bool:
-    """Returns whether a loss has an argument ``key`` to fill, behind so many others.
-
-    One that `functools.partial` binds, or whose default is no key, is its owner's.
-
-    >>> import functools
-    >>> loss = lambda params, batch, key=None: 0.0
-    >>> asks_for_key(loss, 2), asks_for_key(functools.partial(loss, key=None), 2)
-    (True, False)
-    """
-    try:
-        parameters = [*inspect.signature(loss_fn).parameters.values()][num_others:]
-    except (TypeError, ValueError):  # built-in functions may be silent about theirs
-        return False
-    bound: set[str] = set()
-    while isinstance(loss_fn, functools.partial):
-        bound |= loss_fn.keywords.keys()
-        loss_fn = loss_fn.func
-    return "key" not in bound and any(
-        parameter.name == "key" and not isinstance(parameter.default, str | bool)
-        for parameter in parameters
-    )
-
-
 def _updates_in(optimizer: optax.GradientTransformation) -> list[Any]:
     reader = _Reader()
     reader.read_update(optimizer.update)

@@ -6,10 +6,9 @@ Read `build_proposal` and `make_step` straight down to follow a gradient from wo
 update. The optimizer is anything whose chain holds one aggregator.
 """
 
-import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +17,7 @@ import optax
 from jax.sharding import AbstractMesh
 
 from jaxmedian.kernels.rows import sum_of_rows
-from jaxmedian.training.identity import asks_for_key, names_value, takes_value
+from jaxmedian.training.identity import names_value, takes_value
 from jaxmedian.training.model_state import (
     StateOverWorkers,
     check_kind,
@@ -37,8 +36,10 @@ from jaxmedian.workers.checks import (
     check_params,
 )
 from jaxmedian.workers.collectives import AxisName, PyTree
+from jaxmedian.workers.foreign import explain
 from jaxmedian.workers.gradients import (
     LossFn,
+    asks_for_key,
     check_num_workers,
     count_in_batch,
     worker_value_and_grads,
@@ -50,13 +51,7 @@ from jaxmedian.workers.population import (
     given_to_step,
     population_of,
 )
-from jaxmedian.workers.stream import (
-    WorkerStream,
-    foreign_transform,
-    is_about_streams,
-    stream_value_and_grads,
-    updates_around,
-)
+from jaxmedian.workers.stream import stream_value_and_grads
 
 
 def make_step(
@@ -146,7 +141,7 @@ def _build_step(
     donate: bool,
 ) -> Callable[..., tuple[PyTree, ...]]:
     has_model_state = state_over_workers is not None
-    if asks_for_key(loss_fn, 3 if has_model_state else 2):
+    if asks_for_key(loss_fn, has_model_state):
         raise TypeError(
             "`loss_fn` has an argument `key`, which `jaxmedian.run` fills with a key "
             "for each worker and step, and a step cannot. Put keys into the batch, "
@@ -294,18 +289,15 @@ def build_proposal(
             check_num_workers(batch, num_workers, collectives.size(axis_name))
         _warn_of_noise_alone(opt_state)
         workers = {k: v for k, v in extra_args.items() if k in OUR_EXTRA_ARGS}
-        given = [name for name, value in workers.items() if value is not None]
         if has_model_state:
             batch = batch, rows_of(held, count_in_batch(batch), axis_name)
+        update = functools.partial(_update, optimizer, opt_state, params)
         if worker_chunk is None:
             value, grads = value_and_grads(params, batch)
             loss, population = mean_loss(value, workers)
             if wants_loss:
                 extra_args = {"value": loss, **extra_args}
-            with _explaining_wrappers(params), given_to_step(*given):
-                updates, new_state = optimizer.update(
-                    grads, opt_state, params, **extra_args
-                )
+            updates, new_state = update(grads, **extra_args)
         else:
             if needs_loss and "value" not in extra_args:
                 raise TypeError(
@@ -315,14 +307,7 @@ def build_proposal(
                     "extra argument, or leave `worker_chunk` out."
                 )
             stream = stream_of(params, batch)
-            with (
-                _explaining_streams(stream),
-                _explaining_wrappers(params),
-                given_to_step(*given),
-            ):
-                updates, new_state = optimizer.update(
-                    stream, opt_state, params, **extra_args
-                )
+            updates, new_state = update(stream, **extra_args)
             value, grads = stream.value, stream.stacked
             loss, population = mean_loss(value, workers)
         check_aggregated("make_step", updates, params)
@@ -348,6 +333,23 @@ def build_proposal(
         return explicit.on_automatic_axes(of_batch, _place, *args)
 
     return propose
+
+
+def _update(
+    optimizer: optax.GradientTransformationExtraArgs,
+    opt_state: optax.OptState,
+    params: optax.Params,
+    gradients: PyTree,
+    **extra_args: Any,
+) -> tuple[PyTree, PyTree]:
+    """Calls the optimizer, and says what its errors mean."""
+    ours = [name for name in OUR_EXTRA_ARGS if extra_args.get(name) is not None]
+    try:
+        with given_to_step(*ours):
+            return optimizer.update(gradients, opt_state, params, **extra_args)
+    except (TypeError, ValueError, AttributeError) as error:
+        explain(error, gradients, params)
+        raise
 
 
 def _place(
@@ -377,61 +379,6 @@ def _check_optimizer(optimizer: object) -> None:
             "`optimizer` must be an optax gradient transformation, "
             f"`jm.median_sgd(0.1)` for instance; got {optimizer!r}."
         )
-
-
-@contextlib.contextmanager
-def _explaining_streams(stream: WorkerStream) -> Iterator[None]:
-    """Says what to do about an optimizer that cannot work on a stream."""
-    try:
-        yield
-    except (TypeError, ValueError, AttributeError) as error:
-        if not is_about_streams(error):
-            raise
-        stream.refuse(foreign_transform(error))
-
-
-_LINE_SEARCHES = ("scale_by_backtracking_linesearch", "scale_by_zoom_linesearch")
-# Wrappers of optax that give back, or keep, something like the updates they are given.
-_WRAPPERS = (
-    "apply_if_finite",
-    "conditionally_mask",
-    "conditionally_transform",
-    "mechanize",
-)
-
-
-@contextlib.contextmanager
-def _explaining_wrappers(params: optax.Params) -> Iterator[None]:
-    """Says what cannot stand around an aggregator, and what a step cannot give."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        if "value_fn" in str(error) and any(n in str(error) for n in _LINE_SEARCHES):
-            raise TypeError(
-                "The optimizer searches along a line for its learning rate, as L-BFGS "
-                "does by default, and wants `grad` and `value_fn`, gradient and loss "
-                "at other parameters, which a step does not give. Give it a learning "
-                "rate: `optax.lbfgs(rate, linesearch=None)`."
-            ) from error
-        for frame, package, factory in updates_around(error):
-            given = frame.f_locals.get("updates")
-            is_around = package == "optax" and factory in _WRAPPERS
-            if is_around and _have_worker_axis(given, params):
-                part = "contrib." if factory == "mechanize" else ""
-                name = f"optax.{part}{factory}"
-                raise TypeError(
-                    f"`{name}` wants updates like the parameters, and these have the "
-                    "worker axis: it cannot stand around an aggregator. Put it behind: "
-                    f"`optax.chain(jm.majority_vote(), {name}(optax.sgd(rate), ...))`."
-                ) from error
-        raise
-
-
-def _have_worker_axis(updates: PyTree, params: optax.Params) -> bool:
-    if isinstance(updates, WorkerStream):
-        return True
-    ranks = map(jnp.ndim, jax.tree.leaves(updates))
-    return [*ranks] == [jnp.ndim(leaf) + 1 for leaf in jax.tree.leaves(params)]
 
 
 def _warn_of_noise_alone(opt_state: optax.OptState) -> None:

@@ -24,7 +24,12 @@ from jaxmedian.transforms.whole_gradients import (
     Gradients,
     whole_gradient_rule,
 )
-from jaxmedian.workers.checks import check_count, check_radius, static_hint
+from jaxmedian.workers.checks import (
+    check_count,
+    check_option,
+    check_radius,
+    static_hint,
+)
 from jaxmedian.workers.collectives import AxisName, PyTree
 
 Start = Literal["majority", "mean", "zeros"]
@@ -93,8 +98,7 @@ def geometric_median(
     if tolerance is not None:
         _check_tolerance(tolerance)
     check_count("max_steps", max_steps)
-    if start not in STARTS:
-        raise ValueError(f"`start` must be one of {STARTS}; got {start!r}.")
+    check_option("start", start, STARTS)
 
     def rule(gradients: Gradients) -> list[jax.Array]:
         gram = gradients.gram()

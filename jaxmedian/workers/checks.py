@@ -103,25 +103,19 @@ def check_params(caller: str, params: optax.Params) -> None:
             place = f"`params{jax.tree_util.keystr(path)}`"
             raise TypeError(
                 f"`{caller}` expects `params` as a tree of arrays; {place} is of type "
-                f"{type(leaf).__name__}. Of a model object pass the arrays, and build "
-                'the model from them in the loss: `model.init(...)["params"]` of '
-                "Flax Linen, `nnx.split(model, nnx.Param, ...)`, `eqx.partition(model, "
-                "eqx.is_inexact_array)`."
+                f"{type(leaf).__name__}. {OF_A_MODEL}"
             )
 
 
 def check_differentiable(params: optax.Params) -> None:
     """Raises TypeError for a leaf of integers, booleans or keys: it has no gradient."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not hasattr(leaf, "dtype") and not isinstance(leaf, int):
-            continue
-        dtype = leaf.dtype if hasattr(leaf, "dtype") else type(leaf).__name__
-        if isinstance(leaf, int) or not jnp.issubdtype(dtype, jnp.inexact):
+        kind = getattr(leaf, "dtype", type(leaf))
+        if not jnp.issubdtype(kind, jnp.inexact):
             raise TypeError(
-                f"`params{jax.tree_util.keystr(path)}` is {dtype}, which has no "
-                "gradient. Keep it out of `params`, in the loss or in a model's state: "
-                "`nnx.split(model, nnx.Param, ...)`, `eqx.partition(model, "
-                "eqx.is_inexact_array)`; or make it floating point."
+                f"`params{jax.tree_util.keystr(path)}` is {kind}, which has no "
+                "gradient. Make it floating point, or keep it out of `params`, in the "
+                f"loss or in a model's state. {OF_A_MODEL}"
             )
 
 
@@ -144,6 +138,12 @@ def check_count(name: str, value: object, least: int = 1) -> None:
         raise ValueError(f"`{name}` must be below 2^31; got {value}.")
 
 
+# What `params` should be instead of a model object.
+OF_A_MODEL = (
+    "Of a model object pass the arrays that are trained, and build the model from them "
+    'in the loss: Flax Linen `model.init(...)["params"]`, Flax NNX `nnx.split(model, '
+    "nnx.Param, ...)`, Equinox `eqx.partition(model, eqx.is_inexact_array)`."
+)
 OUR_EXTRA_ARGS = ("worker_mask", "worker_weights")
 _NEAR_MISSES = {
     "mask": "worker_mask",

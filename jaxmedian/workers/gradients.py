@@ -6,6 +6,7 @@ memory and makes a worker's bits independent of how many others are computed bes
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -137,6 +138,30 @@ def map_workers(
         return jax.vmap(functools.partial(of_worker, params))(batch)
     chunk = min(worker_chunk, num_workers)
     return map_in_blocks(of_worker, params, batch, num_workers, chunk, axis_name)
+
+
+def asks_for_key(loss_fn: LossFn, has_model_state: bool = False) -> bool:
+    """Returns whether a loss has an argument ``key`` to fill, behind its batch.
+
+    One that `functools.partial` binds, or whose default is no key, is its owner's.
+
+    >>> import functools
+    >>> loss = lambda params, batch, key=None: 0.0
+    >>> asks_for_key(loss), asks_for_key(functools.partial(loss, key=None))
+    (True, False)
+    """
+    try:
+        parameters = [*inspect.signature(loss_fn).parameters.values()]
+    except (TypeError, ValueError):  # built-in functions may be silent about theirs
+        return False
+    bound: set[str] = set()
+    while isinstance(loss_fn, functools.partial):
+        bound |= loss_fn.keywords.keys()
+        loss_fn = loss_fn.func
+    return "key" not in bound and any(
+        parameter.name == "key" and not isinstance(parameter.default, str | bool)
+        for parameter in parameters[3 if has_model_state else 2 :]
+    )
 
 
 def count_in_batch(batch: PyTree) -> int:

@@ -9,9 +9,8 @@ says what that costs where it is much.
 
 import copy
 import math
-import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -35,6 +34,7 @@ from jaxmedian.workers.checks import check_count, check_differentiable
 from jaxmedian.workers.collectives import AxisName, PyTree
 from jaxmedian.workers.gradients import LossFn, count_in_batch
 
+_MASKS = ("`masked`", "`partition`")
 _MUCH = 2**30  # bytes of stacked gradients that are worth a warning
 
 
@@ -223,51 +223,3 @@ def stream_value_and_grads(
         return WorkerStream(of_block, params, batch, worker_chunk, axis_name)
 
     return value_and_grads
-
-
-_CHAINS = ("chain", "named_chain")
-_MASKS = ("`masked`", "`partition`")
-_UPDATES = (".update", ".update_fn")  # what factories of transforms call theirs
-
-
-def is_about_streams(error: BaseException) -> bool:
-    """Returns whether a stream was taken for an array: by JAX, or a foreign transform.
-
-    JAX says so in its own words; of a transform the innermost update tells, which holds
-    a stream as an argument.
-    """
-    if "WorkerStream" in str(error) or "__jax_array__" in str(error):
-        return True
-    innermost = [
-        (frame, package)
-        for frame, package, factory in updates_around(error)
-        if factory not in _CHAINS
-    ][-1:]
-    return any(
-        package != "jaxmedian"
-        and any(isinstance(held, WorkerStream) for held in frame.f_locals.values())
-        for frame, package in innermost
-    )
-
-
-def foreign_transform(error: BaseException) -> str:
-    """Names the innermost factory of a transform that is neither ours nor JAX's."""
-    name = "another transform"
-    for _, package, factory in updates_around(error):
-        if package != "jaxmedian" and factory not in _CHAINS:
-            name = f"`{factory}`"
-    return name
-
-
-def updates_around(
-    error: BaseException,
-) -> Iterator[tuple[types.FrameType, str, str]]:
-    """Lists the updates of transforms that an error passed: frame, package, factory."""
-    trace = error.__traceback__
-    while trace is not None:
-        frame, trace = trace.tb_frame, trace.tb_next
-        package = frame.f_globals.get("__name__", "").split(".")[0]
-        qualified = getattr(frame.f_code, "co_qualname", "")  # Python 3.11
-        is_update = ".<locals>." in qualified and qualified.endswith(_UPDATES)
-        if package != "jax" and is_update:
-            yield frame, package, qualified.split(".<locals>.")[0]
