@@ -107,12 +107,15 @@ def _byzfl_rules(byzfl: Any) -> list[Pair]:
 
 
 class _KnownLater(NamedTuple):
-    """A transformation that depends on the number of workers: ``build(M)``."""
+    """A transformation that depends on the number of workers: ``build(M)``.
+
+    No state of theirs does, so it is made for a number that any f of the cases allows.
+    """
 
     build: Callable[[int], optax.GradientTransformationExtraArgs]
 
     def init(self, params: Any) -> Any:
-        return self.build(5).init(params)
+        return self.build(25).init(params)
 
     def update(self, updates: Any, state: Any, params: Any = None) -> Any:
         return self.build(updates.shape[0]).update(updates, state, params)
