@@ -31,9 +31,9 @@ from jaxmedian.workers.population import (
     check_spread,
     given_to_step,
     population_of,
-    refuse_weights,
 )
 from jaxmedian.workers.stream import Block, WorkerStream
+from jaxmedian.workers.weights import refuse_weights
 
 # Large leaves to go through in one loop. Votes with independent noise take .45 s a leaf
 # to compile on CPU; the loop copies their rows once, a tenth to a third of their time.
