@@ -3,8 +3,8 @@
 Each stands in a chain before the aggregator, runs inside jit, and takes ``workers``:
 the numbers of the hostile, or how many to draw anew each step with a ``key``.
 
-    jm.attacks.a_little_is_enough([0, 1])        workers 0 and 1, all along
-    jm.attacks.a_little_is_enough(2, key)        two others each step
+    jm.attacks.sign_flip([0, 1])        workers 0 and 1, all along
+    jm.attacks.sign_flip(2, key)        two others each step
 
     jm.attacks.strongest(jm.attacks.a_little_is_enough, jm.krum(2), [0, 1])
 

@@ -132,7 +132,8 @@ def a_little_is_enough(
     with mean and standard deviation (divisor n - 1) of the honest in each coordinate.
     The default z is the largest that, were the honest Gaussian, would leave enough of
     them farther out for the hostile to win a majority: Phi(z) = (n - s) / n with n
-    honest and s = floor(M / 2 + 1) - f of them needed.
+    honest and s = floor(M / 2 + 1) - f of them needed. Few hostile need half of the
+    honest or more: from z = 0 down nobody would be attacked, and `scale` is due.
 
     Args:
       workers: numbers of the hostile, or how many to draw each step; see `sign_flip`.
@@ -177,18 +178,20 @@ def _largest_scale(num_workers: int, num_hostile: int) -> float:
     """Returns z of Baruch et al., Algorithm 3.
 
     Raises:
-      ValueError: if the hostile have a majority of their own, or cannot have one but
-        with all of the honest.
+      ValueError: if the hostile have a majority of their own, or need so many of the
+        honest that z is not above 0, which harms nobody.
     """
     if num_hostile == 0:
         return 0.0  # nobody sends it
     honest = num_workers - num_hostile
     supporters = num_workers // 2 + 1 - num_hostile
-    if not 0 < supporters < honest:
-        support = "nobody's support" if supporters <= 0 else "everybody's support"
+    if not 0 < 2 * supporters < honest:
+        support = f"that of {supporters} of {honest} honest, half or more"
+        if supporters <= 0:
+            support = "nobody's support"
         raise ValueError(
             f"`a_little_is_enough` has no `scale` of its own for {num_hostile} hostile "
-            f"of {num_workers} workers, who need {support}: pass one."
+            f"of {num_workers} workers, who need {support}: pass one, 1.5 say."
         )
     return statistics.NormalDist().inv_cdf((honest - supporters) / honest)
 

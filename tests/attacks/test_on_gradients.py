@@ -198,7 +198,9 @@ def test_attacks_on_a_mesh_send_what_they_send_on_one_device():
         on = {"axis_name": axis_name}
         return {
             "sign_flip": jm.attacks.sign_flip(hostile, **on),
-            "a_little_is_enough": jm.attacks.a_little_is_enough(hostile, **on),
+            "a_little_is_enough": jm.attacks.a_little_is_enough(
+                hostile, scale=1.5, **on
+            ),
             "mimic": jm.attacks.mimic(hostile, target=3, **on),
             "gaussian": jm.attacks.gaussian(2, 0, **on),
             "nan": jm.attacks.nan(3, 1, **on),
@@ -467,8 +469,25 @@ def test_bad_numbers_are_refused():
     with pytest.raises(ValueError, match="need nobody's support: pass one"):
         attack.update(jnp.ones((4, 2)), attack.init(None))
     attack = jm.attacks.a_little_is_enough([1])
-    with pytest.raises(ValueError, match=r"1 hostile of 2 .* everybody's support"):
+    with pytest.raises(ValueError, match=r"1 hostile of 2 .* that of 1 of 1 honest"):
         attack.update(jnp.ones((2, 2)), attack.init(None))
+
+
+@pytest.mark.parametrize("num_workers", [5, 8, 10, 11, 20])
+@pytest.mark.parametrize("num_hostile", [1, 2, 3])
+def test_a_little_that_would_be_nothing_wants_a_scale(num_workers, num_hostile):
+    """By the formula of Baruch et al. few hostile send the mean, or less."""
+    attack = jm.attacks.a_little_is_enough(range(num_hostile))
+    rows = np.random.default_rng(num_workers).normal(size=(num_workers, 3))
+    rows = rows.astype(np.float32)
+    honest = rows[num_hostile:]
+    supporters = np.floor(num_workers / 2 + 1) - num_hostile
+    if supporters <= 0 or supporters / len(honest) >= 0.5:
+        with pytest.raises(ValueError, match="has no `scale` of its own"):
+            attack.update(jnp.asarray(rows), attack.init(None))
+        return
+    sent = np.asarray(attack.update(jnp.asarray(rows), attack.init(None))[0])[0]
+    assert (sent > honest.mean(axis=0)).all()
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 5])
