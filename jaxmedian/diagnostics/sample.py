@@ -107,15 +107,25 @@ def _sample(
 def _pick(key: jax.Array, total: int, count: int) -> jax.Array:
     """Picks ``count`` of the numbers below ``total``, every set equally likely, sorted.
 
-    Floyd's algorithm: O(count) memory, where a permutation would sort all the numbers.
+    Floyd's algorithm: turn i draws from 0 to start + i and takes that, or start + i if
+    what it drew is taken: drawn before, or the start + j that turn j had to take. All
+    turns at once, in O(count) memory, where a permutation would sort all the numbers.
     """
-    start = total - count
+    start, turns = np.int32(total - count), jnp.arange(count, dtype=jnp.int32)
+    last = start + turns
+    drawn = jax.vmap(
+        lambda key, last: jax.random.randint(key, (), 0, last + 1, jnp.int32)
+    )(keys.fold_in_each(key, turns), last)
+    order = jnp.argsort(drawn, stable=True)
+    ascending = drawn[order]
+    is_again = jnp.diff(ascending, prepend=np.int32(-1)) == 0
+    was_drawn = jnp.zeros(count, bool).at[order].set(is_again)
+    turn_of = jnp.where(drawn < last, drawn - start, -1)  # whose start + j was drawn
 
-    def add(i: jax.Array, picked: jax.Array) -> jax.Array:
-        last = np.int32(start) + i
-        draw_key = jax.random.fold_in(key, i)
-        drawn = jax.random.randint(draw_key, (), 0, last + 1, jnp.int32)
-        return picked.at[i].set(jnp.where(jnp.any(picked == drawn), last, drawn))
+    def follow(taken: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        _, now = taken
+        return now, was_drawn | ((turn_of >= 0) & now[turn_of])
 
-    nobody = jnp.full(count, -1, jnp.int32)
-    return jnp.sort(jax.lax.fori_loop(np.int32(0), np.int32(count), add, nobody))
+    first = follow((was_drawn, was_drawn))
+    _, is_taken = jax.lax.while_loop(lambda t: jnp.any(t[0] != t[1]), follow, first)
+    return jnp.sort(jnp.where(is_taken, last, drawn))

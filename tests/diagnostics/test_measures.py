@@ -10,6 +10,7 @@ import pytest
 import reference
 
 import jaxmedian as jm
+from jaxmedian.noise import keys
 
 
 def gradients(num_workers=4):
@@ -163,6 +164,22 @@ def test_every_set_of_coordinates_is_equally_likely():
     chi_square = np.sum((np.array(counts) - 1000.0) ** 2 / 1000.0)
     freedom = len(sets) - 1
     assert abs(chi_square - freedom) < 5 * np.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize(("total", "count"), [(7, 7), (50, 49), (50, 20), (3000, 300)])
+def test_a_sample_is_that_of_floyds_loop(total, count):
+    """Turn after turn, with a set of what is taken."""
+    numbers = np.arange(total, dtype=np.float32)[None]
+    for seed in range(5):
+        key = jax.random.fold_in(jax.random.key(seed), keys.COORDINATES)
+        taken = set()
+        for turn in range(count):
+            last = total - count + turn
+            own = jax.random.fold_in(key, turn)
+            drawn = int(jax.random.randint(own, (), 0, last + 1, jnp.int32))
+            taken.add(last if drawn in taken else drawn)
+        sample = jm.diagnostics.sample_coordinates(jnp.asarray(numbers), count, seed)
+        assert sample[0].tolist() == sorted(taken)
 
 
 @pytest.mark.parametrize("mask", MASKS)
