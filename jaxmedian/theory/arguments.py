@@ -50,6 +50,12 @@ def worker_values(
     return flat, raw.shape[1:]
 
 
+def has_mean(u: Array) -> npt.NDArray[np.bool_]:
+    """Returns where values [M, C] have a mean other than 0, beyond rounding."""
+    rounding = 2 * len(u) * np.finfo(np.float64).eps
+    return np.asarray(np.abs(u.mean(axis=0)) > rounding * np.abs(u).mean(axis=0))
+
+
 def shaped(results: Any, shape: tuple[int, ...]) -> Result:
     """Gives results [C] the trailing shape of the values; a float for values [M]."""
     array = np.asarray(results, np.float64)

@@ -11,7 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from jaxmedian.noise import COUPLINGS, Coupling, Noise
-from jaxmedian.theory.arguments import Array, check_noise, choice, worker_values
+from jaxmedian.theory.arguments import (
+    Array,
+    check_noise,
+    choice,
+    has_mean,
+    worker_values,
+)
 from jaxmedian.theory.hostile import hostile_median_error, hostile_vote
 from jaxmedian.theory.vote_law import VoteProbability
 
@@ -87,9 +93,9 @@ def hostile_crossover(
     )
 
 
-def right_votes(mean: Array, vote: VoteProbability) -> float:
+def right_votes(u: Array, vote: VoteProbability) -> float:
     """Averages P(vote = sign(mean)) over the coordinates whose mean is not 0."""
-    counted = np.asarray(mean != 0)
+    mean, counted = u.mean(axis=0), has_mean(u)
     if not counted.any():
         raise ValueError(
             "`values` has mean 0 in every coordinate: no vote has the right sign."
@@ -101,7 +107,7 @@ def _achieved(u: Array, noise: Noise, f: int, rule: str, even: str) -> float:
     """Computes the mean squared error, or the chance of the right sign."""
     if rule == "median":
         return float(np.mean(hostile_median_error(u, noise, f, even)))
-    return right_votes(u.mean(axis=0), hostile_vote(u, noise, f))
+    return right_votes(u, hostile_vote(u, noise, f))
 
 
 def _coupled(noise: Noise, coupling: Coupling) -> Noise:

@@ -18,7 +18,13 @@ import numpy.typing as npt
 
 from jaxmedian.noise import COUPLINGS, Coupling, Noise
 from jaxmedian.noise.laws import LAWS
-from jaxmedian.theory.arguments import Array, choice, middle_ranks, worker_values
+from jaxmedian.theory.arguments import (
+    Array,
+    choice,
+    has_mean,
+    middle_ranks,
+    worker_values,
+)
 from jaxmedian.theory.hostile import (
     check_hostile,
     hostile_median_error,
@@ -139,7 +145,7 @@ def best_scale(
     u = u / unit  # exact, and no sum of squares overflows
     mean = u.mean(axis=0)
     if rule != "median":
-        counted = np.asarray(mean != 0)
+        counted = has_mean(u)
         u, mean = u[:, counted], mean[counted]
         if not mean.size:
             raise ValueError(

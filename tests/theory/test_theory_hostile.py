@@ -371,3 +371,5 @@ def test_what_the_choices_refuse():
         theory.hostile_crossover([1.0, 2.0, 3.0], Noise("gaussian", 1.0), "mean")
     with pytest.raises(ValueError, match="mean 0 in every coordinate"):
         theory.hostile_crossover([-1.0, 1.0], Noise("gaussian", 1.0), "vote")
+    with pytest.raises(ValueError, match="mean 0 in every coordinate"):
+        theory.hostile_crossover([0.1, 0.2, -0.3], Noise("gaussian", 1.0), "vote")

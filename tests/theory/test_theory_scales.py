@@ -242,6 +242,9 @@ def test_draws_follow_the_exact_laws():
 def test_what_best_scale_refuses():
     with pytest.raises(ValueError, match="mean 0 in every coordinate"):
         theory.best_scale([-1.0, 1.0], rule="vote")
+    assert np.mean([0.1, 0.2, -0.3]) != 0  # by rounding alone
+    with pytest.raises(ValueError, match="mean 0 in every coordinate"):
+        theory.best_scale([0.1, 0.2, -0.3], rule="vote")
     with pytest.raises(ValueError, match="`law` must be one of"):
         theory.best_scale([1.0, 2.0], "cauchy")
     with pytest.raises(ValueError, match="`rule` must be one of median, vote, descent"):
