@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxmedian.noise.laws import LAWS, Law
@@ -132,7 +133,8 @@ class Noise:
         """Computes H(x) = P(xi <= x) of the unit law.
 
         Args:
-          x: any shape; NumPy input is computed in float64, JAX input in its own dtype.
+          x: any shape; NumPy input is computed in float64, JAX input gives its own
+            dtype, of 16 bits by way of float32.
 
         Returns:
           Probabilities of the shape of x. The survival function is ``cdf(-x)``, without
@@ -141,15 +143,22 @@ class Noise:
         >>> float(uniform(0.1).cdf(0.0))
         0.5
         """
-        return self._law.cdf(x)
+        return _in_own_dtype(self._law.cdf, x)
 
     def pdf(self, x: Any) -> Any:
         """Computes the density h(x) of the unit law, shapes and types as in `cdf`."""
-        return self._law.pdf(x)
+        return _in_own_dtype(self._law.pdf, x)
 
     def quantile(self, p: Any) -> Any:
         """Computes H^{-1}(p) of the unit law for p in [0, 1], shapes as in `cdf`."""
-        return self._law.quantile(p)
+        return _in_own_dtype(self._law.quantile, p)
+
+
+def _in_own_dtype(function: Callable[[Any], Any], x: Any) -> Any:
+    """Computes a function that knows 32 bits and more in the dtype of JAX input."""
+    if not isinstance(x, jax.Array) or x.dtype.itemsize > 2:
+        return function(x)
+    return function(x.astype(jnp.float32)).astype(x.dtype)
 
 
 def gaussian(scale: Scale, coupling: Coupling = "independent") -> Noise:
@@ -340,7 +349,8 @@ def unbiased() -> Noise:
     .. math:: b_j = \frac{n}{2 \sqrt{3} \lceil n / 2 \rceil}
         \left(\max_i g_{ij} - \min_i g_{ij}\right)
 
-    for odd n and (midpoint) even n. The proof is in `jaxmedian.theory`: the noise turns
+    for odd n and (midpoint) even n. (The median of two is their mean without noise,
+    which then adds variance alone.) The proof is in `jaxmedian.theory`: the noise turns
     the workers round a circle on which they stand still, and every one is the median
     equally long. The price: one hostile worker sets b_j (breakdown point 0), and each
     coordinate follows about one random worker a step. A vote is exactly unbiased from

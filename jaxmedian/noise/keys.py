@@ -8,8 +8,9 @@
 Worker numbers and positions end below 2^31. The numbers from there on are the branches
 below: every other use of randomness in the library has one of its own, so that one seed
 may serve the optimizer, the batches, the participants and an attack, and no word is
-drawn twice. Nothing depends on the device that asks, so a mesh draws the words of one
-device.
+drawn twice. (A key that others use needs another seed: `jax.random.split(rng_key)[j]`
+is the key of step j.) Nothing depends on the device that asks, so a mesh draws the
+words of one device.
 """
 
 import re

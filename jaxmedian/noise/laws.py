@@ -38,7 +38,8 @@ class Law(NamedTuple):
         unbounded.
       sample: t in (-1, 1), float32 or float64 -> H^{-1}((1 + t) / 2), traced.
       tail: a >= 0, float32 -> P(|xi| > a), traced, with a small *relative* error where
-        it is above 2^-23, the least 1 + t there is.
+        it is above 2^-23, the least 1 + t there is; but for the flat law, whose kernels
+        need none.
       bound: the law lives on [-bound, bound].
       kinks: points where the density is not smooth, sorted.
       derivatives: (z >= 0, top) -> h(z), h'(z), ..., the derivative of order ``top``,
@@ -127,7 +128,7 @@ def _gaussian_sample(t: Array) -> Array:
 
 # log2 P(|xi| > a) / a for 0 <= a <= 5.4, fitted for this file with each error weighed
 # by how far it moves a. In float32 P then has a relative error below 3e-6, and a as its
-# function one below 2 units in the last place of max(1, a).
+# function one below 2.5 units in the last place of max(1, a).
 _LOG2_TAIL = (
     *(-2.77881535e-08, 8.1945578e-07, -1.04214047e-05, 7.26316556e-05, -0.000264594824),
     *(-3.43371405e-05, 0.00699129779, -0.0524718067, -0.459211131, -1.15110519),
@@ -247,7 +248,7 @@ def _uniform_cdf(x: Array) -> Array:
 
 def _uniform_pdf(x: Array) -> Array:
     x, xp, _ = _host_or_device(x)
-    return xp.where(xp.abs(x) <= _SQRT3, 0.5 / _SQRT3, 0.0)
+    return xp.where(xp.abs(x) <= _SQRT3, 0.5 / _SQRT3, xp.zeros_like(x))
 
 
 def _uniform_derivatives(z: Array, top: int) -> list[Array]:

@@ -40,6 +40,22 @@ def test_the_cdf_of_minus_x_is_the_survival_function_without_cancellation(law):
     np.testing.assert_allclose(noise.cdf(-POINTS), exact.sf(POINTS), rtol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("law", LAWS)
+def test_functions_of_a_law_take_16_bits(law, dtype):
+    noise, exact = noise_of(law), reference.UNIT_LAWS[law]
+    points = jnp.asarray([-1.5, -0.5, 0.25, 1.0], dtype)
+    chances = jnp.asarray([0.125, 0.5, 0.75], dtype)
+    wanted = {"cdf": exact.cdf, "pdf": exact.pdf, "quantile": exact.ppf}
+    for name, function in wanted.items():
+        x = chances if name == "quantile" else points
+        found = getattr(noise, name)(x)
+        assert found.dtype == dtype
+        error = float(jnp.finfo(dtype).eps)
+        expected = function(np.asarray(x, np.float64))
+        np.testing.assert_allclose(np.asarray(found, np.float64), expected, error, 1e-7)
+
+
 @pytest.mark.parametrize("law", LAWS)
 def test_functions_of_a_law_keep_the_type_of_jax_arrays(law):
     noise, exact = noise_of(law), reference.UNIT_LAWS[law]
