@@ -10,12 +10,14 @@ import contextlib
 import contextvars
 import functools
 import json
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 from jax.sharding import AbstractMesh, AxisType
 
 AxisName = Hashable
@@ -246,6 +248,71 @@ def _vary(x: jax.Array, axis_name: AxisName) -> jax.Array:
     return jax.lax.pcast(x, axis_name, to="varying")
 
 
+def alone(
+    function: Callable[..., PyTree], axis_name: AxisName | None
+) -> Callable[..., PyTree]:
+    """Lets a function see what is this device's own as if there were no others.
+
+    JAX notes what varies over a mesh, and refuses loops and branches that begin with a
+    constant and end with something that varies: the first state of a recurrent network,
+    a sum from 0. Within the function nothing is noted; its results vary, all of them.
+
+    Args:
+      function: of trees of arrays, to a tree of arrays; without collectives. If it
+        closes over arrays that vary it is called as JAX would.
+      axis_name: mesh axis over which workers are spread, or None.
+    """
+    if axis_name is None:
+        return function
+
+    def called(*trees: PyTree) -> PyTree:
+        own = vary(trees, axis_name)
+        unmarked = jax.tree.map(lambda x: _marked(x, axis_name, False), own)
+        result = function(*unmarked)
+        if axis_name in varying_axes(result):
+            return vary(function(*own), axis_name)
+        return jax.tree.map(lambda x: _marked(x, axis_name, True), result)
+
+    return called
+
+
+def mark(x: jax.Array) -> jax.Array:
+    """Returns an array as it is, by an operation that a traced program shows."""
+    return MARK.bind(x, axes=_varying_axes(x))
+
+
+MARK = Primitive("mark_varying")  # the same numbers, said to vary over some axes
+
+
+def _marked(x: jax.Array, axis_name: AxisName, varies: bool) -> jax.Array:
+    is_manual = axis_name in jax.sharding.get_abstract_mesh().manual_axes
+    axes = _varying_axes(x)
+    wanted = axes | {axis_name} if varies else axes - {axis_name}
+    return MARK.bind(x, axes=wanted) if is_manual and wanted != axes else x
+
+
+def _mark_kind(
+    kind: jax.core.ShapedArray, *, axes: frozenset[AxisName]
+) -> jax.core.ShapedArray:
+    if manual_axis_type := getattr(kind, "manual_axis_type", None):  # from jax 0.10
+        return kind.update(manual_axis_type=manual_axis_type.update(varying=axes))
+    return kind.update(vma=axes)
+
+
+def _mark_transposed(
+    cotangent: jax.Array, x: ad.UndefinedPrimal, *, axes: frozenset[AxisName]
+) -> list[jax.Array]:
+    del axes
+    return [MARK.bind(cotangent, axes=_axes_of_kind(x.aval))]
+
+
+MARK.def_abstract_eval(_mark_kind)
+MARK.def_impl(lambda x, *, axes: x)
+ad.deflinear2(MARK, _mark_transposed)
+batching.defvectorized(MARK)
+mlir.register_lowering(MARK, lambda context, x, *, axes: [x])
+
+
 def varying_axes(tree: PyTree) -> frozenset[AxisName]:
     """Returns the mesh axes over which a tree of arrays is known to differ.
 
@@ -273,7 +340,10 @@ def _varies(x: jax.Array, axis_name: AxisName) -> bool:
 
 
 def _varying_axes(x: jax.Array) -> frozenset[AxisName]:
-    kind = jax.typeof(x)
+    return _axes_of_kind(jax.typeof(x))
+
+
+def _axes_of_kind(kind: object) -> frozenset[AxisName]:
     if manual_axis_type := getattr(kind, "manual_axis_type", None):  # from jax 0.10
         return frozenset(manual_axis_type.varying)
     return frozenset(getattr(kind, "vma", ()))

@@ -91,7 +91,7 @@ def worker_value_and_grads(
     """
     if worker_chunk is not None:
         check_count("worker_chunk", worker_chunk)
-    value_and_grad = jax.value_and_grad(loss_fn, has_aux=has_aux)
+    value_and_grad = own_value_and_grad(loss_fn, has_aux, axis_name)
 
     def of_batch(batch: PyTree, params: optax.Params) -> PyTree:
         try:
@@ -108,6 +108,17 @@ def worker_value_and_grads(
         )
 
     return value_and_grads
+
+
+def own_value_and_grad(
+    loss_fn: LossFn, has_aux: bool, axis_name: AxisName | None
+) -> Callable[[PyTree, PyTree], PyTree]:
+    """Builds ``(params, batch of one worker) -> (value, grads)``, on its own device.
+
+    A loss that runs on one device runs there too, whatever loops it has.
+    """
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=has_aux)
+    return collectives.alone(value_and_grad, axis_name)
 
 
 def map_workers(
@@ -134,7 +145,6 @@ def map_workers(
     """
     num_workers = count_in_batch(batch)
     if worker_chunk is None or 1 < num_workers <= worker_chunk:
-        params = collectives.vary(params, axis_name)
         return jax.vmap(functools.partial(of_worker, params))(batch)
     chunk = min(worker_chunk, num_workers)
     return map_in_blocks(of_worker, params, batch, num_workers, chunk, axis_name)

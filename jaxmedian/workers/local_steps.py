@@ -18,7 +18,7 @@ from jaxmedian.noise.keys import is_key
 from jaxmedian.workers import collectives, explicit
 from jaxmedian.workers.checks import as_transform, check_count
 from jaxmedian.workers.collectives import AxisName, PyTree
-from jaxmedian.workers.gradients import LossFn, map_workers
+from jaxmedian.workers.gradients import LossFn, map_workers, own_value_and_grad
 
 
 def worker_updates(
@@ -77,7 +77,7 @@ def worker_updates(
     if worker_chunk is not None:
         check_count("worker_chunk", worker_chunk)
     local_tx = as_transform("local_tx", local_tx)
-    grad_fn = jax.grad(loss_fn)
+    value_and_grad = own_value_and_grad(loss_fn, False, axis_name)
 
     def of_batch(batch: PyTree, params: PyTree) -> PyTree:
         params = collectives.vary(jax.tree.map(jnp.asarray, params), axis_name)
@@ -91,7 +91,7 @@ def worker_updates(
                 # at least, where bfloat16 would soon add nothing to a large sum.
                 moved, state = carry
                 here = jax.tree.map(_add, params, moved)
-                grads = grad_fn(
+                _, grads = value_and_grad(
                     here, worker_batch if step_batch is None else step_batch
                 )
                 updates, state = local_tx.update(grads, state, here)

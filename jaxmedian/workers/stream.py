@@ -32,7 +32,7 @@ from jaxmedian.workers.blocks import (
 )
 from jaxmedian.workers.checks import check_count, check_differentiable
 from jaxmedian.workers.collectives import AxisName, PyTree
-from jaxmedian.workers.gradients import LossFn, count_in_batch
+from jaxmedian.workers.gradients import LossFn, count_in_batch, own_value_and_grad
 
 _MASKS = ("`masked`", "`partition`")
 _MUCH = 2**30  # bytes of stacked gradients that are worth a warning
@@ -212,14 +212,13 @@ def stream_value_and_grads(
 ) -> Callable[[PyTree, PyTree], WorkerStream]:
     """Builds ``(params, batch) -> WorkerStream``, the unstacked gradients."""
     check_count("worker_chunk", worker_chunk)
-    value_and_grad = jax.value_and_grad(loss_fn, has_aux=has_aux)
+    value_and_grad = own_value_and_grad(loss_fn, has_aux, axis_name)
 
     def of_block(params: optax.Params, batch: PyTree) -> PyTree:
         return map_block(value_and_grad, params, batch)
 
     def value_and_grads(params: optax.Params, batch: PyTree) -> WorkerStream:
         check_differentiable(params)
-        params = collectives.vary(params, axis_name)
         return WorkerStream(of_block, params, batch, worker_chunk, axis_name)
 
     return value_and_grads
