@@ -36,7 +36,7 @@ from jaxmedian.workers.checks import (
     check_params,
 )
 from jaxmedian.workers.collectives import AxisName, PyTree
-from jaxmedian.workers.foreign import explain
+from jaxmedian.workers.foreign import check_rows_stay_apart, explain
 from jaxmedian.workers.gradients import (
     LossFn,
     asks_for_key,
@@ -46,12 +46,13 @@ from jaxmedian.workers.gradients import (
 )
 from jaxmedian.workers.population import (
     Population,
+    Watch,
     check_aggregated,
     check_state_kept,
     given_to_step,
     population_of,
 )
-from jaxmedian.workers.stream import stream_value_and_grads
+from jaxmedian.workers.stream import WorkerStream, stream_value_and_grads
 
 
 def make_step(
@@ -291,7 +292,7 @@ def build_proposal(
         workers = {k: v for k, v in extra_args.items() if k in OUR_EXTRA_ARGS}
         if has_model_state:
             batch = batch, rows_of(held, count_in_batch(batch), axis_name)
-        update = functools.partial(_update, optimizer, opt_state, params)
+        update = functools.partial(_update, optimizer, axis_name, opt_state, params)
         if worker_chunk is None:
             value, grads = value_and_grads(params, batch)
             loss, population = mean_loss(value, workers)
@@ -337,19 +338,30 @@ def build_proposal(
 
 def _update(
     optimizer: optax.GradientTransformationExtraArgs,
+    axis_name: AxisName | None,
     opt_state: optax.OptState,
     params: optax.Params,
     gradients: PyTree,
     **extra_args: Any,
 ) -> tuple[PyTree, PyTree]:
-    """Calls the optimizer, and says what its errors mean."""
+    """Calls the optimizer; says what its errors mean, and what it mixes on a mesh."""
     ours = [name for name in OUR_EXTRA_ARGS if extra_args.get(name) is not None]
-    try:
-        with given_to_step(*ours):
+
+    def update(gradients: PyTree, watch: Watch | None) -> tuple[PyTree, PyTree]:
+        with given_to_step(*ours, watch=watch):
             return optimizer.update(gradients, opt_state, params, **extra_args)
+
+    watch = None
+    if collectives.size(axis_name) > 1 and not isinstance(gradients, WorkerStream):
+        watch = Watch(gradients)  # a stream refuses what is not ours
+    try:
+        result = update(gradients, watch)
     except (TypeError, ValueError, AttributeError) as error:
         explain(error, gradients, params)
         raise
+    if watch is not None and watch.changed:
+        check_rows_stay_apart(update, gradients)
+    return result
 
 
 def _place(

@@ -30,6 +30,7 @@ from jaxmedian.workers.population import (
     Population,
     check_spread,
     given_to_step,
+    made_by_ours,
     population_of,
 )
 from jaxmedian.workers.stream import Block, WorkerStream
@@ -113,8 +114,10 @@ def transformation(
         population = population_of(
             name, shapes, params, axis_name, mask, weights, each_alone=each_alone
         )
+        step = Step(updates, shapes, state, params, population, extra_args)
         with given_to_step():  # what stands inside is called as it wants to be
-            return apply(Step(updates, shapes, state, params, population, extra_args))
+            updates, state = apply(step)
+        return made_by_ours(updates), state
 
     compiled_take = jax.jit(take)
 
@@ -351,7 +354,10 @@ def _fold(
         block, carry = stream.compute(number, carry)
         return jax.tree.map(jnp.add, total, reduce_block(block)), carry
 
-    shapes = jax.eval_shape(reduce_block, stream.block_shapes)
+    shapes = jax.eval_shape(
+        lambda block: reduce_block(collectives.vary(block, stream.axis_name)),
+        stream.block_shapes,
+    )
     start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     start = collectives.vary((start, stream.carry), stream.axis_name)
     total, stream.carry = jax.lax.fori_loop(0, stream.num_blocks, add_block, start)

@@ -1,18 +1,21 @@
-"""What an error in an optimizer's update means, where transforms of optax cause it.
+"""Transforms of optax before the aggregator: what their errors mean, what they mix.
 
 They are written for updates like the parameters, and meet the worker axis, or a stream
 of blocks in place of arrays. What fails then fails deep inside JAX or optax: the frames
-that the error passed say in whose update.
+that the error passed say in whose update. On a mesh one may do worse and not fail: a
+norm over all updates is one of the workers of a device, and differs from that of all.
 """
 
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.extend.core import Jaxpr, JaxprEqn, Var
 
-from jaxmedian.workers.collectives import PyTree
+from jaxmedian.workers.collectives import MARK, PyTree
+from jaxmedian.workers.population import Watch
 from jaxmedian.workers.stream import WorkerStream
 
 _CHAINS = ("chain", "named_chain")
@@ -53,6 +56,93 @@ def explain(error: Exception, gradients: PyTree, params: optax.Params) -> None:
             ) from error
     if isinstance(gradients, WorkerStream) and _is_about_streams(error):
         gradients.refuse(_foreign_transform(error))
+
+
+# What treats every number by itself.
+_ENTRYWISE = frozenset(
+    (
+        *("abs", "add", "add_any", "and", "atan2", "cbrt", "ceil", "clamp", "copy"),
+        *("convert_element_type", "cos", "div", "eq", "erf", "exp", "exp2", "expm1"),
+        *("floor", "ge", "gt", "integer_pow", "is_finite", "le", "log", "log1p"),
+        *("logistic", "lt", "max", "min", "mul", "ne", "neg", "nextafter", "not"),
+        *("optimization_barrier", "or", "pcast", "pow", "pvary", "reduce_precision"),
+        *("rem", "round", "rsqrt", "select_n", "sign", "sin", "sqrt", "square"),
+        *("stop_gradient", "sub", "tan", "tanh", "xor"),
+    )
+)
+
+
+def check_rows_stay_apart(
+    update: Callable[[PyTree, Watch], PyTree], gradients: PyTree
+) -> None:
+    """Raises where a foreign transform before one of ours mixes workers of a device.
+
+    Args:
+      update: the optimizer's, of gradients ``[m, ...]`` and the watch that is to see
+        what comes to transforms of ours.
+      gradients: the gradients.
+
+    Raises:
+      ValueError: if that is more than each number by itself, or of its row: a mean or
+        norm of the device's workers in place of all, or random numbers, which would be
+        the same on every device.
+    """
+
+    def arrivals(gradients: PyTree) -> list[jax.Array]:
+        watch = Watch(gradients, marks=True)
+        update(gradients, watch)
+        return watch.changed
+
+    jaxpr = jax.make_jaxpr(arrivals)(gradients).jaxpr
+    if (operation := _mixing(jaxpr, [True] * len(jaxpr.invars))) is not None:
+        raise ValueError(
+            "A transform before the aggregator looks at several workers at once, or "
+            f"draws (`{operation}`): on a mesh it would see those of one device alone, "
+            "and its result depend on their number. Lift it with "
+            "`jaxmedian.per_worker(transform, num_workers)`, which treats each worker "
+            "by itself, or put it behind the aggregator."
+        )
+
+
+def _mixing(jaxpr: Jaxpr, is_of_rows: list[bool]) -> str | None:
+    """Names an operation on the way to the results that is not row by row, or None."""
+    rows = {var for var, is_one in zip(jaxpr.invars, is_of_rows, strict=True) if is_one}
+    way, wanted = [], {var for var in jaxpr.outvars if isinstance(var, Var)} - rows
+    for equation in reversed(jaxpr.eqns):
+        if wanted.isdisjoint(equation.outvars):
+            continue
+        if equation.primitive is MARK:  # what one of our own transforms has made
+            rows.update(equation.outvars)
+            continue
+        way.append(equation)
+        wanted.update(var for var in equation.invars if isinstance(var, Var))
+    for equation in reversed(way):
+        name, params = equation.primitive.name, equation.params
+        of_rows = [isinstance(v, Var) and v in rows for v in equation.invars]
+        inner = params.get("jaxpr", params.get("call_jaxpr"))
+        if name.startswith(("random_", "threefry")):
+            return name
+        if inner is not None and name not in ("scan", "while", "cond"):
+            inner = getattr(inner, "jaxpr", inner)
+            if (operation := _mixing(inner, of_rows)) is not None:
+                return operation
+        elif any(of_rows) and not _is_by_row(equation):
+            return name
+        if any(of_rows):
+            rows.update(equation.outvars)
+    return None
+
+
+def _is_by_row(equation: JaxprEqn) -> bool:
+    name, params = equation.primitive.name, equation.params
+    if name == "broadcast_in_dim":
+        rows = getattr(equation.invars[0].aval, "shape", ())[:1]
+        return params["shape"][:1] == rows and params["broadcast_dimensions"][:1] == (
+            0,
+        )
+    if name.startswith("reduce_") and "axes" in params:
+        return 0 not in params["axes"]
+    return name in _ENTRYWISE
 
 
 def _have_worker_axis(updates: PyTree, params: optax.Params) -> bool:

@@ -20,8 +20,46 @@ from jaxmedian.workers import collectives
 from jaxmedian.workers.collectives import AxisName, PyTree
 from jaxmedian.workers.weights import check_weights, one_each
 
-# Mask and weights, by name, that the step being traced was given.
-_given: ContextVar[tuple[str, ...]] = ContextVar("_given", default=())
+
+class Watch:
+    """What a step's gradients become before they meet transforms of ours.
+
+    Attributes:
+      changed: what came to transforms of ours, and was neither a gradient as the step
+        has computed it nor what another of ours had made.
+    """
+
+    def __init__(self, gradients: PyTree, *, marks: bool = False) -> None:
+        """Begins with the gradients, and may mark what transforms of ours make."""
+        self._marks = marks
+        self._known: dict[int, jax.Array] = {}
+        self._learn(gradients)
+        self.changed: list[jax.Array] = []
+
+    def meet(self, updates: PyTree) -> None:
+        """Notes what a transform of ours was given."""
+        leaves = jax.tree.leaves(updates)
+        self.changed += [leaf for leaf in leaves if id(leaf) not in self._known]
+
+    def leave(self, updates: PyTree) -> PyTree:
+        """Notes what a transform of ours has made, and returns it."""
+        if self._marks:
+            updates = jax.tree.map(collectives.mark, updates)
+        self._learn(updates)
+        return updates
+
+    def _learn(self, updates: PyTree) -> None:
+        self._known |= {id(leaf): leaf for leaf in jax.tree.leaves(updates)}
+
+
+class _Given(NamedTuple):
+    """What the step being traced was given: mask and weights by name, gradients."""
+
+    names: tuple[str, ...] = ()
+    watch: Watch | None = None
+
+
+_given: ContextVar[_Given] = ContextVar("_given", default=_Given())  # noqa: B039
 
 
 class Population(NamedTuple):
@@ -136,6 +174,8 @@ def population_of(
         boolean; if the step was given a mask or weights that did not arrive here.
     """
     _check_arrived(transform, worker_mask=worker_mask, worker_weights=worker_weights)
+    if watch := _given.get().watch:
+        watch.meet(updates)
     num_local = _count_rows(transform, updates, params)
     if not each_alone:
         check_spread(transform, _spread(updates, params, axis_name), axis_name)
@@ -151,13 +191,19 @@ def population_of(
 
 
 @contextlib.contextmanager
-def given_to_step(*names: str) -> Iterator[None]:
+def given_to_step(*names: str, watch: Watch | None = None) -> Iterator[None]:
     """Tells the transforms called inside which arguments their step was given."""
-    token = _given.set(names)
+    token = _given.set(_Given(names, watch))
     try:
         yield
     finally:
         _given.reset(token)
+
+
+def made_by_ours(updates: PyTree) -> PyTree:
+    """Returns what a transform of ours has made to the step being traced."""
+    watch = _given.get().watch
+    return watch.leave(updates) if watch else updates
 
 
 def _check_arrived(transform: str, **arrived: object) -> None:
@@ -165,7 +211,7 @@ def _check_arrived(transform: str, **arrived: object) -> None:
 
     optax calls a transformation that takes none without them, and so all inside it.
     """
-    for name in _given.get():
+    for name in _given.get().names:
         if arrived[name] is None:
             raise TypeError(
                 f"`{name}` was given to the step and did not reach `{transform}`: what "

@@ -268,8 +268,15 @@ def test_parameters_may_be_sharded_over_a_second_axis():
 
 RULES_BESIDE_A_MODEL_AXIS = {
     "vote, streamed": lambda **on: jm.sign_sgd(0.1, **on),
-    "noisy vote, packed": lambda **on: jm.noisy_sign_sgd(
+    "vote, random ties": lambda **on: jm.sign_sgd(0.1, ties="random", key=3, **on),
+    "noisy vote": lambda **on: jm.noisy_sign_sgd(
         0.1, jm.noise.uniform(0.5, "systematic"), 3, **on
+    ),
+    "noisy vote, packed": lambda **on: jm.noisy_sign_sgd(
+        *(0.1, jm.noise.uniform(0.5, "systematic"), 3),
+        ties="random",
+        transport="packed" if on else "tally",
+        **on,
     ),
     "median, stacked": lambda **on: jm.median_sgd(0.1, **on),
 }
