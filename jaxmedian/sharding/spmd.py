@@ -36,8 +36,10 @@ def shard_step(
     The step of `jaxmedian.make_step`: with ``worker_chunk=1`` whole runs give the bits
     of one device on any number of devices, whatever votes or medians the chain takes.
     Nothing but what the aggregator sends, and one number for the loss, crosses the
-    mesh. Asked again with the same optimizer, loss and settings it returns the same
-    step, compiled once.
+    axis of the workers. Along another axis the compiler moves what it needs: parameters
+    cut along their first axis stay so, of others the gradients are put together whole
+    on every device. Asked again with the same optimizer, loss and settings it returns
+    the same step, compiled once.
 
     Args:
       loss_fn: as in `jaxmedian.make_step`.

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import AbstractMesh
 
@@ -53,6 +54,7 @@ from jaxmedian.workers.population import (
     population_of,
 )
 from jaxmedian.workers.stream import WorkerStream, stream_value_and_grads
+from jaxmedian.workers.weights import check_weights
 
 
 def make_step(
@@ -81,7 +83,7 @@ def make_step(
         the optimizer's transforms the same.
       worker_chunk: workers whose gradients are computed at a time; None for all. A vote
         or a mean right behind them then needs memory for one chunk of gradients, not
-        for all M; other transforms of ours stack them.
+        for all M; other transforms of ours stack them, a packed vote among them.
       num_workers: M, to check batches against: one of ``[M * n, ...]``, all samples in
         one axis, would pass for M n workers. None takes any.
       state_over_workers: "mean" or "per_worker" for a model with state, as in
@@ -201,22 +203,28 @@ def _build_step(
 def jit_step(
     step: Callable[..., tuple[PyTree, ...]], donated: tuple[int, ...]
 ) -> Callable[..., tuple[PyTree, ...]]:
-    """Jits a step of parameters, states and batch, and says what parameters are.
+    """Jits a step of parameters, states and batch, and checks what is known before.
 
-    JAX refuses what is no array before any code of ours is traced. ``lower`` is that of
-    the jitted function.
+    JAX refuses what is no array, and cuts integers to 32 bits, before any code of ours
+    is traced. ``lower``, ``trace`` and ``eval_shape`` are those of the jitted function.
     """
     jitted = jax.jit(step, donate_argnums=donated)
 
     @functools.wraps(jitted)
     def checked_step(*args: Any, **kwargs: Any) -> tuple[PyTree, ...]:
+        weights = kwargs.get("worker_weights")
+        if isinstance(weights, np.ndarray | list | tuple):
+            number = np.size(weights)
+            weights = check_weights("make_step", weights, number, number)
+            kwargs = kwargs | {"worker_weights": weights}
         try:
             return jitted(*args, **kwargs)
         except TypeError:
             check_params("make_step", args[0] if args else kwargs.get("params"))
             raise
 
-    vars(checked_step)["lower"] = jitted.lower
+    for name in ("lower", "trace", "eval_shape"):
+        vars(checked_step)[name] = getattr(jitted, name)
     return checked_step
 
 

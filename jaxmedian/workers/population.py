@@ -337,7 +337,8 @@ def check_aggregated(caller: str, updates: PyTree, params: PyTree) -> None:
             f"`{caller}` expects updates of the parameters' shapes: "
             f"{'; '.join(wrong)}. If the worker axis is still there, the chain has no "
             "aggregator: add `majority_vote()`, `coordinate_median()` or "
-            "`worker_mean()`."
+            "`worker_mean()`, in front of what hands gradients back, such as "
+            "`optax.contrib.sam`."
         )
 
 

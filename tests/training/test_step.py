@@ -273,3 +273,39 @@ def test_the_recipe_for_frozen_parameters_keeps_them():
     after, _, _ = step(params, optimizer.init(params), X)
     np.testing.assert_array_equal(after["frozen"], params["frozen"])
     assert (after["trained"] != params["trained"]).all()
+
+
+def squares(params, x):
+    return jnp.sum(jnp.square(params - x))
+
+
+@pytest.mark.parametrize(
+    ("weights", "match"),
+    [
+        (np.float32([1, -1, 1]), "finite `worker_weights` >= 0"),
+        ([1.0, float("nan"), 1.0], "finite `worker_weights` >= 0"),
+        (np.zeros(3, np.float32), "do not sum to 0"),
+        (np.int64([2**32 + 1, 1, 1]), "32 bits do not hold"),
+    ],
+)
+@pytest.mark.parametrize("on_mesh", [False, True])
+def test_weights_that_the_host_knows_are_checked_before_they_are_traced(
+    weights, match, on_mesh
+):
+    optimizer = jm.sign_sgd(0.1, axis_name="workers" if on_mesh else None)
+    step = jm.make_step(squares, optimizer)
+    if on_mesh:
+        step = jm.sharding.shard_step(squares, optimizer, jm.sharding.workers_mesh(3))
+    params, batch = jnp.zeros(2), jnp.ones((3, 2))
+    with pytest.raises(ValueError, match=match):
+        step(params, optimizer.init(params), batch, worker_weights=weights)
+    step(params, optimizer.init(params), batch, worker_weights=[1.0, 2.0, 3.0])
+
+
+def test_a_step_is_traced_and_asked_for_its_shapes_like_any_jitted_function():
+    optimizer = jm.sign_sgd(0.1)
+    step = jm.make_step(squares, optimizer)
+    args = jnp.zeros(2), optimizer.init(jnp.zeros(2)), jnp.ones((3, 2))
+    assert step.eval_shape(*args)[0] == jax.ShapeDtypeStruct((2,), jnp.float32)
+    compiled = step.trace(*args).lower().compile()
+    np.testing.assert_array_equal(compiled(*args)[0], step(*args)[0])
