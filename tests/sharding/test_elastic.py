@@ -49,9 +49,9 @@ def own_data(process):
     return DATA[process * EACH : (process + 1) * EACH]
 
 
-def halves_of(optimizer, process, next_batch=None):
+def halves_of(optimizer, process, next_batch=None, extra_args=None):
     state = start_state(optimizer, jnp.zeros(D), None)
-    feed = build_feed(next_batch or jm.mini_batches(own_data(process), 2), None)
+    feed = build_feed(next_batch or jm.mini_batches(own_data(process), 2), extra_args)
     key = jax.random.key(5)
     halves = build_halves(loss, optimizer, feed, key, state, "workers", process, P)
     return halves, state
@@ -91,6 +91,32 @@ def test_halves_of_all_processes_give_the_bits_of_the_simulator(build):
         np.testing.assert_array_equal(params, result.params)
     # What is measured at an edge is the batch of the step that comes next.
     np.testing.assert_allclose(losses[1:], result.metrics["loss"][:-1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("own_mask", [None, [1, 0, 1, 1, 0, 1]])
+@pytest.mark.parametrize("build", [noisy_vote, median])
+def test_absent_processes_do_not_count_whatever_mask_there_is_beside(build, own_mask):
+    """None is no mask of one's own; another leaves out workers of those present."""
+    given = None if own_mask is None else np.array(own_mask, bool)
+    extra_args = lambda key, step: {"worker_mask": given}  # noqa: E731
+    members = [halves_of(build("workers"), p, None, extra_args) for p in range(P)]
+    present = PRESENT[1]
+    told = np.stack([halves.send(state, 0) for halves, state in members])
+    received = told * present[:, None].astype(np.uint8)
+    both = np.repeat(present, EACH) & (True if given is None else given)
+    result = jm.run(
+        loss,
+        build(),
+        jnp.zeros(D),
+        jm.mini_batches(DATA, 2),
+        1,
+        jax.random.key(5),
+        worker_chunk=1,
+        extra_args=lambda key, step: {"worker_mask": both},
+    )
+    for halves, state in members:
+        (params, _), _ = halves.finish(state, 0, received)
+        np.testing.assert_array_equal(params, result.params)
 
 
 def test_a_vote_tells_a_bit_a_coordinate_and_worker():

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from jaxmedian.training.chunks import TrainState, build_drawn_proposal
-from jaxmedian.training.feeds import Feed, own_feed
+from jaxmedian.training.feeds import Feed, by_name, own_feed
 from jaxmedian.training.step import Proposal
 from jaxmedian.workers import collectives
 from jaxmedian.workers.collectives import AxisName, Exchange, PyTree
@@ -159,12 +159,16 @@ def build_halves(
 def _masked(feed: Feed) -> Feed:
     """Says of each worker that it is present: others hear zeros of those who are not.
 
-    A worker that ``extra_args`` of the feed leaves out stays so.
+    A worker that ``extra_args`` of the feed leaves out stays so; a mask of None leaves
+    out nobody.
     """
 
     def with_mask(args: Any, key: jax.Array, step: jax.Array) -> dict[str, Any]:
-        present = jnp.ones(_count(feed, key, step), jnp.bool_)
-        return {"worker_mask": present} | args(key, step)
+        given = by_name(args(key, step))
+        mask = given.get("worker_mask")
+        if mask is None:
+            mask = jnp.ones(_count(feed, key, step), jnp.bool_)
+        return {**given, "worker_mask": mask}
 
     return Feed(feed.next_batch, jax.tree_util.Partial(with_mask, feed.extra_args))
 
