@@ -38,12 +38,11 @@ def remember(
     """
     try:
         kept = vars(optimizer.update).setdefault("_jaxmedian_kept", _Kept())
-        known = (optimizer, *settings) in kept
+        found: Built | None = kept.get((optimizer, *settings))
     except (TypeError, AttributeError):  # no hash, or an update that keeps nothing
         return build()
-    if not known:
-        kept[optimizer, *settings] = build()
+    if found is None:
+        found = kept[optimizer, *settings] = build()
         for oldest in list(kept)[:-_MOST]:
-            del kept[oldest]
-    found: Built = kept[optimizer, *settings]
+            kept.pop(oldest, None)  # another thread may have been faster
     return found

@@ -1,7 +1,9 @@
 """Equal settings compile once, long runs keep their memory, nothing is kept alive."""
 
 import gc
+import sys
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -11,6 +13,7 @@ import optax
 import pytest
 
 import jaxmedian as jm
+from jaxmedian.training.remembering import remember
 
 DATA = np.random.default_rng(0).normal(size=(5, 8, 3)).astype(np.float32)
 
@@ -151,6 +154,38 @@ def test_data_of_functions_live_no_longer_than_their_optimizer(name):
         del data, function, options
     gc.collect()
     assert not any(ref() is not None for ref in seen)
+
+
+def test_threads_share_what_is_remembered(monkeypatch):
+    """Each forgets what others have asked for: there are more than are kept."""
+    optimizer = jm.sign_sgd(0.1)
+
+    def ask(start):
+        for number in range(start, start + 2000):
+            setting = number % 12
+            assert remember(optimizer, (setting,), lambda k=setting: [k]) == [setting]
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(ask, range(8)))
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_a_list_of_metrics_may_change_later():
+    """Another call of equal settings measures what it was given itself."""
+    optimizer, loss = jm.sign_sgd(0.1), new_loss()
+    one, two = (lambda *args, k=k: {f"metric {k}": jnp.float32(k)} for k in (1, 2))
+    metrics = [one]
+    train(loss, optimizer, metrics=metrics, num_workers=5)
+    metrics.append(two)
+    other_data = jm.full_batch(jnp.ones((5, 2, 3)))  # is traced anew
+    options = {"chunk": 2, "num_workers": 5, "metrics": [one]}
+    result = jm.run(loss, optimizer, jnp.zeros(3), other_data, 4, 0, **options)
+    assert "metric 1" in result.metrics
+    assert "metric 2" not in result.metrics
 
 
 def test_what_has_no_hash_is_built_each_time():
