@@ -38,6 +38,8 @@ __all__ = ["Folder", "save", "restore"]
 
 Path = str | os.PathLike[str]
 
+_LOOKS = 5  # of a reader for a checkpoint that no writer removes meanwhile
+
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
@@ -107,6 +109,8 @@ def save(folder: Folder | Path, step: int, state: PyTree) -> None:
 def restore(folder: Folder | Path, state: PyTree) -> tuple[int, PyTree]:
     """Restores the newest checkpoint of a folder, or says that there is none.
 
+    A run may be writing there: where it removes what is being read, its next is read.
+
     Args:
       folder: path of a folder that `save` or `jaxmedian.run` wrote. That of `run` holds
         ``(params, opt_state)``, then the model's state if there is one, and with
@@ -137,11 +141,23 @@ def restore(folder: Folder | Path, state: PyTree) -> tuple[int, PyTree]:
     folder = as_folder(folder)
     if not holds_checkpoints(folder.path):
         return 0, state
-    with Store(folder.path, keep=None) as store:
-        step = store.latest_step()
-        if step is None:
-            return 0, state
-        return step, read_state(store, step, state, store.read_notes(step))
+    failed = None
+    for looks_left in reversed(range(_LOOKS)):
+        step = None
+        try:
+            with Store(folder.path, keep=None) as store:
+                step = store.latest_step()
+                if step is None:
+                    break
+                return step, read_state(store, step, state, store.read_notes(step))
+        except OSError:  # an older one was removed while they were listed
+            if not looks_left:
+                raise
+        except ValueError:
+            if step in (None, failed) or not looks_left:
+                raise
+        failed = step
+    return 0, state
 
 
 # --- states as named arrays -----------------------------------------------------------

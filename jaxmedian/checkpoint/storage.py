@@ -6,16 +6,20 @@
 orbax-checkpoint writes aside and renames what is whole, from all processes at once; it
 is imported when a folder is opened, so that nothing else needs it. What it does not do
 is done here: a folder that holds anything else is refused, so are damaged bits, and so
-is a second writer.
+is a second writer. Folders of their own may be written to from several threads: orbax,
+whose saves share the signals of their process, is given one save at a time.
 """
 
 import contextlib
 import errno
 import json
 import os
+import tempfile
 import threading
+import time
+import weakref
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -38,6 +42,32 @@ _ITEMS = (
 _closing: dict[str, threading.Thread] = {}
 
 
+class _Saves:
+    """Lets one save of this process begin when that before it has ended.
+
+    The lock is held while a save begins. That which goes on behind is only looked at:
+    its own store waits for it, perhaps much later, and is told what it raised. So
+    nothing stays locked, whatever a thread that saves does next.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # a signal handler may save too
+        self._last: Callable[[], Any] = lambda: None
+
+    def begin(self, manager: Any, *args: Any, **options: Any) -> None:
+        """Calls the ``save`` of a manager."""
+        with self._lock:
+            last = self._last()
+            if last is not None and last is not manager:
+                while last.is_saving_in_progress():
+                    time.sleep(0.001)
+            manager.save(*args, **options)
+            self._last = weakref.ref(manager)
+
+
+_saves = _Saves()
+
+
 class Store:
     """An open folder of checkpoints; use it as a context manager.
 
@@ -49,6 +79,7 @@ class Store:
     Raises:
       ImportError: without orbax-checkpoint.
       ValueError: if the folder holds anything but checkpoints.
+      OSError: if it is to be made where nothing may be written.
       RuntimeError: if another writer has opened it.
     """
 
@@ -59,11 +90,12 @@ class Store:
         if "://" not in str(path):
             self.path = self.path.expanduser().resolve()
         _check_contents(self.path, for_writing=keep is not None)
-        self._lock = None
+        self._lock: FolderLock | None = None
         if keep is not None:
             if str(self.path) in _closing:
                 _closing.pop(str(self.path)).join()
-            self.path.mkdir(parents=True, exist_ok=True)
+            with self._naming_the_folder():
+                self.path.mkdir(parents=True, exist_ok=True)
             self._lock = FolderLock(self.path)
         options = self._orbax.CheckpointManagerOptions(
             max_to_keep=keep,
@@ -100,6 +132,16 @@ class Store:
     def _unlock(self) -> None:
         if self._lock is not None:
             self._lock.release()
+
+    def check_writable(self) -> None:
+        """Raises if nothing can be written, so that no run trains in vain.
+
+        Raises:
+          OSError: if the folder may only be read.
+        """
+        if "://" not in str(self.path):
+            with self._naming_the_folder():
+                tempfile.TemporaryFile(dir=self.path, prefix=".").close()
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest whole checkpoint, or None without any."""
@@ -154,7 +196,9 @@ class Store:
         Raises:
           ValueError: if the folder already holds this step or a later one.
           RuntimeError: if another writer was here, where folders cannot be locked.
+          OSError: if the folder was moved or removed, cannot be written to, or is full.
         """
+        self._check_not_lost()
         foreign = self._steps_on_disk() - self._known
         if foreign:
             raise RuntimeError(
@@ -177,28 +221,47 @@ class Store:
             copies = {name: _one_copy(array) for name, array in arrays.items()}
             items["arrays"] = args.StandardSave(copies)
         with self._naming_the_folder():
-            self._manager.save(step, args=args.Composite(**items), force=True)
+            composite = args.Composite(**items)
+            _saves.begin(self._manager, step, args=composite, force=True)
         self._known.add(step)
 
     def _steps_on_disk(self) -> set[int]:
         names = (entry.name for entry in self.path.iterdir())
         return {int(name) for name in names if name.isdecimal()}
 
+    def _check_not_lost(self, cause: Exception | None = None) -> None:
+        """Raises if the folder is not the one that was opened."""
+        if self._lock is not None and self._lock.is_lost():
+            raise OSError(
+                errno.ENOENT,
+                "the folder of checkpoints, or its file `.in-use`, was moved or "
+                "removed in mid-run. Give its new place, if it has one: the same call "
+                "goes on from the newest checkpoint there",
+                str(self.path),
+            ) from cause
+
     @contextlib.contextmanager
     def _naming_the_folder(self) -> Iterator[None]:
-        """Says of a full disk which, and what is left."""
+        """Says of a folder that is lost, read-only or full which, and what to do."""
         try:
             yield
         except Exception as error:
-            full = getattr(error, "errno", None) == errno.ENOSPC
-            if not full and "RESOURCE_EXHAUSTED" not in str(error):
+            self._check_not_lost(error)
+            number = getattr(error, "errno", None)
+            if number == errno.ENOSPC or "RESOURCE_EXHAUSTED" in str(error):
+                number = errno.ENOSPC
+                remedy = (
+                    "no space left for a checkpoint. Those before it are whole: free "
+                    "some, and go on from the newest"
+                )
+            elif number in (errno.EACCES, errno.EROFS):
+                remedy = (
+                    "no checkpoint can be written there: give another folder, or "
+                    "yourself the right to write to this one"
+                )
+            else:
                 raise
-            raise OSError(
-                errno.ENOSPC,
-                "no space left for a checkpoint. Those before it are whole: free some, "
-                "and go on from the newest",
-                str(self.path),
-            ) from error
+            raise OSError(number, remedy, str(self.path)) from error
 
     @contextlib.contextmanager
     def _refusing_the_unreadable(self, step: int) -> Iterator[None]:

@@ -123,16 +123,34 @@ class RunCheckpoints:
     def restore(self, start: Edge, num_steps: int) -> Edge:
         """Returns the newest edge saved, or ``start`` if there is none.
 
+        If steps are left to take, the batches stand there too.
+
         Raises:
-          ValueError: if the checkpoint is damaged, foreign, or of another run.
+          ValueError: if the checkpoint is damaged, foreign, or of another run; if the
+            batches cannot be moved.
+          TypeError: if where they stand could not be saved.
+          OSError: if the folder may only be read.
         """
+        if self._store is not None and self._store.latest_step() != num_steps:
+            self._store.check_writable()
+        edge = self._restored(start, num_steps)
+        if edge is None:
+            edge = start
+            if edge.step < num_steps:
+                self._source.start(edge.step)
+        if self._store is not None and edge.step < num_steps:
+            self._source.position()  # before steps are taken that it would lose
+        return edge
+
+    def _restored(self, start: Edge, num_steps: int) -> Edge | None:
+        """Returns the newest edge saved, if there is one."""
         if self._store is None:
-            return start
+            return None
         step = self._store.latest_step()
         params, _, *model_state = start.state
         self._start = describe("params", params) | describe("model_state", model_state)
         if step is None:
-            return start
+            return None
         notes = self._store.read_notes(step)
         place = self._store.path / str(step)
         _check_identity(place, notes.get("run"), self._identity)
@@ -215,18 +233,24 @@ def _from_json(row: dict[str, Any]) -> Row:
 def open_run(
     folder: Folder | Path | None,
     optimizer: optax.GradientTransformation,
+    state_over_workers: str | None,
     key: jax.Array,
     opt_state: optax.OptState,
     chunk: int,
     keep_best: str | None,
     source: Drawn | Loaded,
 ) -> Iterator[RunCheckpoints]:
-    """Opens the checkpoints of the run that these arguments start."""
+    """Opens the checkpoints of the run that these arguments start.
+
+    ``state_over_workers`` is None for a model without state.
+    """
     if folder is None:
         yield RunCheckpoints(None, 1, {}, source)
         return
     folder = as_folder(folder)
     identity = identity_of(optimizer, key, opt_state, chunk) | {"keep_best": keep_best}
+    if state_over_workers is not None:
+        identity["`state_over_workers`"] = state_over_workers
     with Store(folder.path, folder.keep) as store:
         yield RunCheckpoints(store, folder.every, identity, source)
 

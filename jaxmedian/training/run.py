@@ -165,14 +165,14 @@ def run(
         every few. If the folder holds one, the run resumes there; a run already
         finished returns at once; ``num_steps`` may be raised. A folder that another run
         is writing to is refused. So is the checkpoint of a run with another ``key``,
-        another ``chunk`` or state, other keys in the optimizer, other transforms in its
-        chain, or other options of words or flags there: the law and coupling of noise,
-        ``ties``, ``even``, ``nesterov``. Not compared are numbers (learning rates,
-        noise scales, how many workers a rule trims), schedules, what
-        `optax.inject_hyperparams` builds from a lambda, mesh axes and transports, the
-        loss and the data: change them and change the folder. The parameters and the
-        model's state come from the checkpoint; a warning says where those given are
-        others than the run started from.
+        another ``chunk``, state or ``state_over_workers``, other keys in the optimizer,
+        other transforms in its chain, or other options of words or flags there: the law
+        and coupling of noise, ``ties``, ``even``, ``nesterov``. Not compared are
+        numbers (learning rates, noise scales, how many workers a rule trims),
+        schedules, what `optax.inject_hyperparams` builds from a lambda, mesh axes and
+        transports, the loss and the data: change them and change the folder. The
+        parameters and the model's state come from the checkpoint; a warning says where
+        those given are others than the run started from.
       worker_chunk: as in `jaxmedian.make_step`. Measurements that need the gradients
         of all workers are left out where they are streamed; functions in ``metrics``
         then get None for them.
@@ -199,9 +199,12 @@ def run(
         beside ``params``; None for a fresh one. Copied like ``params``.
       step: steps taken before, at which the numbers and keys of batches go on: with the
         ``params``, ``opt_state`` and ``step`` of an earlier result the run ends with
-        the bits of an unbroken one.
+        the bits of an unbroken one. An iterator is read on from where it stands; an
+        iterable, which `iter` starts anew, needs ``replay``.
       replay: whether a resumed run may read and drop the batches it has had, from an
-        iterator that starts anew and cannot be moved. Functions need no replay.
+        iterator that starts anew and cannot be moved: those since ``step``; of an
+        iterable those since step 0, also where ``step`` alone says that the run goes
+        on. Functions need no replay.
       donate: whether each chunk overwrites the parameters and the state of the one
         before, which saves their memory.
 
@@ -217,10 +220,12 @@ def run(
         checkpoint that is damaged, foreign, or of another run; for an ``opt_state`` of
         another optimizer; if ``on_chunk`` returns anything but a bool or None; under
         `jax.vmap` or `jax.jit`, for which there is `run_pure`; for batches that change
-        their shapes or cannot be resumed; as `jaxmedian.sharding.shard_step` for a mesh
-        or a chain that does not name its axis; for processes that start another run
-        than the rest. What an iterator raises is raised.
+        their shapes, cannot be resumed, or start anew at a ``step``; as
+        `jaxmedian.sharding.shard_step` for a mesh or a chain that does not name its
+        axis; for processes that start another run than the rest. What an iterator
+        raises is raised.
       RuntimeError: if another run is writing to the folder of checkpoints.
+      OSError: if that is moved, removed, full, or may only be read.
       ImportError: for ``progress`` without tqdm, ``checkpoint`` without orbax.
       KeyboardInterrupt: on a second Ctrl-C.
 
@@ -274,7 +279,7 @@ def run(
         compute = remember(
             optimizer,
             ("run", loss_fn, measured, mesh, *options.values(), functions),
-            lambda: _build_compute(loss_fn, optimizer, metrics, spread, **options),
+            lambda: _build_compute(loss_fn, optimizer, measured, spread, **options),
         )
         state = start_state(
             optimizer, params, opt_state, model_state, state_over_workers
@@ -318,7 +323,12 @@ def run(
         return take_chunks(
             plan,
             Edge(int(step), state, [], first_best(keep_best, model_of(state))),
-            functools.partial(open_run, checkpoint, optimizer),
+            functools.partial(
+                open_run,
+                checkpoint,
+                optimizer,
+                None if model_state is None else state_over_workers,
+            ),
             stop,
         )
 

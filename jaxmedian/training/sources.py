@@ -87,6 +87,9 @@ class Drawn:
     def position(self) -> None:
         """Returns None: the step is the position."""
 
+    def start(self, step: int) -> None:
+        """Does nothing: the step is the position."""
+
     def resume(self, position: Any, step: int, start: int) -> None:
         """Does nothing: the step is the position."""
 
@@ -110,6 +113,7 @@ class Loaded:
     ) -> None:
         """Opens the iterator; nothing is read yet."""
         self._iterator: Iterator[PyTree] = iter(batches)
+        self._is_at_first_batch = self._iterator is not batches  # made by `iter`
         self._extra_args = extra_args
         self._place: Callable[[PyTree], PyTree] = jax.device_put
         self._is_shared, self._replay, self._chunk = False, replay, chunk
@@ -186,7 +190,8 @@ class Loaded:
             )
         try:
             held = json.loads(json.dumps(state))
-            if held != _with_lists(state):
+            own = _with_lists(state)
+            if held != own and repr(held) != repr(own):  # in which NaN is itself
                 raise TypeError(f"{state!r} would come back as {held!r}")
         except TypeError as error:
             raise TypeError(
@@ -195,13 +200,31 @@ class Loaded:
             ) from error
         return collectives.of_each_process({"json": held})
 
+    def start(self, step: int) -> None:
+        """Goes to the batch of the step at which a run starts, if it is not there.
+
+        Raises:
+          ValueError: if the iterator stands at the first batch, and may not be read on.
+        """
+        if not step or not self._is_at_first_batch:
+            return
+        if not self._replay:
+            raise ValueError(
+                f"`next_batch` starts from its first batch, but the run at `step` "
+                f"{step}: pass an iterator that stands at the next batch, or "
+                f"`replay=True`, which reads and drops {step} batches, or a function "
+                "(key, step)."
+            )
+        self._drop(0, step)
+
     def resume(self, position: list[Any] | None, step: int, start: int) -> None:
-        """Goes to the batch of a step, from that of ``start``.
+        """Goes to the batch of a step, from that of ``start`` or from the first.
 
         Raises:
           ValueError: if the iterator can neither be set nor be read again.
         """
         self._has_begun = True
+        first = 0 if self._is_at_first_batch else start
         if position is not None and self._has_state():
             if len(position) != jax.process_count():
                 raise ValueError(
@@ -220,15 +243,20 @@ class Loaded:
                 f"`next_batch` cannot be resumed at step {step}: an iterator without "
                 "`get_state` and `set_state` cannot be moved (those of grain can). "
                 "Start it from the beginning and pass `replay=True`, which reads and "
-                f"drops {step - start} batches, or pass a function (key, step)."
+                f"drops {step - first} batches, or pass a function (key, step)."
             )
-        for number in range(start, step):
+        self._drop(first, step)
+
+    def _drop(self, first: int, step: int) -> None:
+        """Reads the batches of the steps from the first to one, and drops them."""
+        for number in range(first, step):
             if self._read(number) is None:
                 raise ValueError(
-                    f"`next_batch` ended after {number - start} batches, before the "
-                    f"step {step} of the checkpoint: is it the same data, from the "
-                    "beginning?"
+                    f"`next_batch` ended after {number - first} batches, before the "
+                    f"step {step} at which the run goes on: is it the same data, from "
+                    "the beginning?"
                 )
+        self._has_begun = True
 
     def _has_state(self) -> bool:
         return all(
@@ -322,10 +350,12 @@ class Loaded:
 
 
 def _with_lists(state: object) -> object:
-    """Returns a state with lists in place of its tuples, as JSON has them."""
+    """Returns a state with lists for tuples and Python's floats, as JSON has them."""
     if isinstance(state, dict):
         return {name: _with_lists(value) for name, value in state.items()}
-    return [_with_lists(x) for x in state] if isinstance(state, list | tuple) else state
+    if isinstance(state, list | tuple):
+        return [_with_lists(value) for value in state]
+    return float(state) if isinstance(state, float) else state
 
 
 def _is_busy(running: list[Any]) -> bool:

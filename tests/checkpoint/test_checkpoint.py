@@ -8,10 +8,13 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +24,8 @@ import pytest
 
 import jaxmedian as jm
 from experiments.systems import killable
+from jaxmedian.checkpoint import storage
+from jaxmedian.checkpoint.locks import FolderLock
 from jaxmedian.training import resume
 from tests.support.harness import enable_x64
 
@@ -343,6 +348,34 @@ def test_flags_of_optax_are_compared_and_numbers_are_not(tmp_path):
     assert run_chain("other scale", 4, tmp_path, rate=0.5).step == 4
 
 
+def test_a_state_of_each_worker_does_not_go_on_as_their_mean(tmp_path, monkeypatch):
+    """The same leaves serve both; older checkpoints did not note which it was."""
+
+    def counted(params, seen, batch):
+        return jnp.mean((params - batch) ** 2), seen + 1.0
+
+    def go(num_steps, kind, folder):
+        options = {"model_state": jnp.zeros(M), "state_over_workers": kind}
+        batches = jm.full_batch(jnp.ones((M, 2)))
+        start, chain = jnp.zeros(2), jm.median_sgd(0.1)
+        options |= {"chunk": 2, "checkpoint": tmp_path / folder}
+        return jm.run(counted, chain, start, batches, num_steps, 0, **options)
+
+    go(2, "per_worker", "new")
+    with pytest.raises(ValueError, match=r"`state_over_workers` \(per_worker there"):
+        go(4, "mean", "new")
+
+    def write_as_before(store, step, state, notes):
+        del notes["run"]["`state_over_workers`"]
+        write_state(store, step, state, notes)
+
+    write_state = resume.write_state
+    monkeypatch.setattr(resume, "write_state", write_as_before)
+    go(2, "per_worker", "old")
+    monkeypatch.undo()
+    assert go(4, "per_worker", "old").model_state.tolist() == [4.0] * M
+
+
 def test_what_crosses_the_mesh_is_not_compared(tmp_path):
     run_chain("other ties", 2, tmp_path)
     assert run_chain("other transport", 4, tmp_path).step == 4
@@ -501,6 +534,63 @@ def test_a_full_disk_is_named_and_locks_nothing(tmp_path, monkeypatch):
     assert jm.checkpoint.restore(tmp_path, jnp.zeros(2))[0] == 3
 
 
+@pytest.mark.parametrize("kind", ["moved", "unlocked"])
+def test_a_folder_that_is_moved_in_mid_run_is_named(kind, tmp_path, whole):
+    folder, moved = tmp_path / "run", tmp_path / "moved"
+
+    def on_chunk(step, row):
+        if step == 8 and kind == "moved":
+            folder.rename(moved)
+        elif step == 8:
+            (folder / ".in-use").unlink()
+
+    with pytest.raises(FileNotFoundError, match="moved or removed in mid-run") as error:
+        train(checkpoint=folder, on_chunk=on_chunk)
+    assert error.value.filename == str(folder)
+    place = moved if kind == "moved" else folder
+    assert_same_bits(bits(train(checkpoint=place)), whole)
+
+
+def test_a_lock_that_another_took_over_is_left_to_it(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    lock = FolderLock(folder)
+    folder.rename(tmp_path / "moved")
+    folder.mkdir()
+    other = FolderLock(folder)
+    lock.release()
+    assert os.listdir(folder) == [".in-use"]
+    with pytest.raises(RuntimeError, match="is in use by process"):
+        FolderLock(folder)
+    other.release()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_read_only_folder_is_refused_before_training(
+    number, tmp_path, monkeypatch, whole
+):
+    """But not where nothing is left to write."""
+    train(checkpoint=tmp_path / "done")
+    train(checkpoint=tmp_path / "half", on_chunk=stop_at(4))
+
+    def refuse(*args, **kwargs):
+        raise OSError(number, "no")
+
+    calls = []
+    with monkeypatch.context() as patched:
+        patched.setattr(storage.tempfile, "TemporaryFile", refuse)
+        assert_same_bits(bits(train(checkpoint=tmp_path / "done")), whole)
+        for name in ("half", "new"):
+            with pytest.raises(OSError, match="give another folder, or") as error:
+                train(checkpoint=tmp_path / name, calls=calls)
+            assert error.value.errno == number
+            assert error.value.filename == str(tmp_path / name)
+    assert not calls
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", refuse)
+    with pytest.raises(OSError, match="give another folder, or"):
+        jm.checkpoint.save(tmp_path / "new", 1, jnp.zeros(2))
+
+
 def test_a_masked_array_is_refused(tmp_path):
     masked = np.ma.masked_array([1.0, 2.0], [True, False])
     with pytest.raises(TypeError, match=r"would lose the mask of `state\['w'\]`"):
@@ -651,7 +741,118 @@ def test_a_folder_is_read_while_another_process_writes_there(tmp_path):
     assert not unfinished.exists()  # a writer does
 
 
+def test_a_checkpoint_that_a_writer_removes_is_read_no_more_than_the_next(
+    tmp_path, monkeypatch
+):
+    """Its writer saves another between the reader's look and its reading."""
+    read_notes, open_store = storage.Store.read_notes, storage.Store.__init__
+    saves = iter((2, 3))
+
+    def late(store, step):
+        if (newer := next(saves, None)) is not None:
+            jm.checkpoint.save(tmp_path, newer, jnp.full(2, float(newer)))
+        return read_notes(store, step)
+
+    def racing(store, path, keep):  # orbax asks when an older one was made
+        if keep is None and failures:
+            raise failures.pop()
+        open_store(store, path, keep)
+
+    jm.checkpoint.save(tmp_path, 1, jnp.ones(2))
+    failures = [FileNotFoundError("1"), NotADirectoryError("1")]
+    monkeypatch.setattr(storage.Store, "read_notes", late)
+    monkeypatch.setattr(storage.Store, "__init__", racing)
+    step, state = jm.checkpoint.restore(tmp_path, jnp.zeros(2))
+    assert (step, state.tolist()) == (3, [3.0, 3.0])
+    assert not failures
+    shutil.rmtree(tmp_path / "3" / "notes")  # damaged in earnest
+    with pytest.raises(ValueError, match="3 is not a whole checkpoint"):
+        jm.checkpoint.restore(tmp_path, jnp.zeros(2))
+
+
 # --- two writers ----------------------------------------------------------------------
+
+
+def test_runs_in_two_threads_save_in_folders_of_their_own(tmp_path):
+    """At the same moments: each ends with its own bits, on disk too."""
+    keys = {1: 2, 3: 4}
+    alone = {noise: train(noise_key=noise, key=key) for noise, key in keys.items()}
+    together = threading.Barrier(2, timeout=60)
+
+    def go(noise):
+        folder = jm.checkpoint.Folder(tmp_path / str(noise), keep=2)
+        return train(
+            noise_key=noise,
+            key=keys[noise],
+            chunk=1,
+            checkpoint=folder,
+            on_chunk=lambda step, row: together.wait() > 2,
+        )
+
+    with ThreadPoolExecutor(2) as threads:
+        results = dict(zip(keys, threads.map(go, keys), strict=True))
+    for noise, result in results.items():
+        expected = [(leaf.params, leaf.opt_state) for leaf in (alone[noise], result)]
+        step, state = jm.checkpoint.restore(tmp_path / str(noise), expected[0])
+        assert step == 10
+        for tree in (expected[1], state):
+            for got, wanted in zip(*map(leaf_words, (tree, expected[0])), strict=True):
+                np.testing.assert_array_equal(got, wanted)
+
+
+def leaf_words(tree):
+    """The numbers of all leaves, of keys their words."""
+    is_key = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)  # noqa: E731
+    leaves = jax.tree.leaves(tree)
+    return [jax.random.key_data(x) if is_key(x) else x for x in leaves]
+
+
+def test_a_run_inside_a_run_saves_too(tmp_path, whole):
+    """It waits for a save of the outer one, which nobody else would end."""
+
+    alone = train().params["w"]
+
+    def on_chunk(step, row):
+        inner = train(checkpoint=tmp_path / f"inner {step}", chunk=2)
+        np.testing.assert_array_equal(inner.params["w"], alone)
+
+    result = train(checkpoint=tmp_path / "outer", on_chunk=on_chunk)
+    assert_same_bits(bits(result), whole)
+    assert steps_in(tmp_path / "inner 4") == [10]
+
+
+def test_forked_children_do_not_hold_the_folder_of_a_killed_run(tmp_path):
+    lock = FolderLock(tmp_path)
+    here, there = socket.socketpair()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of JAX's threads: the child uses none
+        child = os.fork()
+    if not child:
+        there.send(b"forked")
+        there.recv(1)
+        os._exit(0)
+    try:
+        here.recv(6)
+        os.close(lock._file)  # which is all that a kill does
+        lock._file = None
+        FolderLock(tmp_path).release()
+    finally:
+        here.send(b".")
+        os.waitpid(child, 0)
+        here.close()
+        there.close()
+
+
+def test_who_holds_a_folder_after_a_process_is_told(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    lock = FolderLock(tmp_path)
+    for host, is_seen in ((socket.gethostname(), True), ("elsewhere", False)):
+        (tmp_path / ".in-use").write_text(f"process {ended.pid} on {host}\n")
+        with pytest.raises(RuntimeError, match=f"process {ended.pid} on") as error:
+            FolderLock(tmp_path)
+        assert ("that process has ended" in str(error.value)) == is_seen
+    lock.release()
 
 
 def test_a_folder_in_use_is_refused_whoever_uses_it(tmp_path, whole):

@@ -403,10 +403,70 @@ def test_states_that_cannot_be_written_are_refused(state, tmp_path):
         def get_state(self):
             return state
 
+    loader = Odd()
     with pytest.raises(
         TypeError, match=r"`next_batch.get_state\(\)` must return bytes"
     ):
-        train(Odd(), checkpoint=tmp_path / "run")
+        train(loader, checkpoint=tmp_path / "run")
+    assert loader.place == 0  # before it trains
+
+
+def test_a_state_that_holds_nan_is_saved(tmp_path, unbroken):
+    """The best loss before there is one, say; NumPy's are floats too."""
+    pytest.importorskip("orbax.checkpoint")
+    found = []
+
+    class Noting(Movable):
+        best = (float("nan"), np.float64("nan"), np.float64(0.5))
+
+        def get_state(self):
+            return {"place": self.place, "best": self.best}
+
+        def set_state(self, state):
+            found.append(state["best"])
+            super().set_state(state)
+
+    train(Noting(), 6, checkpoint=tmp_path / "run")
+    assert_same_end(train(Noting(), checkpoint=tmp_path / "run"), unbroken)
+    np.testing.assert_array_equal(found, [[np.nan, np.nan, 0.5]])
+
+
+@pytest.mark.parametrize("kind", [Loader, Movable])
+def test_an_iterable_goes_on_from_memory_only_by_replay(kind, tmp_path, unbroken):
+    """`iter` starts it anew: else it would train on its first batches again."""
+    pytest.importorskip("orbax.checkpoint")
+    opened = []
+
+    class Data:
+        def __iter__(self):
+            opened.append(kind())
+            return opened[-1]
+
+    first = train(Data(), 6)
+    going_on = {"params": first.params, "opt_state": first.opt_state, "step": 6}
+    with pytest.raises(ValueError, match=r"from its first batch.* 6: .*`replay=True`"):
+        train(Data(), **going_on)
+    assert opened[-1].place == 0
+    assert_same_end(train(Data(), **going_on, replay=True), unbroken)
+    assert opened[-1].place == STEPS
+    going_on |= {"replay": True, "checkpoint": tmp_path / "run"}
+    train(Data(), 8, **going_on)
+    assert_same_end(train(Data(), **going_on), unbroken)
+    assert opened[-1].place == STEPS
+    assert train(Data(), 6, **going_on | {"checkpoint": None}).step == 6
+    assert opened[-1].place == 0  # no step is left to take
+
+
+def test_data_that_end_where_a_run_goes_on_are_found_ended():
+    class Data:
+        def __iter__(self):
+            return Loader(6)
+
+    first = train(Data())
+    going_on = {"params": first.params, "opt_state": first.opt_state, "replay": True}
+    assert_same_end(train(Data(), **going_on, step=6), first)
+    with pytest.raises(ValueError, match="ended after 6 batches, before the step 7"):
+        train(Data(), **going_on, step=7)
 
 
 @pytest.mark.parametrize("loaded", ["MapDataset", "IterDataset", "DataLoader"])

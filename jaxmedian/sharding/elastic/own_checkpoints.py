@@ -36,9 +36,14 @@ class OwnCheckpoints:
         Raises:
           ValueError: if the checkpoint is damaged, foreign, of another run, or beyond
             the step at which this one ends.
+          OSError: if the folder may only be read, and steps are left to take.
         """
-        step = None if self._store is None else self._store.latest_step()
-        if self._store is None or step is None:
+        if self._store is None:
+            return state, history
+        step = self._store.latest_step()
+        if step != num_steps:
+            self._store.check_writable()
+        if step is None:
             return state, history
         notes = self._store.read_notes(step)
         noted = notes.get("elastic")
