@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.common.data import texts
 from experiments.common.harness.results import Claim
 from experiments.common.training.outcomes import chance, report
-from experiments.methods.shakespeare import texts
 from experiments.methods.shakespeare.trial import Trial
 
 ONE_WORKER = "one worker, AdamW"

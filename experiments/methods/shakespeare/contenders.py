@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import optax
 
 import jaxmedian as jm
+from experiments.common.training.transformer import is_matrix
 from experiments.methods.shakespeare.config import Config
-from experiments.methods.shakespeare.transformer import is_matrix
 
 B1, B2 = 0.9, 0.99  # of AdamW; Lion's second is `Config.lion_b2`
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from experiments.methods.shakespeare.language import Language, writer
+from experiments.common.training.language import Language, writer
 
 _EMBEDDED = 16  # channels of a character
 

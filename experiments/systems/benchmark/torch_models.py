@@ -54,7 +54,7 @@ def tensors_of(params: Any) -> Tensors:
 
 
 def gpt_loss(params: Tensors, text: Any, following: Any) -> Any:
-    """Takes characters ``[n, t]`` and those that follow; `shakespeare.transformer`."""
+    """Takes characters ``[n, t]`` and those that follow; `training.transformer`."""
     torch = installed_torch()
     functional = torch.nn.functional
 

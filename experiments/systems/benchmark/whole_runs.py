@@ -23,7 +23,7 @@ from experiments.common.harness.installed import installed_torch
 from experiments.common.harness.results import Claim
 from experiments.common.training.models import Classifier, mnist_network
 from experiments.common.training.models_convolutional import resnet20
-from experiments.methods.shakespeare.transformer import language
+from experiments.common.training.transformer import language
 from experiments.systems.benchmark import torch_models
 from experiments.systems.benchmark.kernels import SCALE, Run, compiled
 from experiments.systems.benchmark.timing import Timing, take_turns

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiments.common.training.models_convolutional import resnet20
-from experiments.methods.shakespeare.transformer import language
+from experiments.common.training.transformer import language
 from experiments.systems.benchmark import torch_models
 
 torch = pytest.importorskip("torch")

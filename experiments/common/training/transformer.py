@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from experiments.methods.shakespeare.language import Language, writer
+from experiments.common.harness.misuse import Misuse
+from experiments.common.training.language import Language, writer
 
 _SPREAD = 0.02
 
@@ -79,10 +80,10 @@ def language(
     """Builds a transformer as functions.
 
     Raises:
-      ValueError: if the heads do not divide the width.
+      Misuse: if the heads do not divide the width.
     """
     if width % heads:
-        raise ValueError(f"--heads must divide --hidden; got {heads} and {width}.")
+        raise Misuse(f"--heads must divide --hidden; got {heads} and {width}.")
     module = Transformer(characters, context, layers, heads, width, nnx.Rngs(seed))
     graph, params = nnx.split(module)
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 import jaxmedian as jm
+from experiments.common.harness.misuse import Misuse
 
 RARE = "\ufffd"  # what characters are folded into
 _HELD_OUT, _VALIDATION = 10, 20  # one in so many characters
@@ -64,12 +65,12 @@ def read_text(path: Path) -> str:
     """Reads a file of UTF-8 text.
 
     Raises:
-      ValueError: if it is none, naming the file.
+      Misuse: if it is none, naming the file.
     """
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text: {error}") from error
+        raise Misuse(f"{path} is no UTF-8 text: {error}") from error
 
 
 def contiguous_parts(text: str, num_workers: int) -> Source:
@@ -86,7 +87,7 @@ def speakers_parts(text: str, num_workers: int) -> Source:
     The speakers who say most are dealt first, each to the worker who has least.
 
     Raises:
-      ValueError: if fewer speakers than workers are found.
+      Misuse: if fewer speakers than workers are found.
     """
     kept, held_out = _held_out(text)
     pieces = _SPEECH.split(kept)
@@ -94,7 +95,7 @@ def speakers_parts(text: str, num_workers: int) -> Source:
     for name, speech in zip(pieces[1::2], pieces[2::2], strict=True):
         speeches[name] = speeches.get(name, "") + speech + "\n\n"
     if len(speeches) < num_workers:
-        raise ValueError(
+        raise Misuse(
             f"the training text has {len(speeches)} speakers, fewer than the "
             f"{num_workers} workers. A speaker stands on a line of its own that ends "
             "in a colon, after an empty line: take fewer --num-workers, or --split "
@@ -111,11 +112,11 @@ def files_parts(folder: Path, num_workers: int) -> Source:
     """Gives each worker a file of a folder, in the order of their names.
 
     Raises:
-      ValueError: if there are not as many text files as workers.
+      Misuse: if there are not as many text files as workers.
     """
     files = sorted(folder.glob("*.txt")) if folder.is_dir() else []
     if len(files) != num_workers:
-        raise ValueError(
+        raise Misuse(
             f"--texts takes a folder with a file NAME.txt for each of the "
             f"{num_workers} workers; {folder} has {len(files)}: set --num-workers."
         )
@@ -141,7 +142,7 @@ def build_corpus(
       validate: whether to set a part of each worker's text apart.
 
     Raises:
-      ValueError: for a text shorter than a window, or a character that training lacks.
+      Misuse: for a text shorter than a window, or a character that training lacks.
     """
     shares = [len(part) // _VALIDATION if validate else 0 for part in source.parts]
     cuts = [len(part) - n for part, n in zip(source.parts, shares, strict=True)]
@@ -209,7 +210,7 @@ def _check_lengths(texts: Sequence[str], what: str, context: int) -> None:
     for number, text in enumerate(texts):
         if len(text) <= context:
             whose = f" {number}" if len(texts) > 1 else ""
-            raise ValueError(
+            raise Misuse(
                 f"{what}{whose} has {len(text)} characters, and a window takes "
                 f"{context + 1}: give a longer text, fewer --num-workers or a shorter "
                 "--context."
@@ -226,7 +227,7 @@ def _number_characters(train: Sequence[str], fold_rare: int) -> dict[str, int]:
 def _check_known(texts: Sequence[str], numbers: dict[str, int]) -> None:
     unseen = sorted({c for text in texts for c in text} - set(numbers))
     if unseen and RARE not in numbers:
-        raise ValueError(
+        raise Misuse(
             f"the text to measure on has characters that the training text lacks: "
             f"{', '.join(map(repr, unseen))}. The model has no number for them: "
             "replace them, or fold rare characters into one: --fold-rare 10."
