@@ -14,6 +14,8 @@ import importlib
 import sys
 from pathlib import Path
 
+from experiments.common.harness.misuse import Misuse
+
 BOXES = {
     "paper": "reproduce toy mnist cifar sweep stall rates bounds",
     "theory": "exactness gap density coupling estimator choose_noise gap_in_training "
@@ -43,7 +45,7 @@ def main(arguments: list[str]) -> int:
             print(_listing())
             return 0
         return _run(*arguments)
-    except (ValueError, TypeError, OSError) as error:
+    except (Misuse, OSError) as error:  # OSError: files, the network
         return _complain(str(error))
     except ImportError as error:
         return _complain(f"{error}. Run `pip install 'jaxmedian[experiments]'`.")
@@ -59,7 +61,7 @@ def _run(name: str, *options: str) -> int:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"Did you mean {close[0]}?" if close else ""
         hint = hint or "`python -m experiments` lists them."
-        raise ValueError(f"there is no experiment {name!r}. {hint}")
+        raise Misuse(f"there is no experiment {name!r}. {hint}")
     if name == "report":
         from experiments.common.harness.report import report
 

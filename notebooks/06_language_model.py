@@ -66,9 +66,9 @@ import numpy as np
 import optax
 
 import jaxmedian as jm
+from experiments.common.data import texts
 from experiments.common.harness.plots import use_look
-from experiments.methods.shakespeare import texts
-from experiments.methods.shakespeare.transformer import language
+from experiments.common.training.transformer import language
 
 use_look()
 play = texts.invented_play(2 * NUM_WORKERS, 4000)

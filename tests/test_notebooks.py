@@ -3,7 +3,9 @@
 Built by `python notebooks/build.py`; see there.
 """
 
+import ast
 import base64
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -30,6 +32,7 @@ REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["ur
     "Repository"
 ]
 MOST_CELLS = 30
+COLAB = ("joblib", "matplotlib", "pillow", "scikit-learn", "tqdm")  # are on Colab
 
 
 def source_of(name):
@@ -129,6 +132,38 @@ def test_the_setup_cell_brings_what_is_missing_and_nothing_else(
     commands.clear()
     exec(setup, {})  # run again: what was cloned is there
     assert not any(command[0] == "git" for command in commands)
+
+
+def test_no_notebook_imports_what_its_setup_cell_does_not_bring():
+    """Colab has the dependencies of jax, optax and flax, and `COLAB`, and no others."""
+    setup = code_of(NAMES[0])[0]["source"]
+    brought = re.search(r"for package in \((.*)\):", setup)[1]
+    there = {"jax", *COLAB, *re.findall(r'"(\w+)"', brought)}
+    for package in ("jax", "optax", "flax"):
+        pytest.importorskip(package)
+        there |= {
+            re.match(r"[\w-]+", requirement)[0]
+            for requirement in importlib.metadata.requires(package)
+            if "extra ==" not in requirement
+        }
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].values()
+    known = {re.match(r"[\w-]+", one)[0] for extra in extras for one in extra}
+    missing = sorted(known - there)
+    assert {"tyro", "pooch", "torchft"} <= {*missing}
+    script = ["import sys", f"sys.modules.update(dict.fromkeys({missing}))"]
+    for name in NAMES:
+        for cell in code_of(name)[1:]:
+            for node in ast.walk(ast.parse(cell["source"])):
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    script.append(ast.unparse(node))
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(script)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -25,7 +25,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
-from experiments.common.harness.options import Count, tiny
+from experiments.common.harness.options import Amounts, Count, tiny
 from experiments.common.harness.plots import draw_band, panels
 from experiments.common.harness.results import Claim, Result, each_part
 from experiments.common.training.outcomes import Chosen, claim_ahead, report
@@ -53,7 +53,7 @@ class Config(TunedConfig):
         *("noisy median", "noisy median, systematic"),
         *("vote", "vote after bucketing", "noisy vote", "noisy vote, systematic"),
     )
-    mean_rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
+    mean_rates: Amounts = (0.03, 0.1, 0.3, 1.0)
     tail: float = 0.5
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ import optax
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
-from experiments.common.harness.options import Count, tiny
+from experiments.common.harness.options import Amounts, Count, tiny
 from experiments.common.harness.plots import draw_band, legend_outside, panels
 from experiments.common.harness.results import Claim, Result, each_part
 from experiments.common.training.outcomes import Chosen, report
@@ -49,7 +49,7 @@ class Config(TunedConfig):
     batch_size: Count = 16
     chunk: Count = 20
     rules: tuple[str, ...] = PAPER_RULES
-    mean_rates: tuple[float, ...] = (0.3, 1.0, 3.0)
+    mean_rates: Amounts = (0.3, 1.0, 3.0)
     local_steps: tuple[Count, ...] = (1, 5, 20)
     f: int = 2
     local_rate: float = 0.1

@@ -28,6 +28,7 @@ import optax
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
+from experiments.common.harness.misuse import Misuse
 from experiments.common.harness.options import Count, tiny
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Result, each_part
@@ -80,10 +81,10 @@ _RULES: dict[str, Any] = {"vote": jm.sign_sgd, "median": jm.median_sgd}
 def run(config: Config, checkpoints: Path | None = None) -> Result:
     """Measures the gap and trains both rules at every batch size."""
     if config.draws % 2:
-        raise ValueError(f"--draws must be even; got {config.draws}.")
+        raise Misuse(f"--draws must be even; got {config.draws}.")
     unknown = [rule for rule in config.rules if rule not in _RULES]
     if unknown:
-        raise ValueError(f"--rules takes some of {list(_RULES)}; got {unknown}.")
+        raise Misuse(f"--rules takes some of {list(_RULES)}; got {unknown}.")
     problem = config.problem()
     split = problem.split_by_label(config.num_workers)
     params, full = _warm_up(config, problem, split)

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
-from experiments.common.harness.options import Count
+from experiments.common.harness.options import Amounts, Count
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Curves, Result
 
@@ -50,8 +50,8 @@ class Config:
     num_workers: Count = 5
     num_coordinates: Count = 8
     least_curvature: float = 0.1
-    heterogeneities: tuple[float, ...] = (0.3, 3.0)
-    scales: tuple[float, ...] = (0.0, 1.0, 5.0)
+    heterogeneities: Amounts = (0.3, 3.0)
+    scales: Amounts = (0.0, 1.0, 5.0)
     steps: tuple[Count, ...] = (10, 30, 100, 300, 1000, 3000)
     num_seeds: Count = 100
     seed: int = 0

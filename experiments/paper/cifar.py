@@ -41,6 +41,7 @@ import jaxmedian as jm
 from experiments.common.data.catalog import load_data
 from experiments.common.data.data_set import DataSet
 from experiments.common.data.mixtures import image_classes
+from experiments.common.harness.misuse import Misuse
 from experiments.common.harness.options import Count, tiny
 from experiments.common.harness.plots import draw_band, panels
 from experiments.common.harness.results import Claim, Curves, Result, each_part
@@ -178,7 +179,7 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
 def _chosen(config: Config) -> tuple[str, ...]:
     unknown = [name for name in config.curves if name not in _CURVES]
     if unknown:
-        raise ValueError(f"--curves takes some of {list(_CURVES)}; got {unknown}.")
+        raise Misuse(f"--curves takes some of {list(_CURVES)}; got {unknown}.")
     return config.curves or tuple(_CURVES)
 
 
@@ -194,7 +195,7 @@ def _load(config: Config) -> DataSet:
         ) from error
     shape, classes = data.train_images.shape[1:], np.unique(data.train_labels).size
     if shape != (32, 32, 3) or classes > 10:
-        raise ValueError(
+        raise Misuse(
             "--data must be colour images of 32 x 32 pixels here, in up to "
             f"10 classes; got {classes} classes of shape {shape}: {data.description}."
         )

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 import jaxmedian as jm
+from experiments.common.harness.misuse import Misuse
 
 Array = npt.NDArray[np.float64]
 
@@ -122,7 +123,7 @@ def _sum_over_chain(up: Array, down: Array, square: Array, num_steps: int) -> fl
             pairs,
         )
     if abs(law.sum() - 1) > _MOST_LOST:
-        raise ValueError(
+        raise Misuse(
             f"The chain left the lattice with probability {1 - law.sum():.1e}: the "
             "step or the noise is too large for this problem."
         )

@@ -24,7 +24,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
-from experiments.common.harness.options import Count
+from experiments.common.harness.options import Amounts, Count
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Curves, Result
 from experiments.common.training.outcomes import standard_error
@@ -57,7 +57,7 @@ class Config:
     centres: tuple[float, ...] = (1.0, 2.0, 10.0)
     start: float = 0.0005
     law: str = "gaussian"
-    factors: tuple[float, ...] = (5.0, 1.0)
+    factors: Amounts = (5.0, 1.0)
     least_steps: float = 1e3
     median_steps: float = 1e8
     vote_steps: float = 1e6
@@ -65,6 +65,20 @@ class Config:
     simulated_steps: Count = 1000
     num_seeds: Count = 256
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        jm.noise.Noise(self.law, 1.0)  # says which laws there are
+        if len(self.centres) % 2 == 0:
+            raise ValueError(
+                f"--centres takes an odd number of them; got {self.centres}."
+            )
+        if self.simulated_steps % 2:
+            raise ValueError(
+                "--simulated-steps must be even, as the walk of the vote is followed "
+                f"by pairs of steps; got {self.simulated_steps}."
+            )
+        if 0 in self.factors:
+            raise ValueError(f"--factors must be above 0; got {self.factors}.")
 
 
 PRESETS = {

@@ -18,7 +18,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
-from experiments.common.harness.options import Count, tiny
+from experiments.common.harness.options import Amounts, Count, tiny
 from experiments.common.harness.plots import draw_band, panels
 from experiments.common.harness.results import Claim, Result, each_part
 from experiments.common.training.outcomes import Runs, grid, report, standard_error
@@ -41,7 +41,7 @@ class Config(TrainingConfig):
     batch_size: Count | None = None
     hidden: Count = 128
     chunk: Count = 25
-    rates: tuple[float, ...] = (1.0, 0.1, 0.01, 0.001, 0.0001)
+    rates: Amounts = (1.0, 0.1, 0.01, 0.001, 0.0001)
     vote_bound: float = 0.30
     median_bound: float = 0.55
 

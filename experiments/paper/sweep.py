@@ -49,6 +49,7 @@ class Config(TrainingConfig):
                 "`scales` must be finite and >= 0, and one at least; got "
                 f"{self.scales}."
             )
+        jm.noise.Noise(self.law, 1.0)  # says which laws there are
 
 
 PRESETS = {

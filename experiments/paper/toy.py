@@ -51,6 +51,9 @@ class Config:
     settle_steps: Count = 60_000
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        jm.noise.Noise(self.law, self.scale)  # says what it takes
+
 
 PRESETS = {"quick": Config()}
 _CHUNK = 100  # steps between two measurements

@@ -27,7 +27,7 @@ import scipy.stats
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
-from experiments.common.harness.options import Count, tiny
+from experiments.common.harness.options import Amounts, Count, tiny
 from experiments.common.harness.results import Claim, Result, each_part
 from experiments.common.training.outcomes import (
     Runs,
@@ -77,7 +77,7 @@ class Config:
 
     rules: tuple[str, ...] = ("vote", "median")
     laws: tuple[str, ...] = ("gaussian", "laplace", "logistic", "uniform")
-    scales: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
+    scales: Amounts = (0.01, 0.03, 0.1, 0.3)
     per_coordinate: bool = False
     workers: tuple[Count, ...] = (10, 11, 31)
     data: str = "digits8x8"
@@ -86,12 +86,14 @@ class Config:
     num_steps: Count = 500
     batch_size: Count = 32
     hidden: Count = 32
-    vote_rates: tuple[float, ...] = (0.003, 0.01)
-    median_rates: tuple[float, ...] = (0.3, 1.0)
+    vote_rates: Amounts = (0.003, 0.01)
+    median_rates: Amounts = (0.3, 1.0)
     mean_rate: float = 0.3
     num_coordinates: Count = 100
 
     def __post_init__(self) -> None:
+        for law in self.laws:
+            jm.noise.Noise(law, 1.0)  # says which laws there are
         unknown = set(self.rules) - {"vote", "median"}
         if unknown:
             raise ValueError(f"--rules takes vote and median; got {sorted(unknown)}.")

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 import jaxmedian as jm
-from experiments.common.harness.options import Count
+from experiments.common.harness.options import Amounts, Count
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Curves, Result
 from experiments.theory.power_laws import (
@@ -57,7 +57,7 @@ class Config:
     three: tuple[float, ...] = (1.0, 2.0, 10.0)
     five: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0, 14.0)
     shown_law: str = "gaussian"
-    shown_scales: tuple[float, ...] = (0.1, 0.3, 1.0, 4.0)
+    shown_scales: Amounts = (0.1, 0.3, 1.0, 4.0)
     draws: Count = 1_000_000
     least_scale: float = 0.1
     greatest_scale: float = 300.0
@@ -67,6 +67,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        jm.noise.Noise(self.shown_law, 1.0)  # says which laws there are
         check_skewed("three", self.three, 3)
         check_skewed("five", self.five, 5)
 

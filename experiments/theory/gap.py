@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
-from experiments.common.harness.options import Count
+from experiments.common.harness.options import Amounts, Count
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Curves, Result
 from experiments.theory.power_laws import (
@@ -49,7 +49,7 @@ class Config:
     least_scale: float = 0.01
     greatest_scale: float = 1000.0
     num_scales: Count = 81
-    simulated_scales: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 2.0)
+    simulated_scales: Amounts = (0.03, 0.1, 0.3, 1.0, 2.0)
     draws: Count = 4_000_000
     tolerance: float = 0.01
     seed: int = 0

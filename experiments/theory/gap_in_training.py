@@ -24,7 +24,7 @@ import optax
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
-from experiments.common.harness.options import Count, tiny
+from experiments.common.harness.options import Amounts, Count, tiny
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Result, each_part
 from experiments.common.training.problems import Problem, load_problem, serve
@@ -61,8 +61,8 @@ class Config:
     data_dir: Path | None = None
     num_workers: Count = 10
     law: str = "gaussian"
-    median_scales: tuple[float, ...] = (0.01, 0.03, 0.1)
-    vote_scales: tuple[float, ...] = (0.01, 0.1)
+    median_scales: Amounts = (0.01, 0.03, 0.1)
+    vote_scales: Amounts = (0.01, 0.1)
     num_steps: Count = 1000
     chunk: Count = 10
     num_coordinates: Count = 200
@@ -71,6 +71,9 @@ class Config:
     median_rate: float = 0.3
     vote_rate: float = 0.003
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        jm.noise.Noise(self.law, 1.0)  # says which laws there are
 
 
 PRESETS = {

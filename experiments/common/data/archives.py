@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.common.data.cache import cache_folder
+from experiments.common.harness.misuse import Misuse
 
 _GZIP = b"\x1f\x8b"  # how its files begin
 
@@ -57,7 +58,7 @@ def read(
       system_folders: where to look before it is downloaded.
 
     Raises:
-      ValueError: if a file in ``data_dir`` is damaged or holds something else.
+      Misuse: if a file in ``data_dir`` is damaged or holds something else.
       ConnectionError: if it is nowhere, and no mirror gives the right one.
       ImportError: if a download is needed and pooch is not installed.
     """
@@ -81,12 +82,12 @@ def _copies(archive: Archive, folders: Sequence[Path]) -> list[Path]:
 
 
 def _content(archive: Archive, path: Path) -> bytes:
-    """Decompresses a file, and raises ValueError unless it holds what is meant."""
+    """Decompresses a file, and raises Misuse unless it holds what is meant."""
     raw = path.read_bytes()
     try:
         content = gzip.decompress(raw) if raw.startswith(_GZIP) else raw
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is damaged: {error}.") from error
+        raise Misuse(f"{path} is damaged: {error}.") from error
     if archive.content is None:
         algorithm, wanted = archive.checksum.split(":")
         found, what = hashlib.new(algorithm, raw).hexdigest(), algorithm
@@ -94,7 +95,7 @@ def _content(archive: Archive, path: Path) -> bytes:
         wanted, found = archive.content, hashlib.sha256(content).hexdigest()
         what = "SHA-256 of its decompressed content"
     if found != wanted:
-        raise ValueError(
+        raise Misuse(
             f"{path} is altered, or belongs to another data set: {what} is {found}, "
             f"where {wanted} is wanted."
         )

@@ -11,6 +11,7 @@ from experiments.common.data.image_sets import (
     load_fashion_mnist,
     load_mnist,
 )
+from experiments.common.harness.misuse import Misuse
 
 # Packaged digits, loaded by the seed that picks test digits
 _PACKAGED: dict[str, Callable[[int], DataSet]] = {
@@ -35,7 +36,7 @@ def load_data(data: str, data_dir: Path | None = None, seed: int = 0) -> DataSet
       seed: that picks the test digits of those that come without a test part.
 
     Raises:
-      ValueError: for an unknown name, a path where nothing lies, a ``data_dir`` that is
+      Misuse: for an unknown name, a path where nothing lies, a ``data_dir`` that is
         no folder, or files that are not what they should be.
       ConnectionError: for data that are neither there nor to be downloaded.
 
@@ -43,7 +44,7 @@ def load_data(data: str, data_dir: Path | None = None, seed: int = 0) -> DataSet
     (1437, 64)
     """
     if data_dir is not None and not data_dir.expanduser().is_dir():
-        raise ValueError(f"`data_dir` must be a folder; got {data_dir}.")
+        raise Misuse(f"`data_dir` must be a folder; got {data_dir}.")
     if data in _PACKAGED:
         return _PACKAGED[data](seed)
     if data in _PUBLISHED:
@@ -53,7 +54,7 @@ def load_data(data: str, data_dir: Path | None = None, seed: int = 0) -> DataSet
         if path.exists():
             return load_image_folder(path)
     names = ", ".join([*_PACKAGED, *_PUBLISHED])
-    raise ValueError(
+    raise Misuse(
         f"`data` must be one of {names}, or the path of a folder or archive of images; "
         f"got {data!r}."
     )

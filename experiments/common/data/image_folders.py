@@ -1,9 +1,11 @@
 """Anybody's images: ``train/<class>/*.png`` and ``test/<class>/*.png``, or an archive.
 
 A folder, .zip or .tar (.tar.gz, .tar.bz2, .tar.xz) whose images, PNG or JPEG, all have
-one size. What is around ``train`` and ``test``, and other files, is left alone.
-Classes are numbered in the order of their names, images of a class follow theirs. Grey
-images stay grey, ``[n, height, width]``, unless others beside them have colours.
+one size. What is around ``train`` and ``test``, hidden, or no image is left alone; an
+image in them that is not read, for its place or its format, is an error. A folder's
+links are followed, an archive's refused. Classes are numbered in the order of their
+names, images of a class follow theirs. Grey images stay grey, ``[n, height, width]``,
+unless others beside them have colours.
 
 Pillow decodes them, once: the pixels are kept in ``$JAXMEDIAN_CACHE`` (or
 ``~/.cache/jaxmedian``) under the SHA-256 of what was read, and nothing is extracted.
@@ -12,17 +14,20 @@ Pillow decodes them, once: the pixels are kept in ``$JAXMEDIAN_CACHE`` (or
 import hashlib
 import io
 import lzma
+import os
+import stat
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from experiments.common.data.cache import cache_folder, remembered
 from experiments.common.data.data_set import DataSet, Images, Labels
+from experiments.common.harness.misuse import Misuse
 
 _SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 _PARTS = ("train", "test")
@@ -44,8 +49,9 @@ def load_image_folder(path: str | Path) -> DataSet:
       Its description says how they were stored: "CIFAR-10, JPEG copies", say.
 
     Raises:
-      ValueError: if there are no images, a class is missing in one part, sizes differ,
-        or an image or the archive cannot be read; it names the file.
+      Misuse: if there are no images, some would be left out, a class is missing in
+        one part, sizes differ, or an image or the archive cannot be read; it names
+        the file.
       ImportError: if Pillow is not installed.
     """
     path = Path(path).expanduser()
@@ -69,7 +75,7 @@ def _decoded(path: Path, digest: str) -> _Decoded:
         place: _pixels(content, path, place.name) for place, content in _images(path)
     }
     if not members:
-        raise ValueError(
+        raise Misuse(
             f"{path} holds no images: train/<class>/*.png, .jpg or .jpeg are wanted, "
             "and test/<class>/... beside them."
         )
@@ -91,32 +97,56 @@ class _Place(NamedTuple):
     name: str  # as it is written there
 
 
-def _images(path: Path) -> Iterator[tuple[_Place, bytes]]:
-    """Yields the images of both parts."""
+def _images(path: Path) -> list[tuple[_Place, bytes]]:
+    """Lists the images of both parts, and raises if some would be left out."""
+    found, misplaced = [], []
+    readable = _pillow().registered_extensions()  # of all formats, in lower case
     for name, content in _files(path):
-        *_, part, label, file = ("", "", *PurePosixPath(name).parts)
-        hidden = file.startswith(".") or "__MACOSX" in name
-        is_image = PurePosixPath(file).suffix.lower() in _SUFFIXES
-        if part in _PARTS and is_image and not hidden:
-            yield _Place(part, label, name), content
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix not in readable or not _is_in_part(name):
+            continue
+        *_, part, label, _file = ("", *PurePosixPath(name).parts)
+        if part in _PARTS and suffix in _SUFFIXES:
+            found.append((_Place(part, label, name), content))
+        else:
+            misplaced.append(name)
+    if misplaced:
+        raise Misuse(
+            f"{path} has images that would be left out, {len(misplaced):,} of them, "
+            f"{misplaced[0]} first: images lie in train/<class>/ and test/<class>/, no "
+            "higher and no deeper, as .png, .jpg or .jpeg. Move or convert them, or "
+            "take them out."
+        )
+    return found
+
+
+def _is_in_part(name: str) -> bool:
+    """Returns whether a file lies in a part, and nothing about it is hidden."""
+    names = PurePosixPath(name).parts
+    hidden = any(part.startswith((".", "__MACOSX")) for part in names)
+    return not hidden and not {*_PARTS}.isdisjoint(names[:-1])
 
 
 def _files(path: Path) -> Iterator[tuple[str, bytes]]:
     """Yields the name and content of each file in a folder or archive."""
     if path.is_dir():
-        for file in sorted(path.rglob("*")):
-            if file.is_file():
-                yield file.relative_to(path).as_posix(), file.read_bytes()
+        for file in sorted(_walk(path)):
+            name = file.relative_to(path).as_posix()
+            if _is_in_part(name):
+                yield name, file.read_bytes()
         return
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 for info in archive.infolist():
+                    _refuse_link(path, info.filename, info.external_attr >> 16)
                     if not info.is_dir():
                         yield info.filename, archive.read(info)
             return
         with tarfile.open(path) as tape:
             for member in tape:  # in their order: a compressed one cannot go back
+                is_link = member.issym() or member.islnk()
+                _refuse_link(path, member.name, stat.S_IFLNK if is_link else 0)
                 if member.isfile():
                     content: IO[bytes] | None = tape.extractfile(member)
                     yield member.name, content.read() if content else b""
@@ -124,14 +154,35 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
         *(tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error),
         EOFError,
     ) as error:
-        raise ValueError(
+        raise Misuse(
             f"{path} cannot be read: a folder of images is wanted, or a whole .zip, "
             f".tar, .tar.gz or .tar.xz of one ({error})."
         ) from error
 
 
+def _walk(path: Path) -> Iterator[Path]:
+    """Yields the files below a folder, behind links too."""
+    for above, folders, files in os.walk(path, followlinks=True):
+        here = Path(above)
+        folders[:] = [  # a link to a folder above would never end
+            name
+            for name in folders
+            if not here.resolve().is_relative_to((here / name).resolve())
+        ]
+        yield from (here / name for name in files)
+
+
+def _refuse_link(path: Path, name: str, mode: int) -> None:
+    """Raises for a link to or in a part, whose images the archive may not hold."""
+    if stat.S_ISLNK(mode) and _is_in_part(f"{name}/file"):
+        raise Misuse(
+            f"{path} holds a link, {name}: put files in its place (tar with "
+            "--dereference --hard-dereference, zip without --symlinks)."
+        )
+
+
 def _digest(path: Path) -> str:
-    """Tells contents apart: of the archive as it is, or of all files of a folder."""
+    """Tells contents apart: of the archive as it is, or of a folder's parts."""
     if not path.is_dir():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -144,8 +195,7 @@ def _digest(path: Path) -> str:
 # --- pixels ---------------------------------------------------------------------------
 
 
-def _pixels(content: bytes, path: Path, name: str) -> Images:
-    """Decodes one image, ``[height, width]`` if it is grey, else ``[..., 3]``."""
+def _pillow() -> Any:
     try:
         from PIL import Image
     except ImportError as error:
@@ -153,14 +203,19 @@ def _pixels(content: bytes, path: Path, name: str) -> Images:
             "Images are decoded with Pillow, which is not installed: "
             "pip install 'jaxmedian[experiments]', or `pip install pillow`."
         ) from error
+    return Image
+
+
+def _pixels(content: bytes, path: Path, name: str) -> Images:
+    """Decodes one image, ``[height, width]`` if it is grey, else ``[..., 3]``."""
     try:
-        with Image.open(stream := io.BytesIO(content)) as image:
-            if image.mode[0] in "IF":
-                raise ValueError("more than 8 bits a colour")
+        with _pillow().open(stream := io.BytesIO(content)) as image:
+            if image.mode[0] in "IF" or ";16" in str(image.tile):  # as "RGB;16B"
+                raise Misuse("more than 8 bits a colour")
             return np.asarray(image.convert("L" if image.mode in "1L" else "RGB"))
     except (OSError, SyntaxError, ValueError) as error:  # Pillow's, for broken files
         reason = str(error).replace(repr(content), "").replace(repr(stream), name)
-        raise ValueError(f"{path}: {name} cannot be decoded ({reason}).") from error
+        raise Misuse(f"{path}: {name} cannot be decoded ({reason}).") from error
 
 
 def _classes(path: Path, members: dict[_Place, Images]) -> list[str]:
@@ -171,7 +226,7 @@ def _classes(path: Path, members: dict[_Place, Images]) -> list[str]:
     for there, elsewhere, missing in ((train, test, "test"), (test, train, "train")):
         if there - elsewhere:
             names = ", ".join(sorted(there - elsewhere))
-            raise ValueError(
+            raise Misuse(
                 f"{path} has no image in {missing}/ of these classes: {names}."
             )
     return sorted(train)
@@ -183,7 +238,7 @@ def _check_sizes(path: Path, members: dict[_Place, Images]) -> None:
     for place in others:
         found = members[place].shape[:2]
         if found != size:
-            raise ValueError(
+            raise Misuse(
                 f"{path}: all images must have one size; {first.name} has {size[1]} x "
                 f"{size[0]} pixels, {place.name} {found[1]} x {found[0]}."
             )

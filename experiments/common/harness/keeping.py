@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from experiments.common.harness.misuse import Misuse
 from experiments.common.harness.report import FIGURES, RECORDS
 
 _MOST_POINTS = 200
-_ELSEWHERE = ("--out", "--data-dir")  # options that say where, not what
-_FILES = ("--data", "--text", "--texts")  # of which the name alone is told
+_ELSEWHERE = ("out", "data-dir", "scratch")  # options that say where, not what
+_FILES = ("data", "text", "texts")  # of which the name alone is told
 
 
 def keep(options: Sequence[str]) -> int:
@@ -33,27 +34,27 @@ def keep(options: Sequence[str]) -> int:
         which is that of runs without any other option.
 
     Raises:
-      ValueError: for other options, results that are partial or not there, or a run
+      Misuse: for other options, results that are partial or not there, or a run
         with options that the name does not tell.
     """
     if not 1 <= len(options) <= 2:
-        raise ValueError(f"keep takes FOLDER [NAME]; got {' '.join(options)!r}.")
+        raise Misuse(f"keep takes FOLDER [NAME]; got {' '.join(options)!r}.")
     folder = Path(options[0])
     files = [folder / name for name in ("summary.json", "metrics.csv", "figure.png")]
     missing = [file.name for file in files if not file.exists()]
     if missing:
-        raise ValueError(f"{folder} holds no results of a run: no {missing[0]}.")
+        raise Misuse(f"{folder} holds no results of a run: no {missing[0]}.")
     summary, metrics, figure = files
     record = json.loads(summary.read_text(), parse_constant=lambda nan: None)
     if record["partial"]:
-        raise ValueError(f"{folder} holds a part of the results: end it with --resume.")
+        raise Misuse(f"{folder} holds a part of the results: end it with --resume.")
     record["command"] = portable(record["command"])
     usual = record_name(record["command"])
     name = options[1] if options[1:] else usual
     if not f"{name}-".startswith(f"{usual}-"):
-        raise ValueError(f"The name of this record begins with {usual}; got {name}.")
+        raise Misuse(f"The name of this record begins with {usual}; got {name}.")
     if name == usual and (others := _other_options(record["command"])):
-        raise ValueError(
+        raise Misuse(
             f"{folder} was made with {shlex.join(others)}, and {usual} is the record "
             f"without: give another name, keep {folder} {usual}-SOMETHING."
         )
@@ -88,15 +89,18 @@ def portable(command: str) -> str:
     'python -m experiments cifar --data cats.zip'
     >>> portable("python -m experiments shakespeare --texts=/my/languages --seeds 2")
     'python -m experiments shakespeare --texts languages --seeds 2'
+    >>> portable("python -m experiments reproduce --mnist.data_dir /my/archives")
+    'python -m experiments reproduce'
     """
     kept = []
     words = iter(_words(command))
     for word in words:
-        if word in _ELSEWHERE:
+        option = _option(word)
+        if option in _ELSEWHERE:
             next(words, None)
-        elif word in _FILES:
+        elif option in _FILES:
             kept += [word, PurePath(next(words, "")).name]
-        elif word != "--resume":
+        elif option != "resume":
             kept.append(word)
     return shlex.join(kept)
 
@@ -119,6 +123,13 @@ def _other_options(command: str) -> list[str]:
         place = others.index("--preset")
         del others[place : place + 2]
     return others
+
+
+def _option(word: str) -> str:
+    """Returns the name of an option as `_ELSEWHERE` has it, "" of another word."""
+    if not word.startswith("--"):
+        return ""
+    return word.removeprefix("--").split(".")[-1].replace("_", "-")
 
 
 def _words(command: str) -> Iterator[str]:

@@ -6,11 +6,14 @@ tyro reads them, and says what is wrong with them. ``--seeds`` stands for
 
 import argparse
 import dataclasses
+import math
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import tyro
+
+from experiments.common.harness.misuse import Misuse
 
 C = TypeVar("C")
 
@@ -35,6 +38,27 @@ Count = Annotated[
 ]
 
 
+def _read_amounts(words: list[str]) -> tuple[float, ...]:
+    numbers = tuple(map(float, words))
+    if not numbers or not all(0 <= number < math.inf for number in numbers):
+        found = " ".join(words) or "none"
+        raise ValueError(f"it takes finite numbers >= 0, one at least; got {found}")
+    return numbers
+
+
+# Numbers that an option refuses below 0, and takes one of at least: rates, scales.
+Amounts = Annotated[
+    tuple[float, ...],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="FLOAT [FLOAT ...]",
+        instance_from_str=_read_amounts,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [str(number) for number in value],
+    ),
+]
+
+
 class Parsed(NamedTuple):
     """What the options ask for.
 
@@ -54,6 +78,7 @@ def parse(experiment: ModuleType, name: str, options: list[str]) -> Parsed:
 
     Raises:
       SystemExit: after help was printed, or what is wrong with an option.
+      Misuse: for what the Config itself refuses.
     """
     presets = {"default": experiment.Config(), **experiment.PRESETS}
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -77,15 +102,18 @@ def parse(experiment: ModuleType, name: str, options: list[str]) -> Parsed:
             tyro.conf.FlagCreatePairsOff,
         ] = False
 
-    parsed = tyro.cli(
-        Options,
-        args=options,
-        prog=f"python -m experiments {name}",
-        description=experiment.__doc__,
-        default=Options(config=start),
-    )
-    fields = _fields(parsed.config)
-    return Parsed(experiment.Config(**fields), parsed.out, parsed.resume)
+    try:
+        parsed = tyro.cli(
+            Options,
+            args=options,
+            prog=f"python -m experiments {name}",
+            description=experiment.__doc__,
+            default=Options(config=start),
+        )
+        config = experiment.Config(**_fields(parsed.config))
+    except ValueError as error:  # of its __post_init__
+        raise Misuse(str(error)) from error
+    return Parsed(config, parsed.out, parsed.resume)
 
 
 def _with_seeds(config: Any) -> Any:

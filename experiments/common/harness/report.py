@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.common.harness.misuse import Misuse
+
 ROOT = Path(__file__).parents[3]
 RECORDS = ROOT / "experiments" / "records"
 FIGURES = ROOT / "experiments" / "figures"
@@ -40,7 +42,7 @@ def report(options: Sequence[str] = ()) -> int:
       The exit code: 1 if a page and a record disagree under ``--check``.
     """
     if set(options) - {"--check"}:
-        raise ValueError(f"report takes --check alone; got {' '.join(options)!r}.")
+        raise Misuse(f"report takes --check alone; got {' '.join(options)!r}.")
     code = 0
     for page in PAGES:
         path = ROOT / page
@@ -60,14 +62,14 @@ def written(page: str) -> str:
     """Returns a page with its tables filled in.
 
     Raises:
-      ValueError: for a table, record or figure that is not there.
+      Misuse: for a table, record or figure that is not there.
     """
     templates = dict(_TABLE.findall((RECORDS / "tables.md").read_text()))
 
     def fill(match: re.Match[str]) -> str:
         name = match[1]
         if name not in templates:
-            raise ValueError(f"tables.md has no table {name!r}.")
+            raise Misuse(f"tables.md has no table {name!r}.")
         text = _FIGURE.sub(lambda figure: _written(*figure.groups()), templates[name])
         return f"<!-- table {name} -->\n{text}<!-- end -->\n"
 
@@ -77,10 +79,10 @@ def written(page: str) -> str:
 def _written(name: str, figure: str, form: str | None) -> str:
     file = RECORDS / f"{name}.json"
     if not file.exists():
-        raise ValueError(f"there is no record {name}.")
+        raise Misuse(f"there is no record {name}.")
     value = look_up(json.loads(file.read_text()), figure)
     if value is None:
-        raise ValueError(f"record {name} holds no {figure!r}.")
+        raise Misuse(f"record {name} holds no {figure!r}.")
     if isinstance(value, str):
         return _ZERO.sub(".", value.replace("+-", "±"))
     middle, *error = value if isinstance(value, list) else [value]

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from experiments.common.harness.misuse import Misuse
 from experiments.common.harness.results import as_json
 
 SETTINGS, SECONDS = NOTES = ("settings.json", "seconds.json")
@@ -32,7 +33,7 @@ def open_checkpoints(out: Path, config: Any, resume: bool) -> Path:
     What lay there is moved aside first, to ``checkpoints.old``.
 
     Raises:
-      ValueError: to resume with other settings, or if the folder is somebody else's.
+      Misuse: to resume with other settings, or if the folder is somebody else's.
     """
     folder = out / "checkpoints"
     settings = folder / SETTINGS
@@ -46,7 +47,7 @@ def open_checkpoints(out: Path, config: Any, resume: bool) -> Path:
         print(f"Nothing to resume in {folder}/: starting from the beginning.")
     if folder.exists() and any(folder.iterdir()):
         if not settings.exists():
-            raise ValueError(f"{folder} holds no checkpoints of experiments: move it.")
+            raise Misuse(f"{folder} holds no checkpoints of experiments: move it.")
         _move_aside(folder)
     folder.mkdir(parents=True, exist_ok=True)
     settings.write_text(wanted)
@@ -100,7 +101,7 @@ def _check_settings(settings: Path, wanted: dict[str, Any]) -> None:
     saved = json.loads(settings.read_text())
     changed = _differences(saved, wanted)
     if changed:
-        raise ValueError(
+        raise Misuse(
             f"the checkpoints in {settings.parent} were made with "
             f"{', '.join(changed)}. Give the same options, or leave out --resume to "
             "start from the beginning."

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+from experiments.common.harness.misuse import Misuse
 from experiments.common.harness.options import parse
 from experiments.common.harness.plots import look
 from experiments.common.harness.results import (
@@ -36,7 +37,7 @@ def run_experiment(
       Whether it came to its end, and whether each of our own claims held.
 
     Raises:
-      ValueError, TypeError, OSError: for what is wrong with an option or a folder.
+      Misuse, OSError: for what is wrong with an option or a folder.
       KeyboardInterrupt: if it was stopped before any part of it was finished.
     """
     config, out, resume = parse(experiment, name, options)
@@ -52,7 +53,7 @@ def run_experiment(
                 raise
             seconds = add_seconds(folder, time.perf_counter() - clock)
         elif resume:
-            raise ValueError(f"{name} saves no checkpoints: run it without --resume.")
+            raise Misuse(f"{name} saves no checkpoints: run it without --resume.")
         else:
             result = experiment.run(config)
             seconds = time.perf_counter() - clock
@@ -76,7 +77,7 @@ def _writable(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise ValueError(
+        raise Misuse(
             f"--out takes a folder that can be written; got {folder}: {error.strerror}."
         ) from error
     try:

@@ -14,6 +14,7 @@ from flax import nnx
 import jaxmedian as jm
 from experiments.common.data.catalog import load_data
 from experiments.common.data.data_set import DataSet, stratified_holdout
+from experiments.common.harness.misuse import Misuse
 from experiments.common.harness.options import Count
 from experiments.common.training.models import Classifier, TwoLayers, classifier
 
@@ -91,7 +92,7 @@ class Problem(NamedTuple):
         """Shares the training part out by class: workers hold exclusive classes.
 
         Raises:
-          ValueError: for more workers than samples.
+          Misuse: for more workers than samples.
         """
         return jm.splits.by_label(self.labels_for(num_workers), num_workers)
 
@@ -99,11 +100,11 @@ class Problem(NamedTuple):
         """Returns the labels of the training part, to be shared out among workers.
 
         Raises:
-          ValueError: for more workers than samples.
+          Misuse: for more workers than samples.
         """
         labels = np.asarray(self.train["labels"])
         if num_workers > len(labels):
-            raise ValueError(
+            raise Misuse(
                 f"--num-workers takes at most one worker a sample, {len(labels):,} to "
                 f"train on ({self.description}); got {num_workers:,}."
             )
@@ -132,17 +133,24 @@ def load_problem(
         digits, 500. 0 for none.
 
     Raises:
-      ValueError: for an unknown name, or a ``validation`` of 1 or below 0.
+      Misuse: for an unknown name, a ``validation`` of 1 or below 0, or too few
+        images for a part of them to be set apart.
       ConnectionError: for data that are neither there nor to be downloaded.
     """
     if validation < 0 or validation == 1:
-        raise ValueError(
+        raise Misuse(
             "`validation` takes 0 for none, or 2 and more, for one in so many training "
             f"images; got {validation}."
         )
     loaded = load_data(data, data_dir, first_seed)
     images, labels = loaded.train_images, loaded.train_labels
     size = len(labels) // validation if validation else 0
+    if validation and not size:
+        raise Misuse(
+            f"--data takes {validation} training images or more here, of which one in "
+            f"{validation} is set apart for validation; got {len(labels)}: "
+            f"{loaded.description}."
+        )
     kept, held_out = stratified_holdout(labels, size, first_seed)
     train = loaded._replace(train_images=images[kept], train_labels=labels[kept])
     held = _part(images[held_out], labels[held_out])

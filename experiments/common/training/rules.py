@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import optax
 
 import jaxmedian as jm
+from experiments.common.harness.misuse import Misuse
+from experiments.common.harness.options import Amounts
 from experiments.common.training.outcomes import Chosen, Settings, grid
 from experiments.common.training.problems import Problem, TrainingConfig
 from experiments.common.training.trainer import Build, build_trainer
@@ -203,11 +205,11 @@ def chosen_rules(names: Sequence[str]) -> dict[str, Rule]:
     coordinates adds up and hides who is far before it helps any coordinate.
 
     Raises:
-      ValueError: for an unknown name.
+      Misuse: for an unknown name.
     """
     unknown = [name for name in names if name not in RULES]
     if unknown:
-        raise ValueError(f"--rules takes some of {list(RULES)}; got {unknown}.")
+        raise Misuse(f"--rules takes some of {list(RULES)}; got {unknown}.")
     if names:
         return {name: RULES[name] for name in names}
     return {k: r for k, r in RULES.items() if not (r.coupling and r.by_distance)}
@@ -290,10 +292,10 @@ class TunedConfig(TrainingConfig):
     """
 
     rules: tuple[str, ...] = ()
-    vote_rates: tuple[float, ...] = (0.003, 0.01, 0.03)
-    mean_rates: tuple[float, ...] = (0.1, 0.3, 1.0)
-    scales: tuple[float, ...] = (0.03, 0.1)
-    radii: tuple[float, ...] = (0.3, 3.0)
+    vote_rates: Amounts = (0.003, 0.01, 0.03)
+    mean_rates: Amounts = (0.1, 0.3, 1.0)
+    scales: Amounts = (0.03, 0.1)
+    radii: Amounts = (0.3, 3.0)
 
     def settings_of(self, rule: Rule) -> Settings:
         """Returns the settings from which a rule takes its best."""

@@ -21,6 +21,7 @@ import optax
 from tqdm.auto import tqdm
 
 import jaxmedian as jm
+from experiments.common.harness.misuse import Misuse
 from experiments.common.training.outcomes import Runs, Settings
 from experiments.common.training.problems import Problem, accuracies, serve
 from jaxmedian.noise import keys
@@ -64,7 +65,7 @@ def build_trainer(
         all. On CPUs large networks are faster with 1.
 
     What it builds raises:
-      ValueError: for a checkpoint of runs on other data.
+      Misuse: for a checkpoint of runs on other data.
     """
     # Small batches are mostly overhead, which runs share; of whole ones the products
     # are, which on CPUs take longer over all runs than run by run.
@@ -216,7 +217,7 @@ class _Checkpoints:
         wanted = (state, table, self._digest)
         done, (state, rows, digest) = jm.checkpoint.restore(self.path, wanted)
         if not np.array_equal(digest, self._digest):
-            raise ValueError(
+            raise Misuse(
                 f"the checkpoints in {self.path} are of runs on other data. Give the "
                 "same data, or leave out --resume to start from the beginning."
             )

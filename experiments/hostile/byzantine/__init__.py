@@ -18,17 +18,24 @@ choose gradients: where workers send what follows from a memory, theirs follows 
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.common.harness.misuse import Misuse
 from experiments.common.harness.options import tiny
 from experiments.common.harness.plots import draw_heatmap, heatmaps
 from experiments.common.harness.results import Curves, Result, each_part
 from experiments.common.training.outcomes import standard_error
-from experiments.common.training.rules import chosen_rules
-from experiments.hostile.byzantine.attacks import ATTACKS, chosen_attacks
+from experiments.common.training.rules import Rule, chosen_rules
+from experiments.hostile.byzantine.attacks import (
+    ATTACKS,
+    NO_ATTACK,
+    Attack,
+    chosen_attacks,
+)
 from experiments.hostile.byzantine.trials import Config, Trial, try_rule
 from experiments.hostile.byzantine.worst_cases import judge
 
@@ -92,6 +99,7 @@ PRESETS = {
 def run(config: Config, checkpoints: Path | None = None) -> Result:
     """Trains every rule under every attack, on every split, for every f."""
     rules, attacks = chosen_rules(config.rules), chosen_attacks(config.attacks)
+    _check_attacks(rules, attacks)
     problem = config.problem()
 
     def train(name: str) -> list[Trial]:
@@ -112,6 +120,17 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
     }
     claims = judge(config, trials)
     return Result(_curves(trials), claims, extra, "f", partial, problem.description)
+
+
+def _check_attacks(rules: Mapping[str, Rule], attacks: Mapping[str, Attack]) -> None:
+    """Raises unless every rule meets an attack."""
+    names = [name for name in attacks if name != NO_ATTACK]
+    for name, rule in rules.items():
+        if not any(attacks[attack].meets(rule) for attack in names):
+            raise Misuse(
+                f"--attacks must name one that can be tried with {name}; {names} "
+                "cannot. Add another attack, or leave that rule out of --rules."
+            )
 
 
 def _worst(trial: Trial) -> list[float]:

@@ -12,6 +12,7 @@ import jax
 import optax
 
 import jaxmedian as jm
+from experiments.common.harness.misuse import Misuse
 from experiments.common.training.rules import Rule
 
 NextBatch = Callable[..., Any]  # (key, step) -> batch
@@ -90,12 +91,12 @@ def chosen_attacks(names: Sequence[str]) -> dict[str, Attack]:
     """Returns "none" and the attacks of these names, all for no names.
 
     Raises:
-      ValueError: for an unknown name, and for "none", which is always there.
+      Misuse: for an unknown name, and for "none", which is always there.
     """
     wanted = [name for name in ATTACKS if name != NO_ATTACK]
     unknown = [name for name in names if name not in wanted]
     if unknown:
-        raise ValueError(f"--attacks takes some of {wanted}; got {unknown}.")
+        raise Misuse(f"--attacks takes some of {wanted}; got {unknown}.")
     return {name: ATTACKS[name] for name in (NO_ATTACK, *(names or wanted))}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 import jaxmedian as jm
-from experiments.common.harness.options import Count
+from experiments.common.harness.options import Amounts, Count
 from experiments.common.training.outcomes import Runs
 from experiments.common.training.problems import Problem
 from experiments.common.training.rules import (
@@ -46,9 +46,9 @@ class Config(TunedConfig):
     num_steps: Count = 150
     batch_size: Count = 16
     chunk: Count = 150
-    vote_rates: tuple[float, ...] = (0.03,)
-    mean_rates: tuple[float, ...] = (1.0,)
-    scales: tuple[float, ...] = (0.01, 0.1)
+    vote_rates: Amounts = (0.03,)
+    mean_rates: Amounts = (1.0,)
+    scales: Amounts = (0.01, 0.1)
     attacks: tuple[str, ...] = ()
     alphas: tuple[float, ...] = (0.1, 1.0)
     hostile: tuple[int, ...] = (2, 4)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmedian as jm
-from experiments.common.harness.options import Count, tiny
+from experiments.common.harness.options import Amounts, Count, tiny
 
 COUPLINGS = jm.noise.COUPLINGS
 Table = dict[str, np.ndarray]  # metric -> against b
@@ -51,14 +51,14 @@ class Config:
     vote_coordinates: Count = 400
     shift: float = 0.7
     law: str = "uniform"
-    scales: tuple[float, ...] = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+    scales: Amounts = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
     draws: Count = 20_000
     data: str = "digits8x8"
     data_dir: Path | None = None
     rules: tuple[str, ...] = ("vote", "median")
     digit_workers: Count = 11
     digit_hostile: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
-    digit_scales: tuple[float, ...] = (0.0, 0.01, 0.03, 0.1, 0.3)
+    digit_scales: Amounts = (0.0, 0.01, 0.03, 0.1, 0.3)
     alpha: float = 0.3
     num_seeds: Count = 5
     num_steps: Count = 500
@@ -77,6 +77,11 @@ class Config:
             raise ValueError(
                 f"`draws` must be 2 or more, to have an error; got {self.draws}."
             )
+        if 1.0 not in self.scales or self.scales[0] != 0:
+            raise ValueError(
+                f"--scales must begin with 0 and hold 1; got {self.scales}."
+            )
+        jm.noise.Noise(self.law, 1.0)  # says which laws there are
         unknown = [rule for rule in self.rules if rule not in ("vote", "median")]
         if unknown:
             raise ValueError(f"`rules` takes vote and median; got {unknown}.")

@@ -22,6 +22,7 @@ from typing import Any
 import optax
 from matplotlib.figure import Figure
 
+from experiments.common.harness.misuse import Misuse
 from experiments.common.harness.plots import draw_band, legend_outside, panels
 from experiments.common.harness.results import Result, each_part
 from experiments.common.training.outcomes import Chosen, Runs, grid, standard_error
@@ -38,7 +39,7 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
     names = config.methods or tuple(METHODS)
     unknown = [name for name in names if name not in METHODS]
     if unknown:
-        raise ValueError(f"--methods takes some of {list(METHODS)}; got {unknown}.")
+        raise Misuse(f"--methods takes some of {list(METHODS)}; got {unknown}.")
     problems = [config.problem_of(seed) for seed in range(config.num_seeds)]
 
     def train(name: str) -> Chosen:

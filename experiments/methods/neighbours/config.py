@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from experiments.common.harness.options import Count, tiny
+from experiments.common.harness.options import Amounts, Count, tiny
 from experiments.common.training.problems import TrainingConfig
 
 
@@ -26,14 +26,14 @@ class Config(TrainingConfig):
     num_steps: Count = 1000
     chunk: Count = 50
     methods: tuple[str, ...] = ()
-    sign_rates: tuple[float, ...] = (0.003, 0.005, 0.01, 0.02, 0.03, 0.1)
-    gradient_rates: tuple[float, ...] = (0.1, 0.3, 0.5, 1.0, 2.0, 3.0)
-    noisy_sign_rates: tuple[float, ...] = (0.01, 0.03, 0.1)
-    noisy_gradient_rates: tuple[float, ...] = (0.3, 1.0, 3.0)
-    noisy_count_rates: tuple[float, ...] = (0.1, 0.3, 1.0)
-    scales: tuple[float, ...] = (0.03, 0.1)
-    median_scales: tuple[float, ...] = (0.1, 0.3)
-    factors: tuple[float, ...] = (1.0, 2.0)
+    sign_rates: Amounts = (0.003, 0.005, 0.01, 0.02, 0.03, 0.1)
+    gradient_rates: Amounts = (0.1, 0.3, 0.5, 1.0, 2.0, 3.0)
+    noisy_sign_rates: Amounts = (0.01, 0.03, 0.1)
+    noisy_gradient_rates: Amounts = (0.3, 1.0, 3.0)
+    noisy_count_rates: Amounts = (0.1, 0.3, 1.0)
+    scales: Amounts = (0.03, 0.1)
+    median_scales: Amounts = (0.1, 0.3)
+    factors: Amounts = (1.0, 2.0)
 
 
 PRESETS = {

@@ -32,6 +32,7 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 
+from experiments.common.harness.misuse import Misuse
 from experiments.common.harness.plots import draw_band, legend_outside, panels
 from experiments.common.harness.results import Result, each_part
 from experiments.common.training.outcomes import Runs, grid
@@ -53,7 +54,7 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
     names = config.contenders or (ONE_WORKER, *CONTENDERS)
     unknown = [name for name in names if name not in (ONE_WORKER, *CONTENDERS)]
     if unknown:
-        raise ValueError(
+        raise Misuse(
             f"--contenders takes some of {[ONE_WORKER, *CONTENDERS]}; got {unknown}."
         )
     trial, tuning = build_trial(config), build_trial(config, validate=True)

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from experiments.common.harness.options import Count, tiny
+from experiments.common.harness.options import Amounts, Count, tiny
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +65,13 @@ class Config:
     chunk: Count = 100
     windows: Count = 400
     sample: Count = 300
-    adam_rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
-    lion_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
-    vote_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
-    average_rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3)
-    scales: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
-    leaf_factors: tuple[float, ...] = (0.03, 0.1, 0.3)
-    coordinate_factors: tuple[float, ...] = (0.25, 0.5, 1.0)
+    adam_rates: Amounts = (1e-3, 2e-3, 4e-3)
+    lion_rates: Amounts = (1e-4, 3e-4, 1e-3)
+    vote_rates: Amounts = (1e-4, 3e-4, 1e-3)
+    average_rates: Amounts = (1e-3, 2e-3, 4e-3)
+    scales: Amounts = (1e-4, 3e-4, 1e-3)
+    leaf_factors: Amounts = (0.03, 0.1, 0.3)
+    coordinate_factors: Amounts = (0.25, 0.5, 1.0)
 
 
 PRESETS = {

@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.common.data import texts
+from experiments.common.harness.misuse import Misuse
+from experiments.common.training.language import Language
 from experiments.common.training.models import Classifier
 from experiments.common.training.problems import Problem
-from experiments.methods.shakespeare import texts
+from experiments.common.training.transformer import language
 from experiments.methods.shakespeare.config import Config
-from experiments.methods.shakespeare.language import Language
 from experiments.methods.shakespeare.perceptron import perceptron
-from experiments.methods.shakespeare.transformer import language
 
 
 class Trial(NamedTuple):
@@ -81,7 +82,12 @@ def build_trial(config: Config, *, validate: bool = False) -> Trial:
       validate: whether to set text apart to choose settings by.
     """
     if config.texts is not None and config.text is not None:
-        raise ValueError("give --text or --texts, not both.")
+        raise Misuse("give --text or --texts, not both.")
+    if config.texts is not None and config.split != "contiguous":
+        raise Misuse(
+            f"give --texts or --split {config.split}, not both: each file of --texts "
+            "is one worker's."
+        )
     if config.texts is not None and config.num_workers > 1:
         source = texts.files_parts(config.texts, config.num_workers)
     elif config.texts is not None:  # one worker reads all files

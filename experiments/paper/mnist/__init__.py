@@ -21,12 +21,13 @@ batches in place of 50,000.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.common.harness.misuse import Misuse
 from experiments.common.harness.plots import draw_band, legend_outside, panels
 from experiments.common.harness.results import Result, each_part
 from experiments.common.training.outcomes import Runs, grid
@@ -48,9 +49,10 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
     }
     unknown = [name for name in config.curves if name not in listed]
     if unknown:
-        raise ValueError(f"--curves takes some of {list(listed)}; got {unknown}.")
+        raise Misuse(f"--curves takes some of {list(listed)}; got {unknown}.")
     problem = config.problem()
     split = problem.split_by_label(config.num_workers)
+    _check_batches(config, config.curves or tuple(listed), int(split.sizes.min()))
     trainer = functools.cache(functools.partial(_trainer, config, problem))
 
     def train(curve: str) -> Runs:
@@ -63,6 +65,17 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
     pace = {name: found.pace() for name, found in runs.items()}
     claims = judge(config, _by_family(runs, listed))
     return Result(curves, claims, {"pace": pace}, "step", partial, problem.description)
+
+
+def _check_batches(config: Config, curves: Sequence[str], held: int) -> None:
+    """Raises unless each worker holds the samples of a batch, drawn without return."""
+    drawn = any(curve.startswith("vote, batch ") for curve in curves)
+    if drawn and config.batch_size > held:
+        raise Misuse(
+            f"--batch-size takes at most the {held:,} samples of the smallest worker; "
+            f"got {config.batch_size:,}. Give a smaller one, or train no curves on "
+            "batches: `--batch-scales` with nothing behind it."
+        )
 
 
 def _trainer(config: Config, problem: Problem, name: str) -> Callable[..., Runs]:

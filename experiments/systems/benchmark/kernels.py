@@ -16,6 +16,7 @@ import numpy as np
 
 import jaxmedian as jm
 from experiments.common.harness.installed import installed_byzfl, installed_torch
+from experiments.common.harness.misuse import Misuse
 from jaxmedian.kernels.rows import sum_of_rows
 
 Run = Callable[[], object]
@@ -67,7 +68,7 @@ def works(x: np.ndarray, only: tuple[str, ...] = ()) -> list[Work]:
             peers[title] = functools.partial(_noisy_peers, x, noise, kind)
     unknown = set(only) - set(transforms)
     if unknown:
-        raise ValueError(f"--only takes some of {list(transforms)}; got {unknown}.")
+        raise Misuse(f"--only takes some of {list(transforms)}; got {unknown}.")
     return [
         _work(name, transform, peers[name](), on_device)
         for name, transform in transforms.items()

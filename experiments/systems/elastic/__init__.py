@@ -25,6 +25,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
+from experiments.common.harness.misuse import Misuse
 from experiments.common.harness.options import Count
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Result
@@ -94,7 +95,7 @@ PRESETS = {
 def run(config: Config) -> Result:
     """Kills and restarts, then compares all with one another and with a replay."""
     if config.processes < 3:
-        raise ValueError(
+        raise Misuse(
             "--processes must be at least 3: of fewer no minority can be killed; got "
             f"{config.processes}."
         )

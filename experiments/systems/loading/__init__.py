@@ -21,6 +21,7 @@ from typing import Any
 import jax
 from matplotlib.figure import Figure
 
+from experiments.common.harness.misuse import Misuse
 from experiments.common.harness.options import Count
 from experiments.common.harness.own_process import run_module, virtual_devices
 from experiments.common.harness.plots import panels
@@ -105,12 +106,12 @@ def figures_of(measured: dict[str, Any]) -> dict[str, str | float]:
 
 def _check(config: Config) -> None:
     if config.num_steps % config.chunk or config.num_steps < 2 * config.chunk:
-        raise ValueError(
+        raise Misuse(
             "--num-steps must be a multiple of --chunk, and two at least (the first "
             f"chunk compiles); got {config.num_steps} and {config.chunk}."
         )
     if config.num_workers % config.devices:
-        raise ValueError(
+        raise Misuse(
             f"--num-workers must be a multiple of --devices; got {config.num_workers} "
             f"and {config.devices}."
         )

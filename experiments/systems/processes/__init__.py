@@ -22,6 +22,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.common.harness.misuse import Misuse
 from experiments.common.harness.options import Count
 from experiments.common.harness.plots import draw_curves, panels
 from experiments.common.harness.results import Claim, Result
@@ -97,13 +98,13 @@ def check_meshes(
 ) -> None:
     """Refuses meshes over which the workers cannot be spread evenly."""
     if len(processes) != len(devices):
-        raise ValueError(
+        raise Misuse(
             "--devices takes one number for each of --processes; got "
             f"{devices} for {processes}."
         )
     for number, num_devices in zip(processes, devices, strict=True):
         if num_workers % (number * num_devices):
-            raise ValueError(
+            raise Misuse(
                 f"--num-workers must be a multiple of all devices; got "
                 f"{num_workers} for {number} x {num_devices}."
             )

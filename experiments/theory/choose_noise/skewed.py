@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 import jaxmedian as jm
-from experiments.common.harness.options import Count
+from experiments.common.harness.options import Amounts, Count
 from experiments.common.harness.results import Claim, Curves
 
 Array = npt.NDArray[np.float64]
@@ -40,7 +40,7 @@ class Config:
 
     num_workers: tuple[Count, ...] = (3, 5, 11, 31)
     vote_workers: Count = 11
-    heterogeneities: tuple[float, ...] = (0.5, 1, 2, 4, 8, 16)
+    heterogeneities: Amounts = (0.5, 1, 2, 4, 8, 16)
     num_coordinates: Count = 16
     small_scale: float = 0.3
     data: str = "mnist5k"

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmedian as jm
+from experiments.common.harness.misuse import Misuse
 
 _MOST_SEATINGS = 20_000
 _CERTAIN = 1e-12  # a vote whose variance is below this is constant
@@ -57,7 +58,7 @@ def exact(values: Sequence[float], noise: jm.noise.Noise) -> Votes:
       A `Votes`.
 
     Raises:
-      ValueError: if there are too many different seatings.
+      Misuse: if there are too many different seatings.
     """
     seats = np.array(list(seatings(values))).T  # [M, seatings]: values in slot order
     law = jm.theory.vote_probability(seats, noise, permutation=np.arange(len(seats)))
@@ -83,7 +84,7 @@ def seatings(values: Sequence[float]) -> Iterator[tuple[float, ...]]:
     for count in Counter(rest).values():
         number //= math.factorial(count)
     if number > _MOST_SEATINGS:
-        raise ValueError(
+        raise Misuse(
             f"`values` can be seated in {number} different ways, more than "
             f"{_MOST_SEATINGS}. Take fewer workers, or more equal values."
         )

@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 
 import jaxmedian as jm
-from experiments.common.harness.options import Count
+from experiments.common.harness.options import Amounts, Count
 from experiments.common.harness.results import Claim, Curves
 from experiments.theory.coupling import random_settings
 
@@ -45,7 +45,7 @@ class Config:
     least_scale: float = 0.1
     greatest_scale: float = 100.0
     num_scales: Count = 121
-    simulated_scales: tuple[float, ...] = (0.7, 1.0, 1.5, 2.0, 3.0, 10.0, 20.0)
+    simulated_scales: Amounts = (0.7, 1.0, 1.5, 2.0, 3.0, 10.0, 20.0)
     num_steps: Count = 4000
     coordinates: Count = 256
     num_settings: Count = 306

@@ -13,7 +13,7 @@ import scipy.stats
 from numpy.typing import NDArray
 
 import jaxmedian as jm
-from experiments.common.harness.options import Count
+from experiments.common.harness.options import Amounts, Count
 
 Array = NDArray[np.float64]
 
@@ -48,7 +48,7 @@ class Config:
     law: str = "gaussian"
     least_exponent: int = -2
     greatest_exponent: int = 5
-    simulated_scales: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+    simulated_scales: Amounts = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
     draws: Count = 2000
     hostile_value: float = 1e6
     hostile_scale: float = 2.0
@@ -56,6 +56,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        jm.noise.Noise(self.law, 1.0)  # says which laws there are
         if self.num_workers < 3 or self.num_workers % 2 == 0:
             raise ValueError(f"`num_workers` must be odd and >= 3: {self.num_workers}.")
 

@@ -12,11 +12,12 @@ import scipy.special
 pytest.importorskip("matplotlib")
 pytest.importorskip("flax")
 
+from experiments.common.data import texts
+from experiments.common.training.transformer import is_matrix, language
 from experiments.methods import shakespeare
-from experiments.methods.shakespeare import claims, texts
+from experiments.methods.shakespeare import claims
 from experiments.methods.shakespeare.contenders import CONTENDERS
 from experiments.methods.shakespeare.perceptron import perceptron
-from experiments.methods.shakespeare.transformer import is_matrix, language
 
 CONTEXT = 8
 PLAY = texts.invented_play(num_speakers=6, num_speeches=200)
@@ -436,6 +437,9 @@ def test_a_folder_that_is_nowhere_is_named_whatever_the_workers(tmp_path):
 def test_text_and_texts_exclude_each_other(tmp_path):
     config = dataclasses.replace(TINY, text=tmp_path / "a.txt", texts=tmp_path)
     with pytest.raises(ValueError, match="--text or --texts, not both"):
+        shakespeare.run(config)
+    config = dataclasses.replace(TINY, texts=tmp_path, split="speakers")
+    with pytest.raises(ValueError, match="--texts or --split speakers, not both"):
         shakespeare.run(config)
     with pytest.raises(ValueError, match="--contenders takes some of"):
         shakespeare.run(dataclasses.replace(TINY, contenders=("mean",)))

@@ -1,9 +1,12 @@
 """Images in folders and archives: pixels and labels as drawn, errors by name."""
 
 import io
+import os
 import shutil
+import struct
 import tarfile
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -61,6 +64,26 @@ def write(kind, path, files):
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXMEDIAN_CACHE", str(tmp_path / "cache"))
+
+
+def deep_png():
+    """A PNG of 16 bits a colour, by the specification: Pillow writes none."""
+
+    def chunk(kind, content):
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + check
+
+    height, width, _ = COLOURS[0].shape
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in COLOURS[0])
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        chunk(kind, content)
+        for kind, content in (
+            (b"IHDR", header),
+            (b"IDAT", zlib.compress(rows)),
+            (b"IEND", b""),
+        )
+    )
 
 
 KINDS = ("folder", "zip", "tar", "tar.gz", "tar.xz")
@@ -147,12 +170,25 @@ WRONG = {
     | {"train/cat/7.png": encoded(COLOURS[0])[:60]},
     "train/cat/8.png cannot be decoded .more than 8 bits": files_of(COLOURS)
     | {"train/cat/8.png": encoded(GREYS[0].astype(np.uint16))},
+    "train/cat/6.png cannot be decoded .more than 8 bits": files_of(COLOURS)
+    | {"train/cat/6.png": deep_png()},
+    "left out, 2 of them, train/dog/black/1.png first": files_of(COLOURS)
+    | {f"train/dog/black/{i}.png": encoded(COLOURS[i]) for i in (1, 2)},
+    "left out, 1 of them, train/3.png first": files_of(COLOURS)
+    | {"train/3.png": encoded(COLOURS[0])},
+    "left out, 2 of them, test/cat/5.bmp first": files_of(COLOURS)
+    | {
+        f"test/cat/5.{kind}": encoded(COLOURS[0], kind.upper())
+        for kind in ("bmp", "webp")
+    },
 }
 
 
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar.gz"])
 @pytest.mark.parametrize("message", WRONG)
-def test_what_is_wrong_is_named(message, tmp_path):
-    path = write("folder", tmp_path / "pets", WRONG[message])
+def test_what_is_wrong_is_named(message, kind, tmp_path):
+    path = write(kind, tmp_path / "pets", WRONG[message])
+    message = message.replace("pets holds", "pets.* holds")
     named = message.replace("train/dog/2.png", "[a-z/0-9.A-Z]+")
     with pytest.raises(ValueError, match=named):
         load_image_folder(path)
@@ -168,6 +204,32 @@ def test_half_an_archive_is_refused_by_name(kind, tmp_path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match=f"pets.{kind} cannot be read"):
         load_image_folder(path)
+
+
+@pytest.mark.parametrize("link", ["train/cat", "test", "train/dog/1.png"])
+def test_links_of_a_folder_are_followed_and_those_of_an_archive_refused(link, tmp_path):
+    path = write("folder", tmp_path / "pets", files_of(COLOURS))
+    (path / link).rename(tmp_path / "elsewhere.png")
+    (path / link).symlink_to(tmp_path / "elsewhere.png")
+    (path / "train" / "dog" / "above").symlink_to(path)  # would never end
+    data = load_image_folder(path)
+    np.testing.assert_array_equal(data.train_images, COLOURS[TRAIN])
+    np.testing.assert_array_equal(data.test_images, COLOURS[TEST])
+    (path / "train" / "dog" / "above").unlink()
+    with tarfile.open(tmp_path / "pets.tar", "w") as tape:
+        tape.add(path, "pets")
+    with zipfile.ZipFile(tmp_path / "pets.zip", "w") as archive:
+        for above, folders, files in os.walk(path):  # as `zip --symlinks` does
+            for file in (os.path.join(above, name) for name in folders + files):
+                info = zipfile.ZipInfo(os.path.relpath(file, tmp_path))
+                info.external_attr = os.lstat(file).st_mode << 16
+                if os.path.islink(file):
+                    archive.writestr(info, os.readlink(file))
+                elif not os.path.isdir(file):
+                    archive.write(file, info.filename)
+    for name in ("pets.tar", "pets.zip"):
+        with pytest.raises(ValueError, match=f"{name} holds a link, pets/{link}: put"):
+            load_image_folder(tmp_path / name)
 
 
 def test_data_are_named_or_lie_somewhere(tmp_path):

@@ -63,6 +63,13 @@ MISUSE = {
     "toy --scale -1": "`scale` must be finite and >= 0",
     "sweep --scales": "`scales` must be finite and >= 0, and one at least; got ()",
     "sweep --scales 0.1 -1": "`scales` must be finite and >= 0",
+    "toy --law cauchy": "`law` must be one of gaussian, laplace, logistic, uniform",
+    "neighbours --gradient-rates": "--gradient-rates: it takes finite numbers >= 0",
+    "byzantine --scales": "--scales: it takes finite numbers >= 0, one at least; got n",
+    "shakespeare --vote-rates 0.1 -1": "one at least; got 0.1 -1",
+    "rates --simulated-steps 51": "--simulated-steps must be even",
+    "rates --centres 1 2": "--centres takes an odd number of them; got (1.0, 2.0)",
+    "robustness_price --scales 1 8": "--scales must begin with 0 and hold 1; got (1.0,",
     "toy --resume": "toy saves no checkpoints",
     "toy --out FILE": "--out takes a folder that can be written; got FILE",
     "toy --out FILE/below": "--out takes a folder that can be written; got FILE/below",
@@ -78,6 +85,51 @@ def test_misuse_is_refused_and_named(command, tmp_path, monkeypatch, capsys):
     assert MISUSE[command] in " ".join(complaint.replace("│", "").split())
     assert "Traceback" not in complaint
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and p.name != "FILE"]
+
+
+MISUSE_OF_DATA = {
+    "mnist --preset tiny --data digits8x8 --curves vote --validation 2000": "--data "
+    "takes 2000 training images or more here",
+    "mnist --preset tiny --data digits8x8 --curves VOTE --batch-size 200 "
+    "--batch-scales 0": "--batch-size takes at most the 122 samples of the smallest",
+    "byzantine --preset tiny --attacks VOTES --rules mean": "--attacks must name one "
+    "that can be tried with mean; ['pivotal votes'] cannot",
+    "shakespeare --texts FILE --split speakers": "give --texts or --split speakers",
+}
+
+
+@pytest.mark.parametrize("command", MISUSE_OF_DATA)
+def test_what_the_data_do_not_allow_is_refused_before_training(
+    command, tmp_path, monkeypatch, capsys
+):
+    from experiments.common.training import trainer
+
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(trainer, "_chunk_by_chunk", pytest.fail)
+    full = {"VOTES": "pivotal votes", "VOTE": "vote, batch 200"}
+    assert main([full.get(word, word) for word in command.split()]) == 2
+    assert MISUSE_OF_DATA[command] in capsys.readouterr().err
+
+
+def test_a_fault_of_ours_shows_where_it_came_from(monkeypatch, tmp_path):
+    from experiments.common.harness.misuse import Misuse
+    from experiments.paper import toy
+
+    for error in (ValueError, TypeError):
+
+        def run(config, error=error):
+            raise error("ours")
+
+        monkeypatch.setattr(toy, "run", run)
+        with pytest.raises(error, match="ours"):
+            main(["toy", "--out", str(tmp_path)])
+
+    def misused(config):
+        raise Misuse("yours")
+
+    monkeypatch.setattr(toy, "run", misused)
+    assert main(["toy", "--out", str(tmp_path)]) == 2
 
 
 def test_the_folder_is_tried_before_the_run(tmp_path, monkeypatch, capsys):

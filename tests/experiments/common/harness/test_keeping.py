@@ -73,6 +73,14 @@ def test_other_options_ask_for_a_name_of_its_own(kept, capsys):
     assert main(["keep", folder, "cifar-quick-two"]) == 0
 
 
+@pytest.mark.parametrize("option", ["--mnist.data-dir", "--data_dir", "--scratch"])
+def test_no_spelling_of_an_option_tells_where_things_lay(option):
+    command = f"python -m experiments reproduce {option} /home/me --mnist.data=/me/cats"
+    kept = "python -m experiments reproduce --mnist.data cats"
+    assert keeping.portable(command) == kept
+    assert keeping.portable(command.replace(f"{option} ", f"{option}=")) == kept
+
+
 def test_an_older_summary_with_nan_is_kept_as_json(kept):
     folder = results(kept / "r")
     summary = kept / "r" / "summary.json"

@@ -88,6 +88,18 @@ def test_a_part_for_validation_that_leaves_nothing_is_refused(validation):
         problems.load_problem("digits8x8", 4, 1, validation=validation)
 
 
+def test_few_images_leave_none_to_set_apart(monkeypatch):
+    images = np.zeros((7, 4), np.uint8)
+    labels = np.arange(7, dtype=np.int32) % 2
+    few = DataSet(images, labels, images, labels, "pets")
+    monkeypatch.setattr(problems, "load_data", lambda *place: few)
+    with pytest.raises(ValueError, match=r"--data takes 8 training .* got 7: pets"):
+        problems.load_problem("pets", 2, 1)
+    least = problems.load_problem("pets", 2, 1, validation=7)
+    assert len(least.validation["labels"]) == 1
+    assert len(problems.load_problem("pets", 2, 1, validation=0).train["labels"]) == 7
+
+
 def test_more_workers_than_samples_are_refused():
     pytest.importorskip("sklearn")
     problem = problems.load_problem("digits8x8", hidden=2, num_seeds=1)
