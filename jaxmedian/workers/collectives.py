@@ -268,7 +268,10 @@ def alone(
     def called(*trees: PyTree) -> PyTree:
         own = vary(trees, axis_name)
         unmarked = jax.tree.map(lambda x: _marked(x, axis_name, False), own)
-        result = function(*unmarked)
+        try:
+            result = function(*unmarked)
+        except TypeError:  # a loop that takes up what is closed over, or an error
+            result = own
         if axis_name in varying_axes(result):
             return vary(function(*own), axis_name)
         return jax.tree.map(lambda x: _marked(x, axis_name, True), result)

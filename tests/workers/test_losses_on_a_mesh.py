@@ -96,7 +96,8 @@ def test_local_steps_of_a_recurrent_network_run_on_a_mesh():
         np.testing.assert_allclose(found[name], one[name], rtol=0, atol=1e-6)
 
 
-def test_a_loss_that_closes_over_what_varies_is_not_averaged():
+@pytest.mark.parametrize("in_a_loop", [False, True])
+def test_a_loss_that_closes_over_what_varies_is_not_averaged(in_a_loop):
     """JAX would add up its gradient over the devices: no worker's would be its own."""
 
     @jax.jit
@@ -108,7 +109,11 @@ def test_a_loss_that_closes_over_what_varies_is_not_averaged():
     )
     def gradients(params, rows):
         def loss(params, row):
-            return jnp.sum(params * rows[0]) + 0 * jnp.sum(row)
+            start = 0 * jnp.sum(row)
+            if not in_a_loop:
+                return start + jnp.sum(params * rows[0])
+            add = lambda i, total: total + params[i] * rows[0, i]  # noqa: E731
+            return jax.lax.fori_loop(0, 3, add, start)
 
         return jm.worker_grads(loss, axis_name="workers")(params, rows)
 
