@@ -51,6 +51,8 @@ class Config(TunedConfig):
     def __post_init__(self) -> None:
         if not (self.alphas or self.similarities):
             raise ValueError("`alphas` or `similarities` must name a split.")
+        if not all(alpha > 0 for alpha in self.alphas):
+            raise ValueError(f"`alphas` must be above 0; got {self.alphas}.")
 
 
 PRESETS = {

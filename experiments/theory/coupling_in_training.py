@@ -95,8 +95,10 @@ class Config:
         for law in self.laws:
             jm.noise.Noise(law, 1.0)  # says which laws there are
         unknown = set(self.rules) - {"vote", "median"}
-        if unknown:
-            raise ValueError(f"--rules takes vote and median; got {sorted(unknown)}.")
+        if unknown or not self.rules:
+            raise ValueError(
+                f"--rules takes vote and median, one at least; got {self.rules}."
+            )
 
 
 PRESETS = {

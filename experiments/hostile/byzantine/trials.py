@@ -60,8 +60,11 @@ class Config(TunedConfig):
                 f"`hostile` must be numbers from 1 to {most}, a minority of "
                 f"{self.num_workers} workers; got {self.hostile}."
             )
-        if not self.alphas:
-            raise ValueError("`alphas` must name at least one split.")
+        if not self.alphas or not all(alpha > 0 for alpha in self.alphas):
+            raise ValueError(
+                "`alphas` must name at least one split, each above 0; got "
+                f"{self.alphas}."
+            )
 
 
 class Trial(NamedTuple):

@@ -81,6 +81,8 @@ class Config:
             raise ValueError(
                 f"--scales must begin with 0 and hold 1; got {self.scales}."
             )
+        if not self.alpha > 0:
+            raise ValueError(f"--alpha must be above 0; got {self.alpha}.")
         jm.noise.Noise(self.law, 1.0)  # says which laws there are
         unknown = [rule for rule in self.rules if rule not in ("vote", "median")]
         if unknown:

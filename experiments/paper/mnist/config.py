@@ -1,6 +1,7 @@
 """Settings of `mnist`, and its presets."""
 
 import dataclasses
+import math
 
 from experiments.common.harness.options import Count, tiny
 from experiments.common.training.problems import (
@@ -49,6 +50,13 @@ class Config(TrainingConfig):
     validation: int = 8
     vote_rate: float = 1e-3
     mean_rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("scales", "systematic_scales", "median_scales", "batch_scales"):
+            if any(not 0 <= scale < math.inf for scale in getattr(self, name)):
+                raise ValueError(
+                    f"`{name}` must be finite and >= 0; got {getattr(self, name)}."
+                )
 
     def problem(self) -> Problem:
         """Loads the data and builds the networks."""
