@@ -147,9 +147,9 @@ def restore(folder: Folder | Path, state: PyTree) -> tuple[int, PyTree]:
         try:
             with Store(folder.path, keep=None) as store:
                 step = store.latest_step()
-                if step is None:
-                    break
-                return step, read_state(store, step, state, store.read_notes(step))
+                if step is not None:  # else the last was removed, the next not seen
+                    notes = store.read_notes(step)
+                    return step, read_state(store, step, state, notes)
         except OSError:  # an older one was removed while they were listed
             if not looks_left:
                 raise

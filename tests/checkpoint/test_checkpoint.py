@@ -746,6 +746,7 @@ def test_a_checkpoint_that_a_writer_removes_is_read_no_more_than_the_next(
 ):
     """Its writer saves another between the reader's look and its reading."""
     read_notes, open_store = storage.Store.read_notes, storage.Store.__init__
+    latest_step = storage.Store.latest_step
     saves = iter((2, 3))
 
     def late(store, step):
@@ -758,13 +759,17 @@ def test_a_checkpoint_that_a_writer_removes_is_read_no_more_than_the_next(
             raise failures.pop()
         open_store(store, path, keep)
 
+    def blind(store):
+        return None if unseen and unseen.pop() else latest_step(store)
+
     jm.checkpoint.save(tmp_path, 1, jnp.ones(2))
-    failures = [FileNotFoundError("1"), NotADirectoryError("1")]
+    failures, unseen = [FileNotFoundError("1")], [True]
     monkeypatch.setattr(storage.Store, "read_notes", late)
     monkeypatch.setattr(storage.Store, "__init__", racing)
+    monkeypatch.setattr(storage.Store, "latest_step", blind)
     step, state = jm.checkpoint.restore(tmp_path, jnp.zeros(2))
     assert (step, state.tolist()) == (3, [3.0, 3.0])
-    assert not failures
+    assert not failures + unseen
     shutil.rmtree(tmp_path / "3" / "notes")  # damaged in earnest
     with pytest.raises(ValueError, match="3 is not a whole checkpoint"):
         jm.checkpoint.restore(tmp_path, jnp.zeros(2))

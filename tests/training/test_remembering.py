@@ -181,7 +181,7 @@ def test_a_list_of_metrics_may_change_later():
     metrics = [one]
     train(loss, optimizer, metrics=metrics, num_workers=5)
     metrics.append(two)
-    other_data = jm.full_batch(jnp.ones((5, 2, 3)))  # is traced anew
+    other_data = jm.mini_batches(jnp.ones((5, 4, 3)), 2)  # is traced anew
     options = {"chunk": 2, "num_workers": 5, "metrics": [one]}
     result = jm.run(loss, optimizer, jnp.zeros(3), other_data, 4, 0, **options)
     assert "metric 1" in result.metrics
