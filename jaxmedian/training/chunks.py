@@ -264,22 +264,31 @@ def start_state(
     opt_state: optax.OptState,
     model_state: PyTree = None,
     state_over_workers: StateOverWorkers = "mean",
+    *,
+    init: Callable[[optax.Params], optax.OptState] | None = None,
 ) -> TrainState:
     """Returns the state that a run starts from; that of the model is held by its kind.
+
+    Where ``opt_state`` is None ``init`` computes it, by default the optimizer's own.
 
     Raises:
       TypeError: if the parameters or the model's state are no trees of arrays.
       ValueError: if ``opt_state`` is no state of this optimizer.
     """
-    params = jax.tree_util.tree_map_with_path(_as_array, params)
+    params = as_arrays(params)
     if opt_state is None:
-        opt_state = optimizer.init(params)
+        opt_state = (init or optimizer.init)(params)
     else:
         opt_state = _checked_state(optimizer, params, opt_state)
     check_kind(state_over_workers)
     if model_state is None:
         return params, opt_state
     return params, opt_state, hold(model_state, state_over_workers)
+
+
+def as_arrays(params: optax.Params) -> optax.Params:
+    """Returns parameters as arrays, or raises a TypeError that names what is none."""
+    return jax.tree_util.tree_map_with_path(_as_array, params)
 
 
 def model_of(state: TrainState) -> tuple[PyTree, ...]:

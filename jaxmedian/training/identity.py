@@ -16,6 +16,7 @@ import types
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -141,6 +142,25 @@ def configuration_of(
     for name, value in arguments.items():
         configuration |= describe(name, value)
     return configuration
+
+
+def first_keys(optimizer: optax.GradientTransformation, params: optax.Params) -> PyTree:
+    """Computes the keys of an optimizer's first state, and nothing else of it.
+
+    >>> import jaxmedian as jm
+    >>> noisy = jm.noisy_sign_sgd(0.5, jm.noise.gaussian(1.0), 0)
+    >>> keys = first_keys(optax.chain(optax.trace(0.9), noisy), np.zeros(3))
+    >>> [str(leaf.dtype) for leaf in jax.tree.leaves(keys)]
+    ['key<fry>']
+    """
+    shapes = jax.eval_shape(lambda: params)
+
+    def compute() -> PyTree:
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        state = optimizer.init(zeros)
+        return jax.tree.map(lambda leaf: leaf if is_key(leaf) else None, state)
+
+    return jax.jit(compute)()
 
 
 def transforms_in(optimizer: optax.GradientTransformation) -> list[Transform]:

@@ -20,6 +20,7 @@ from jaxmedian.noise import keys
 from jaxmedian.training.chunks import (
     Metric,
     TrainState,
+    as_arrays,
     build_chunk,
     model_of,
     start_state,
@@ -31,7 +32,7 @@ from jaxmedian.training.evaluation import (
     join_scores,
 )
 from jaxmedian.training.feeds import ExtraArgs, NextBatch, as_extra_args, build_feed
-from jaxmedian.training.identity import check_alike, configuration_of
+from jaxmedian.training.identity import check_alike, configuration_of, first_keys
 from jaxmedian.training.interrupts import deferred_interrupts
 from jaxmedian.training.loop import Plan, RunResult, result_of, take_chunks
 from jaxmedian.training.model_state import StateOverWorkers
@@ -281,16 +282,18 @@ def run(
             ("run", loss_fn, measured, mesh, *options.values(), functions),
             lambda: _build_compute(loss_fn, optimizer, measured, spread, **options),
         )
-        state = start_state(
-            optimizer, params, opt_state, model_state, state_over_workers
-        )
-        key = keys.as_threefry_key(key)
-        if spread is not None:
+        key, params = keys.as_threefry_key(key), as_arrays(params)
+        given = (params, opt_state, model_state, state_over_workers)
+        if spread is None:
+            state = start_state(optimizer, *given)
+        else:
             if spread.is_of_all_processes:
+                if opt_state is None:
+                    opt_state = first_keys(optimizer, params)
                 configuration = configuration_of(
                     optimizer,
-                    params=state[0],
-                    opt_state=state[1],
+                    params=params,
+                    opt_state=opt_state,
                     model_state=model_state,
                     state_over_workers=state_over_workers,
                     loss_fn=loss_fn,
@@ -305,8 +308,7 @@ def run(
                     keep_best=keep_best,
                 )
                 check_alike(configuration | source.described(), "start the same run")
-            key = spread.replicate(key)
-            state = spread.place_state(state)
+            key, state = spread.replicate(key), spread.start_state(*given)
         source.place(spread)
         plan = Plan(
             compute,

@@ -14,12 +14,14 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
+from jaxmedian.training.chunks import TrainState, start_state
 from jaxmedian.training.feeds import Feed, share_out
 from jaxmedian.training.model_state import check_rows
 from jaxmedian.workers.collectives import PyTree
 from jaxmedian.workers.gradients import count_in_batch
 from jaxmedian.workers.mesh import WORKERS, check_divisible, check_mesh
 from jaxmedian.workers.placing import (
+    init_in_place,
     is_on,
     is_per_worker,
     place_state,
@@ -55,9 +57,22 @@ class Spread:
         processes = {device.process_index for device in mesh.devices.flat}
         self.is_of_all_processes = 1 < len(processes) == jax.process_count()
 
-    def place_state(self, state: PyTree) -> PyTree:
-        """Places the state of a run; what is on this mesh already stays there."""
-        return place_state(state, self.mesh, self.axis_name)
+    def start_state(
+        self, params: optax.Params, opt_state: optax.OptState, *held: Any
+    ) -> TrainState:
+        """Returns the state that a run starts from in its places; see `start_state`.
+
+        What is on this mesh already stays there; no device computes all of the rest.
+        """
+        mesh, axis_name = self.mesh, self.axis_name
+        state = start_state(
+            self._optimizer,
+            place_state(params, mesh, axis_name),
+            opt_state,
+            *held,
+            init=lambda placed: init_in_place(self._optimizer, placed, mesh, axis_name),
+        )
+        return place_state(state, mesh, axis_name)
 
     def place_feed(self, feed: Feed) -> Feed:
         """Places the data of a feed, each worker's on its own device if possible."""

@@ -3,6 +3,8 @@
 params, optimizer state   the same on every device         P()
 batch, worker_mask        a block of workers a device      P("workers")
 state of `per_worker`     a block of workers a device      P("workers")
+
+Parameters may be cut along other axes, and what mirrors them in a state is cut so too.
 """
 
 from typing import Any, NamedTuple
@@ -191,7 +193,9 @@ def init_state(
 ) -> PyTree:
     """Computes the optimizer's state where it belongs on the mesh.
 
-    The state of `jaxmedian.per_worker` is never whole on any device.
+    The state of `jaxmedian.per_worker` is never whole on any device. What mirrors the
+    parameters, the momenta of an optimizer for example, is cut along the mesh's other
+    axes like them.
 
     Args:
       optimizer: the chain.
@@ -216,8 +220,44 @@ def init_state(
     """
     check_mesh(mesh, axis_name)
     check_divisible(num_workers, mesh, axis_name)
-    specs = state_specs(optimizer, params, num_workers, axis_name=axis_name)
-    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+    state_specs(optimizer, params, num_workers, axis_name=axis_name)
+    return init_in_place(optimizer, params, mesh, axis_name)
+
+
+def init_in_place(
+    optimizer: optax.GradientTransformation,
+    params: optax.Params,
+    mesh: Mesh,
+    axis_name: str,
+) -> PyTree:
+    """Computes the state of `init_state`, of as many workers as `per_worker` knows."""
+    params_by_path = {
+        path: leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        if is_on(leaf, mesh)
+    }
+
+    def place(path: tuple[Any, ...], leaf: Any, *leading: str) -> NamedSharding:
+        """Finds the parameter whose path ends that of the leaf, and is of its shape."""
+        if leading:
+            check_divisible(leaf.shape[0], mesh, axis_name)
+        for start in range(len(path) + 1):
+            like = params_by_path.get(path[start:])
+            if like is not None and like.shape == leaf.shape[len(leading) :]:
+                return NamedSharding(mesh, P(*leading, *like.sharding.spec))
+        return NamedSharding(mesh, P(*leading))
+
+    def place_node(path: tuple[Any, ...], node: object) -> Any:
+        if not is_per_worker(node):
+            return place(path, node)
+        return jax.tree_util.tree_map_with_path(
+            lambda inner, leaf: place(path + inner, leaf, axis_name), node
+        )
+
+    state = jax.eval_shape(optimizer.init, params)
+    shardings = jax.tree_util.tree_map_with_path(
+        place_node, state, is_leaf=is_per_worker
+    )
     return jax.jit(optimizer.init, out_shardings=shardings)(params)
 
 

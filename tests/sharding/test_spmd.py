@@ -175,6 +175,40 @@ def test_only_what_per_worker_keeps_belongs_to_workers():
     assert set(jax.tree.leaves(specs[1:])) == {P()}
 
 
+def test_what_mirrors_parameters_in_a_state_is_cut_like_them(promoting):
+    """Also where a mask leaves some out, and with a worker axis before."""
+    mesh = sharding.workers_mesh(8, model_devices=2)
+    params = {
+        "columns": (jnp.zeros((3, 4)), P(None, "model")),
+        "rows": (jnp.zeros(6), P("model")),
+        "whole": (jnp.zeros(4), P()),
+    }
+    specs = {name: spec for name, (_, spec) in params.items()}
+    params = {
+        name: jax.device_put(x, jax.NamedSharding(mesh, spec))
+        for name, (x, spec) in params.items()
+    }
+    without = {"columns": True, "rows": False, "whole": True}
+    optimizer = optax.chain(
+        jm.per_worker(optax.trace(0.9), M),
+        jm.majority_vote(jm.noise.gaussian(1.0), 0, axis_name=WORKERS),
+        optax.masked(optax.trace(0.9), without),
+        optax.scale_by_adam(),
+    )
+    state = sharding.init_state(optimizer, params, mesh, M)
+    assert_same_bits(state, optimizer.init(params))
+    found = jax.tree.map(lambda leaf: leaf.sharding.spec, state)
+    assert found[0].inner.trace == {
+        "columns": P(WORKERS, None, "model"),
+        "rows": P(WORKERS, "model"),
+        "whole": P(WORKERS),
+    }
+    assert set(jax.tree.leaves(found[1])) == {P()}
+    trace = found[2].inner_state.trace
+    assert (trace["columns"], trace["whole"]) == (specs["columns"], specs["whole"])
+    assert found[3].mu == found[3].nu == specs
+
+
 # --- errors ---------------------------------------------------------------------------
 
 

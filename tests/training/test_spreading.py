@@ -137,7 +137,7 @@ def test_a_device_holds_the_data_of_its_own_workers_only(batches):
     for leaf in leaves:
         assert leaf.sharding.spec == P("workers")
         assert {shard.data.shape[0] for shard in leaf.addressable_shards} == {2}
-    state = spread.place_state((start(), vote("workers").init(start())))
+    state = spread.start_state(start(), None)
     trace = state[1][0].inner.trace["w"]
     assert trace.addressable_shards[0].data.shape == (2, 3)
 
@@ -247,10 +247,14 @@ def test_parameters_may_be_sharded_over_a_second_axis():
     def distance(params, batch):
         return 0.5 * jnp.sum(jnp.square(params["w"] - batch))
 
+    def medians_of_momenta(axis_name):
+        momenta = jm.per_worker(optax.trace(0.5), M)
+        return optax.chain(momenta, jm.median_sgd(0.5, axis_name=axis_name))
+
     ends = [
         jm.run(
             distance,
-            jm.median_sgd(0.5, axis_name=axis_name),
+            medians_of_momenta(axis_name),
             start_params,
             jm.full_batch(targets),
             3,
@@ -264,6 +268,26 @@ def test_parameters_may_be_sharded_over_a_second_axis():
     ]
     np.testing.assert_allclose(ends[1].params["w"], ends[0].params["w"], rtol=1e-6)
     assert ends[1].params["w"].addressable_shards[0].data.shape == (2,)
+    momenta = ends[1].opt_state[0].inner.trace["w"]
+    assert momenta.addressable_shards[0].data.shape == (2, 2)
+
+
+def test_the_first_state_is_computed_where_it_lies():
+    """No device computes the state of all workers: `init` is part of one program."""
+    traced = []
+
+    def init(params):
+        traced.append(isinstance(params["w"], jax.core.Tracer))
+        return optax.EmptyState()
+
+    def chain(axis_name):
+        beside = optax.GradientTransformation(
+            init, lambda updates, *state: (updates, *state[:1])
+        )
+        return optax.chain(vote(axis_name), beside)
+
+    train(4, chain, num_steps=0)
+    assert set(traced) == {True}
 
 
 RULES_BESIDE_A_MODEL_AXIS = {
