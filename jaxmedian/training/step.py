@@ -365,7 +365,7 @@ def _update(
     try:
         result = update(gradients, watch)
     except (TypeError, ValueError, AttributeError) as error:
-        explain(error, gradients, params)
+        explain(error, gradients, params, extra_args)
         raise
     if watch is not None and watch.changed:
         check_rows_stay_apart(update, gradients)

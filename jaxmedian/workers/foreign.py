@@ -6,8 +6,9 @@ that the error passed say in whose update. On a mesh one may do worse and not fa
 norm over all updates is one of the workers of a device, and differs from that of all.
 """
 
+import re
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -30,13 +31,19 @@ _WRAPPERS = {
 }
 
 
-def explain(error: Exception, gradients: PyTree, params: optax.Params) -> None:
+def explain(
+    error: Exception,
+    gradients: PyTree,
+    params: optax.Params,
+    extra_args: Collection[str],
+) -> None:
     """Raises what an error means, with the remedy, where that is known.
 
     Args:
       error: of an optimizer's update.
       gradients: what the optimizer was given: leaves ``[M, ...]``, or a stream.
       params: parameters.
+      extra_args: the names of its extra arguments.
     """
     if "value_fn" in str(error) and any(name in str(error) for name in _LINE_SEARCHES):
         raise TypeError(
@@ -44,6 +51,13 @@ def explain(error: Exception, gradients: PyTree, params: optax.Params) -> None:
             "by default, and wants `grad` and `value_fn`, gradient and loss at other "
             "parameters, which a step does not give. Give it a learning rate: "
             "`optax.lbfgs(rate, linesearch=None)`."
+        ) from error
+    refused = re.match(r"(\w+)\..*unexpected keyword argument '(\w+)'", str(error))
+    if refused is not None and refused[2] in extra_args:
+        raise TypeError(
+            f"`{refused[1]}` says that it takes extra arguments, and does not know "
+            f"`{refused[2]}`: hide them, `optax.GradientTransformation(*{refused[1]}"
+            "(...))`, and put it behind the aggregator."
         ) from error
     for frame, package, factory in _updates_around(error):
         is_wrapper = package == "optax" and factory in _WRAPPERS

@@ -3,6 +3,7 @@
 On one device a norm is that of all workers' gradients; a device of a mesh sees its own.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,3 +100,30 @@ def test_a_run_on_a_mesh_refuses_it_too():
     optimizer = MIXING["clip_by_global_norm"](axis_name="workers")
     with pytest.raises(ValueError, match="several workers at once"):
         jm.run(loss, optimizer, PARAMS, jm.full_batch(DATA), 1, 0, mesh=mesh)
+
+
+def test_what_fails_at_a_mask_can_have_it_hidden():
+    """Of `optax.contrib.sam`: the remedy that the error names counts those present."""
+    sharpness_aware = optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.05))
+    data, start = jax.tree.map(jnp.asarray, (DATA, PARAMS))
+    mask = jnp.arange(M) < M - 2
+
+    def steps(optimizer):
+        step = jm.make_step(loss, optimizer)
+        params, state = start, optimizer.init(start)
+        for _ in range(2):  # towards the sharpest, and a step from there
+            params, state, _ = step(params, state, data, worker_mask=mask)
+        return params
+
+    with pytest.raises(
+        TypeError, match=r"`sam` says .* does not know `worker_mask`: hide"
+    ):
+        steps(optax.chain(jm.worker_mean(), sharpness_aware))
+    hidden = optax.GradientTransformation(*sharpness_aware)
+    got = steps(optax.chain(jm.worker_mean(), hidden))
+    gradient = jax.grad(
+        lambda params: jnp.mean(jax.vmap(loss, (None, 0))(params, data[: M - 2]))
+    )
+    sharp = jax.tree.map(lambda p, g: p + 0.05 * g, start, gradient(start))
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, start, gradient(sharp))
+    chex.assert_trees_all_close(got, expected, rtol=1e-5)
