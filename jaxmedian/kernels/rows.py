@@ -36,6 +36,11 @@ class Group(NamedTuple):
     sizes: list[int]
     in_lanes: bool
 
+    @property
+    def num_coordinates(self) -> int:
+        """Coordinates of them all, joined, what fills the lanes included."""
+        return sum(map(lanes.padded_size if self.in_lanes else int, self.sizes))
+
     def join(self, rows: Sequence[jax.Array]) -> jax.Array:
         """Joins its own of the rows ``[..., d]`` of all leaves, to ``[..., n]``."""
         own = [rows[i] for i in self.members]
@@ -44,9 +49,9 @@ class Group(NamedTuple):
         return own[0] if len(own) == 1 else jnp.concatenate(own, axis=-1)
 
     def cut(self, joined: jax.Array) -> dict[int, jax.Array]:
-        """Cuts ``[..., n]`` into rows ``[..., d]``, by their leaves' positions."""
+        """Cuts ``[..., n]``, or longer, into rows ``[..., d]``, by their positions."""
         if len(self.members) == 1:
-            return {self.members[0]: joined}
+            return {self.members[0]: joined[..., : self.sizes[0]]}
         joined = computed_once(joined)
         parts, start = {}, 0
         for member, size in zip(self.members, self.sizes, strict=True):

@@ -18,7 +18,6 @@ import optax
 
 from jaxmedian.kernels.packing import bytes_sent, cheaper
 from jaxmedian.kernels.rows import groups_of
-from jaxmedian.noise.lanes import padded_size
 
 
 class Route(NamedTuple):
@@ -81,8 +80,7 @@ def packed_routes(
     ]
     routes = []
     for group in groups_of(rows, in_lanes=True):
-        fills = padded_size if group.in_lanes else int
-        size = sum(map(fills, group.sizes))
+        size = group.num_coordinates
         bits, tallies = bytes_sent(size, num_workers // num_devices, num_devices)
         names = tuple(jax.tree_util.keystr(named[i][0]) for i in group.members)
         routes.append(Route(names, size, cheaper(bits, tallies), bits, tallies))

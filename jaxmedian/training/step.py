@@ -83,7 +83,8 @@ def make_step(
         the optimizer's transforms the same.
       worker_chunk: workers whose gradients are computed at a time; None for all. A vote
         or a mean right behind them then needs memory for one chunk of gradients, not
-        for all M; other transforms of ours stack them, a packed vote among them.
+        for all M (a packed vote: and a bit of each); other transforms of ours stack
+        them.
       num_workers: M, to check batches against: one of ``[M * n, ...]``, all samples in
         one axis, would pass for M n workers. None takes any.
       state_over_workers: "mean" or "per_worker" for a model with state, as in

@@ -24,6 +24,7 @@ from jaxmedian.transforms.draws import (
     init_state,
 )
 from jaxmedian.workers import collectives, explicit
+from jaxmedian.workers.blocks import put_rows
 from jaxmedian.workers.checks import check_extra_args
 from jaxmedian.workers.collectives import AxisName, PyTree
 from jaxmedian.workers.population import (
@@ -165,9 +166,16 @@ def _on_device(leaf: Any) -> Any:
     return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
 
 
-def _same_result(x: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
-    del draws, population
+def _same_result(
+    x: jax.Array, draws: LeafDraws, population: Population, size: int
+) -> jax.Array:
+    del draws, population, size
     return x
+
+
+def _never(size: int, population: Population) -> bool:
+    del size, population
+    return False
 
 
 class Rule(NamedTuple):
@@ -176,17 +184,20 @@ class Rule(NamedTuple):
     Attributes:
       reduce: (rows ``[m, d]``, draws, population) -> ``[n]``, from the local workers;
         it draws the noise and the bits that ``draws`` holds.
-      finish: (what ``reduce`` returned, draws, population) -> ``[d]`` in any dtype; by
-        default what it is given.
+      finish: (what ``reduce`` returned, draws, population, d) -> ``[d]`` or longer, in
+        any dtype; by default what it is given.
       additive: whether ``reduce`` of several blocks of workers may be added up, so that
         a stream of them can be folded.
+      in_rows: (d, population) -> whether ``reduce`` keeps rows of workers, ``[m, n]``:
+        of several blocks they are put below each other in place of added up.
       tiled: whether ``reduce`` returns ``[d]`` integers, coordinate by coordinate and
         without collectives, so that it may go through the tiles of large leaves.
     """
 
     reduce: Callable[[jax.Array, LeafDraws, Population], jax.Array]
-    finish: Callable[[jax.Array, LeafDraws, Population], jax.Array] = _same_result
+    finish: Callable[[jax.Array, LeafDraws, Population, int], jax.Array] = _same_result
     additive: bool = False
+    in_rows: Callable[[int, Population], bool] = _never
     tiled: bool = False
 
 
@@ -230,7 +241,12 @@ def aggregator(
         else:
             reduced = _reduce_all(rule, groups, leaves, draws, step.population)
         combined = [
-            rule.finish(group_reduced, _draws_of(group, draws), step.population)
+            rule.finish(
+                group_reduced,
+                _draws_of(group, draws),
+                step.population,
+                group.num_coordinates,
+            )
             for group, group_reduced in zip(groups, reduced, strict=True)
         ]
         updates = [
@@ -332,6 +348,7 @@ def _fold(
     population: Population,
 ) -> list[jax.Array]:
     """Reduces the groups of leaves block by block of workers, adding up."""
+    in_rows = [rule.in_rows(group.num_coordinates, population) for group in groups]
 
     def reduce_block(block: Block) -> list[jax.Array]:
         size = block.fresh.shape[0]
@@ -352,13 +369,20 @@ def _fold(
     def add_block(number: jax.Array, carry: PyTree) -> PyTree:
         total, carry = carry
         block, carry = stream.compute(number, carry)
-        return jax.tree.map(jnp.add, total, reduce_block(block)), carry
+        parts = zip(total, reduce_block(block), in_rows, strict=True)
+        return [
+            put_rows(whole, part, block.first) if placed else whole + part
+            for whole, part, placed in parts
+        ], carry
 
     shapes = jax.eval_shape(
         lambda block: reduce_block(collectives.vary(block, stream.axis_name)),
         stream.block_shapes,
     )
-    start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    start = [
+        jnp.zeros((population.num_local, *s.shape[1:]) if placed else s.shape, s.dtype)
+        for s, placed in zip(shapes, in_rows, strict=True)
+    ]
     start = collectives.vary((start, stream.carry), stream.axis_name)
     total, stream.carry = jax.lax.fori_loop(0, stream.num_blocks, add_block, start)
     return total

@@ -64,8 +64,10 @@ def worker_mean(
         del draws
         return sum_of_rows(rows, present=population.present, weights=population.weights)
 
-    def finish(x: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
-        del draws
+    def finish(
+        x: jax.Array, draws: LeafDraws, population: Population, size: int
+    ) -> jax.Array:
+        del draws, size
         return population.mean_from_sum(x)
 
     rule = Rule(reduce, finish, additive=True)
@@ -127,8 +129,10 @@ def mean_of_signs(
     def reduce(rows: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
         return count_locally(rows, draws, population, ties="zero")
 
-    def finish(x: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
-        del draws
+    def finish(
+        x: jax.Array, draws: LeafDraws, population: Population, size: int
+    ) -> jax.Array:
+        del draws, size
         tally = collectives.total(x, axis_name)  # of integers, without weights
         dtype = jnp.result_type(float)  # float64 where there is any
         if population.weights is None:

@@ -121,7 +121,9 @@ def majority_vote(
     def count(rows: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
         return count_locally(rows, draws, population, ties)
 
-    def decide(x: jax.Array, draws: LeafDraws, population: Population) -> jax.Array:
+    def decide(
+        x: jax.Array, draws: LeafDraws, population: Population, size: int
+    ) -> jax.Array:
         tally = collectives.total(x, population.axis_name)
         if population.weights is not None:
             tally = limbs.sign_of_sums(
@@ -130,17 +132,24 @@ def majority_vote(
         return ballots.decide(
             tally.astype(jnp.int32),
             ties=ties,
-            tie_bits=draws.tie_bits(tally.shape[-1]) if ties == "random" else None,
+            tie_bits=draws.tie_bits(size) if ties == "random" else None,
             anybody=population.is_anybody_present(),
         )
 
-    def vote_packed(
+    def count_or_pack(
         rows: jax.Array, draws: LeafDraws, population: Population
     ) -> jax.Array:
-        return _vote_in_slices(rows, draws, population, ties)
+        if _goes_by_bits(rows.shape[1], population):
+            return _pack_votes(rows, draws, population, ties)
+        return count_locally(rows, draws, population, ties)
+
+    def decide_in_slices(
+        x: jax.Array, draws: LeafDraws, population: Population, size: int
+    ) -> jax.Array:
+        return _decide_in_slices(x, draws, population, size, ties)
 
     rule = (
-        Rule(vote_packed)
+        Rule(count_or_pack, decide_in_slices, additive=True, in_rows=_goes_by_bits)
         if packed
         else Rule(count, decide, additive=True, tiled=axis_name is None)
     )
@@ -179,28 +188,62 @@ def count_locally(
     return counted.astype(ballots.tally_type(population.num_workers))
 
 
-def _vote_in_slices(
+def _goes_by_bits(num_coordinates: int, population: Population) -> bool:
+    """Returns whether a packed vote sends bits, not tallies; weighted ones are long."""
+    num_devices = collectives.size(population.axis_name)
+    num_local = population.num_workers // num_devices
+    route = packing.choose(num_coordinates, num_local, num_devices)
+    return route == "bits" or population.weights is not None
+
+
+def _pack_votes(
     rows: jax.Array, draws: LeafDraws, population: Population, ties: ballots.TieRule
 ) -> jax.Array:
-    """Votes with packed decisions; int32 ``[d]`` of -1, 0 (nobody present), +1.
+    """Packs the votes of workers: bytes ``[m, n]``, filled up to equal slices."""
+    votes = ballots.cast(
+        rows,
+        noise=draws.noise,
+        ties=ties,
+        zero_keys=draws.zero_keys,
+        starts=draws.starts,
+    )
+    num_slices, _ = collectives.slices(population.axis_name)
+    padding = packing.sliced_size(rows.shape[1], num_slices) - rows.shape[1]
+    return packing.pack(jnp.pad(votes > 0, ((0, 0), (0, padding))))
 
-    Each device gets the votes on one slice of the coordinates, by the cheaper route of
-    `kernels.packing`, counts them, and sends its decisions on, packed: with one worker
-    a device, about 2 bits a coordinate and worker, up and down together.
+
+def _decide_in_slices(
+    x: jax.Array,
+    draws: LeafDraws,
+    population: Population,
+    num_coordinates: int,
+    ties: ballots.TieRule,
+) -> jax.Array:
+    """Sends votes, and packed decisions back; int32 of -1, 0 (nobody present), +1.
+
+    Each device gets the votes on one slice of the coordinates, as bytes or as tallies,
+    whichever are shorter, counts them, and sends its decisions on, packed: with one
+    worker a device, about 2 bits a coordinate and worker, up and down together.
+
+    Args:
+      x: of the local workers, bytes ``[m, n]`` or tallies ``[d]``.
+      draws: how ties end.
+      population: the workers.
+      num_coordinates: d; what fills up the slices comes behind.
+      ties: see `ballots.decide`.
     """
-    axis_name, num_coordinates = population.axis_name, rows.shape[1]
-    num_devices = population.num_workers // population.num_local
+    axis_name = population.axis_name
     num_slices, own_slice = collectives.slices(axis_name)
     padded = packing.sliced_size(num_coordinates, num_slices)
     padding = padded - num_coordinates
-    route = packing.choose(num_coordinates, population.num_local, num_devices)
-    if route == "bits" or population.weights is not None:  # sums of weights are long
-        counted = _slice_by_bits(rows, draws, population, ties, padding)
+    if _goes_by_bits(num_coordinates, population):
+        received = collectives.to_coordinate_slices(x, axis_name)
+        counted = count_bits(
+            received, population.present_mask(), population.weights_of_all()
+        )
     else:
-        tallies = jnp.pad(count_locally(rows, draws, population, ties), (0, padding))
-        counted = collectives.total_of_slices(
-            tallies.reshape(packing.BITS, -1), axis_name
-        ).astype(jnp.int32)
+        tallies = jnp.pad(x, (0, padding)).reshape(packing.BITS, -1)
+        counted = collectives.total_of_slices(tallies, axis_name).astype(jnp.int32)
     tie_bits = draws.tie_bits(num_coordinates)
     if tie_bits is not None:
         tie_bits = jnp.pad(tie_bits, (0, padding)).reshape(packing.BITS, -1)
@@ -209,30 +252,10 @@ def _vote_in_slices(
     decided = ballots.decide(counted, ties=ties, tie_bits=tie_bits, anybody=None)
     sent = packing.pack((decided > 0).reshape(-1))
     joined = collectives.from_coordinate_slices(sent, padded // packing.BITS, axis_name)
-    above = packing.unpack_in_order(joined)[:num_coordinates]
+    above = packing.unpack_in_order(joined)
     vote = jnp.where(above, np.int32(1), np.int32(-1))
     anybody = population.is_anybody_present()
     return vote if anybody is None else vote * anybody.astype(jnp.int32)
-
-
-def _slice_by_bits(
-    rows: jax.Array,
-    draws: LeafDraws,
-    population: Population,
-    ties: ballots.TieRule,
-    padding: int,
-) -> jax.Array:
-    """Sends a bit a worker; counts this device's slice, int32 ``[8, n]``."""
-    votes = ballots.cast(
-        rows,
-        noise=draws.noise,
-        ties=ties,
-        zero_keys=draws.zero_keys,
-        starts=draws.starts,
-    )
-    packed_votes = packing.pack(jnp.pad(votes > 0, ((0, 0), (0, padding))))
-    received = collectives.to_coordinate_slices(packed_votes, population.axis_name)
-    return count_bits(received, population.present_mask(), population.weights_of_all())
 
 
 def count_bits(

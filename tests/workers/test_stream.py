@@ -1,5 +1,6 @@
 """Streamed and stacked gradients give the same step, in less memory."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,6 +79,74 @@ def test_a_vote_needs_memory_for_one_chunk_whatever_the_number_of_workers():
     few, many = temporary_bytes(2), temporary_bytes(100)
     assert many < few + 4 * size  # a stack of 100 would be 400 size bytes
     assert many < 16 * size
+
+
+PACKED_ON_A_MESH = {  # workers of a device; what else the step is given
+    "bits": (3, lambda num_workers: {}),
+    "bits, masked": (3, lambda n: {"worker_mask": jnp.arange(n) % 4 != 1}),
+    "tallies": (11, lambda num_workers: {}),
+    "tallies, masked": (11, lambda n: {"worker_mask": jnp.arange(n) % 4 != 1}),
+    "weights": (11, lambda n: {"worker_weights": jnp.arange(n) % 5}),
+    "nobody": (3, lambda n: {"worker_mask": jnp.zeros(n, bool)}),
+}
+
+
+@pytest.mark.parametrize("name", PACKED_ON_A_MESH)
+def test_a_streamed_packed_vote_is_the_stacked_tally(name):
+    """Large and small leaves; gradients with ties, and workers without a sign."""
+    num_local, arguments = PACKED_ON_A_MESH[name]
+    num_workers = 4 * num_local
+    rng = np.random.default_rng(0)
+    batch = jax.tree.map(
+        lambda p: rng.integers(-2, 3, (num_workers, *p.shape)).astype(np.float32),
+        PARAMS,
+    )
+    sent = {
+        route.chosen
+        for route in jm.sharding.packed_routes(PARAMS, num_workers, num_devices=4)
+    }
+    assert sent == {"bits" if num_local == 3 else "tallies"}
+
+    def noisy_sign_sgd(**options):
+        noise = jm.noise.uniform(0.5, "systematic")
+        return jm.noisy_sign_sgd(0.1, noise, 1, ties="random", **options)
+
+    optimizer = noisy_sign_sgd()
+    step = jm.make_step(linear_loss, optimizer)
+    given = (PARAMS, optimizer.init(PARAMS), jax.tree.map(jnp.asarray, batch))
+    stacked, _, measured = step(*given, **arguments(num_workers))
+    packed = noisy_sign_sgd(transport="packed", axis_name="workers")
+    mesh = jm.sharding.workers_mesh(4)
+    for chunk in (1, 2):  # 2 divides neither 3 nor 11: the last block overlaps
+        step = jm.sharding.shard_step(linear_loss, packed, mesh, worker_chunk=chunk)
+        streamed, _, metrics = step(*given, **arguments(num_workers))
+        chex.assert_trees_all_equal(streamed, stacked)
+        np.testing.assert_allclose(metrics["loss"], measured["loss"], atol=1e-5)
+
+
+def test_a_packed_vote_keeps_a_bit_of_each_worker():
+    size, mesh = 1_000_000, jm.sharding.workers_mesh(2)
+    optimizer = jm.noisy_sign_sgd(
+        *(0.1, jm.noise.gaussian(0.1), 0),
+        ties="random",
+        transport="packed",
+        axis_name="workers",
+    )
+    params = jax.ShapeDtypeStruct((size,), jnp.float32)
+
+    def temporary_bytes(num_local):
+        batch = jax.ShapeDtypeStruct((2 * num_local, 8), jnp.float32)
+        step = jm.sharding.shard_step(
+            *(lambda p, b: jnp.sum(jnp.square(p * b[0])), optimizer, mesh),
+            worker_chunk=1,
+        )
+        state = jax.eval_shape(optimizer.init, params)
+        compiled = step.lower(params, state, batch).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    few, more, many = map(temporary_bytes, (2, 7, 40))
+    assert more < few + 3 * size  # 5 size / 8 sent and received; stacked 20 size more
+    assert many < 20 * size  # tallies; stacked 160 size
 
 
 @pytest.mark.parametrize(
