@@ -288,12 +288,13 @@ def run(
             state = start_state(optimizer, *given)
         else:
             if spread.is_of_all_processes:
-                if opt_state is None:
-                    opt_state = first_keys(optimizer, params)
+                first = (
+                    first_keys(optimizer, params) if opt_state is None else opt_state
+                )
                 configuration = configuration_of(
                     optimizer,
                     params=params,
-                    opt_state=opt_state,
+                    opt_state=first,
                     model_state=model_state,
                     state_over_workers=state_over_workers,
                     loss_fn=loss_fn,
