@@ -264,12 +264,8 @@ def start_state(
     opt_state: optax.OptState,
     model_state: PyTree = None,
     state_over_workers: StateOverWorkers = "mean",
-    *,
-    init: Callable[[optax.Params], optax.OptState] | None = None,
 ) -> TrainState:
     """Returns the state that a run starts from; that of the model is held by its kind.
-
-    Where ``opt_state`` is None ``init`` computes it, by default the optimizer's own.
 
     Raises:
       TypeError: if the parameters or the model's state are no trees of arrays.
@@ -277,7 +273,7 @@ def start_state(
     """
     params = as_arrays(params)
     if opt_state is None:
-        opt_state = (init or optimizer.init)(params)
+        opt_state = optimizer.init(params)
     else:
         opt_state = _checked_state(optimizer, params, opt_state)
     check_kind(state_over_workers)

@@ -65,13 +65,10 @@ class Spread:
         What is on this mesh already stays there; no device computes all of the rest.
         """
         mesh, axis_name = self.mesh, self.axis_name
-        state = start_state(
-            self._optimizer,
-            place_state(params, mesh, axis_name),
-            opt_state,
-            *held,
-            init=lambda placed: init_in_place(self._optimizer, placed, mesh, axis_name),
-        )
+        params = place_state(params, mesh, axis_name)
+        if opt_state is None:
+            opt_state = init_in_place(self._optimizer, params, mesh, axis_name)
+        state = start_state(self._optimizer, params, opt_state, *held)
         return place_state(state, mesh, axis_name)
 
     def place_feed(self, feed: Feed) -> Feed:
