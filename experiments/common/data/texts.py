@@ -65,12 +65,16 @@ def read_text(path: Path) -> str:
     """Reads a file of UTF-8 text.
 
     Raises:
-      Misuse: if it is none, naming the file.
+      Misuse: if it is none, or cannot be read, naming the file.
     """
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise Misuse(f"{path} is no UTF-8 text: {error}") from error
+    except OSError as error:
+        raise Misuse(
+            f"{path} cannot be read: {error.strerror}. Give the path of UTF-8 text."
+        ) from error
 
 
 def contiguous_parts(text: str, num_workers: int) -> Source:

@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.common.data.catalog import load_data
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Result
 from experiments.theory.choose_noise import skewed, training_run
@@ -27,12 +28,13 @@ __all__ = ["Config", "PRESETS", "plot", "run"]
 
 def run(config: Config) -> Result:
     """Chooses b for skewed gradients and for the digits, and tries the latter."""
+    digits = load_data(config.data, config.data_dir, config.seed)
     curves: dict[str, dict[str, np.ndarray]] = {}
     for law in LAWS:
         print(f"{law}: medians of {config.num_workers}, votes of {config.vote_workers}")
         curves[f"median, {law}"] = skewed.medians(config, law)
         curves[f"vote, {law}"] = skewed.votes(config, law)
-    curves["digits"], tried = training_run.try_on_digits(config)
+    curves["digits"], tried = training_run.try_on_digits(config, digits)
     claims = (
         skewed.median_claim(curves),
         *skewed.vote_claims(config, curves),

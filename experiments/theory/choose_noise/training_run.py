@@ -8,7 +8,6 @@ import numpy as np
 import optax
 
 import jaxmedian as jm
-from experiments.common.data.catalog import load_data
 from experiments.common.data.data_set import DataSet
 from experiments.common.harness.results import Claim
 from experiments.common.training.models import Classifier
@@ -32,9 +31,10 @@ class Trial(NamedTuple):
     data: str
 
 
-def try_on_digits(config: Config) -> tuple[dict[str, np.ndarray], Trial]:
+def try_on_digits(
+    config: Config, digits: DataSet
+) -> tuple[dict[str, np.ndarray], Trial]:
     """Samples gradients where the mean goes, chooses a noise, and trains with it."""
-    digits = load_data(config.data, config.data_dir, config.seed)
     model = dense_network(digits, config.hidden, config.seed)
     mean = optax.chain(jm.worker_mean(), optax.sgd(config.mean_rate))
     measured = _train(config, model, digits, mean, config.sample_steps)

@@ -13,6 +13,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("flax")
 
 from experiments.common.data import texts
+from experiments.common.harness.misuse import Misuse
 from experiments.common.training.transformer import is_matrix, language
 from experiments.methods import shakespeare
 from experiments.methods.shakespeare import claims
@@ -124,6 +125,10 @@ def test_what_is_no_text_is_refused(tmp_path):
     (tmp_path / "picture.txt").write_bytes(b"\x89PNG\xff")
     with pytest.raises(ValueError, match=r"picture.txt is no UTF-8 text"):
         texts.read_text(tmp_path / "picture.txt")
+    with pytest.raises(Misuse, match=r"none.txt cannot be read: No such file"):
+        texts.read_text(tmp_path / "none.txt")
+    with pytest.raises(Misuse, match=r"cannot be read: Is a directory"):
+        texts.read_text(tmp_path)
 
 
 # --- the transformer ------------------------------------------------------------------

@@ -12,6 +12,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("mlxtend")
 
 import jaxmedian as jm
+from experiments.common.harness.misuse import Misuse
 from experiments.common.harness.results import save
 from experiments.theory import choose_noise
 from experiments.theory.choose_noise import skewed, training_run
@@ -80,6 +81,12 @@ def test_the_sampled_choice_of_the_digits_is_the_best_of_its_curve(result):
     )
     assert at_choice == pytest.approx(best, abs=0.02)
     assert set(chosen["test_accuracy"]) == {"no noise", "best noise"}
+
+
+def test_unknown_data_are_refused_before_anything_is_computed(capsys):
+    with pytest.raises(Misuse, match="'nosuch'"):
+        choose_noise.run(dataclasses.replace(TINY, data="nosuch"))
+    assert not capsys.readouterr().out
 
 
 def test_claims_of_a_tiny_run_promise_no_accuracy(result):
