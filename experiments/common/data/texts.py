@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 import jaxmedian as jm
+from experiments.common.data.manual_pages import find_languages, read_manual
 from experiments.common.harness.misuse import Misuse
 
 RARE = "\ufffd"  # what characters are folded into
@@ -113,19 +114,23 @@ def speakers_parts(text: str, num_workers: int) -> Source:
 
 
 def files_parts(folder: Path, num_workers: int) -> Source:
-    """Gives each worker a file of a folder, in the order of their names.
+    """Gives each worker a file ``NAME.txt`` of a folder, or a language's manual pages.
+
+    They are taken in the order of their names; one worker gets all of them.
 
     Raises:
-      Misuse: if there are not as many text files as workers.
+      Misuse: if there are not as many as workers.
     """
-    files = sorted(folder.glob("*.txt")) if folder.is_dir() else []
-    if len(files) != num_workers:
+    found = sorted(folder.glob("*.txt")) or find_languages(folder)
+    if not found or num_workers not in (1, len(found)):
         raise Misuse(
             f"--texts takes a folder with a file NAME.txt for each of the "
-            f"{num_workers} workers; {folder} has {len(files)}: set --num-workers."
+            f"{num_workers} workers, or a folder NAME of manual pages "
+            f"(NAME/man1/...); {folder} has {len(found)}: set --num-workers."
         )
-    pairs = [_held_out(read_text(path)) for path in files]
-    return Source(tuple(kept for kept, _ in pairs), tuple(held for _, held in pairs))
+    read = [read_manual(path) if path.is_dir() else read_text(path) for path in found]
+    kept, held = zip(*map(_held_out, read), strict=True)
+    return Source(kept if num_workers > 1 else ("".join(kept),), held)
 
 
 def build_corpus(

@@ -11,6 +11,7 @@ noise as a vote does. Drawn against steps and bytes sent up.
     python -m experiments shakespeare --text FILE     one text, cut into eight parts
     python -m experiments shakespeare --text FILE --split speakers
     python -m experiments shakespeare --texts FOLDER  NAME.txt, a file for each worker
+    python -m experiments shakespeare --texts FOLDER  NAME/man1: a language's manuals
     python -m experiments shakespeare --preset perceptron --texts FOLDER  in minutes
     python -m experiments shakespeare                 a play without sense, invented
 

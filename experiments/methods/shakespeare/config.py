@@ -13,7 +13,8 @@ class Config:
 
     Attributes:
       text: a file of UTF-8 text; None invents a play.
-      texts: a folder with a file NAME.txt for each worker, in place of a text.
+      texts: a folder with a file NAME.txt for each worker, or a folder NAME/man1 and
+        so on of manual pages (needs pypandoc_binary), in place of a text.
       split: who reads what of a text: "contiguous" parts, or parts of "speakers".
       fold_rare: characters that occur less often in training become one.
       contenders: names of the curves; all by default.

@@ -88,12 +88,8 @@ def build_trial(config: Config, *, validate: bool = False) -> Trial:
             f"give --texts or --split {config.split}, not both: each file of --texts "
             "is one worker's."
         )
-    if config.texts is not None and config.num_workers > 1:
+    if config.texts is not None:
         source = texts.files_parts(config.texts, config.num_workers)
-    elif config.texts is not None:  # one worker reads all files
-        number = len(list(config.texts.glob("*.txt")))
-        every = texts.files_parts(config.texts, max(number, 1))
-        source = every._replace(parts=("".join(every.parts),))
     else:
         if config.text is None:
             text = texts.invented_play(2 * config.num_workers, 4000)
