@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
-from experiments.common.harness.options import tiny
+from experiments.common.harness.options import Whole, tiny
 from experiments.common.harness.plots import draw_heatmap, heatmaps
 from experiments.common.harness.results import Claim, Result, each_part
 from experiments.common.training.outcomes import Chosen, report, within
@@ -46,7 +46,7 @@ class Config(TunedConfig):
 
     alphas: tuple[float, ...] = (0.01, 0.1, 1.0, 100.0)
     similarities: tuple[float, ...] = (0.0, 0.1, 0.5, 1.0)
-    f: int = 2
+    f: Whole = 2
 
     def __post_init__(self) -> None:
         if not (self.alphas or self.similarities):

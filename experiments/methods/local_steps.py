@@ -21,7 +21,7 @@ import optax
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
-from experiments.common.harness.options import Amounts, Count, tiny
+from experiments.common.harness.options import Amounts, Count, Whole, tiny
 from experiments.common.harness.plots import draw_band, legend_outside, panels
 from experiments.common.harness.results import Claim, Result, each_part
 from experiments.common.training.outcomes import Chosen, report
@@ -51,7 +51,7 @@ class Config(TunedConfig):
     rules: tuple[str, ...] = PAPER_RULES
     mean_rates: Amounts = (0.3, 1.0, 3.0)
     local_steps: tuple[Count, ...] = (1, 5, 20)
-    f: int = 2
+    f: Whole = 2
     local_rate: float = 0.1
 
 

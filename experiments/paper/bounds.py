@@ -21,7 +21,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
-from experiments.common.harness.options import Amounts, Count
+from experiments.common.harness.options import Amounts, Count, Seed
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Curves, Result
 
@@ -54,7 +54,7 @@ class Config:
     scales: Amounts = (0.0, 1.0, 5.0)
     steps: tuple[Count, ...] = (10, 30, 100, 300, 1000, 3000)
     num_seeds: Count = 100
-    seed: int = 0
+    seed: Seed = 0
 
 
 PRESETS = {

@@ -24,7 +24,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
-from experiments.common.harness.options import Amounts, Count
+from experiments.common.harness.options import Amounts, Count, Seed
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Curves, Result
 from experiments.common.training.outcomes import standard_error
@@ -64,7 +64,7 @@ class Config:
     margin: float = 2.0
     simulated_steps: Count = 1000
     num_seeds: Count = 256
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         jm.noise.Noise(self.law, 1.0)  # says which laws there are

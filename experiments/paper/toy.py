@@ -18,7 +18,7 @@ import optax
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
-from experiments.common.harness.options import Count
+from experiments.common.harness.options import Count, Seed
 from experiments.common.harness.plots import draw_curves, panels
 from experiments.common.harness.results import Claim, Curves, Result
 from experiments.common.training.outcomes import report, seeds_in_words, verdict
@@ -49,7 +49,7 @@ class Config:
     scale: float = 5.0
     num_seeds: Count = 64
     settle_steps: Count = 60_000
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         jm.noise.Noise(self.law, self.scale)  # says what it takes

@@ -31,7 +31,7 @@ import optax
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
-from experiments.common.harness.options import Count
+from experiments.common.harness.options import Count, Seed, Whole
 from experiments.common.harness.own_process import free_port, start_module
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Result
@@ -52,14 +52,14 @@ class Config:
       seed: of the moments of the kills.
     """
 
-    num_kills: int = 20
-    device_changes: int = 4
-    process_kills: int = 20
+    num_kills: Whole = 20
+    device_changes: Whole = 4
+    process_kills: Whole = 20
     num_steps: Count = 200
     chunk: Count = 5
     pause: float = 0.02
     sizes: tuple[Count, ...] = (100_000, 10_000_000)
-    seed: int = 0
+    seed: Seed = 0
 
 
 PRESETS = {

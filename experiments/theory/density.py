@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 import jaxmedian as jm
-from experiments.common.harness.options import Amounts, Count
+from experiments.common.harness.options import Amounts, Count, Seed
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Curves, Result
 from experiments.theory.power_laws import (
@@ -64,7 +64,7 @@ class Config:
     num_scales: Count = 36
     points: Count = 2001
     tolerance: float = 0.02
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         jm.noise.Noise(self.shown_law, 1.0)  # says which laws there are

@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
-from experiments.common.harness.options import Count
+from experiments.common.harness.options import Count, Seed
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Result
 
@@ -42,7 +42,7 @@ class Config:
     num_workers: tuple[Count, ...] = (3, 4, 5, 10, 11, 101)
     scale: float = 1.5
     draws: Count = 10_000_000
-    seed: int = 0
+    seed: Seed = 0
 
 
 PRESETS = {

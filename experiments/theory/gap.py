@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
-from experiments.common.harness.options import Amounts, Count
+from experiments.common.harness.options import Amounts, Count, Seed
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Curves, Result
 from experiments.theory.power_laws import (
@@ -52,7 +52,7 @@ class Config:
     simulated_scales: Amounts = (0.03, 0.1, 0.3, 1.0, 2.0)
     draws: Count = 4_000_000
     tolerance: float = 0.01
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         check_skewed("three", self.three, 3)

@@ -24,7 +24,7 @@ import optax
 from matplotlib.figure import Figure
 
 import jaxmedian as jm
-from experiments.common.harness.options import Amounts, Count, tiny
+from experiments.common.harness.options import Amounts, Count, Seed, tiny
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Result, each_part
 from experiments.common.training.problems import Problem, load_problem, serve
@@ -70,7 +70,7 @@ class Config:
     hidden: Count = 32
     median_rate: float = 0.3
     vote_rate: float = 0.003
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         jm.noise.Noise(self.law, 1.0)  # says which laws there are

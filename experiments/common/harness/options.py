@@ -18,24 +18,29 @@ from experiments.common.harness.misuse import Misuse
 C = TypeVar("C")
 
 
-def _read_count(words: list[str]) -> int:
-    number = int(words[0])
-    if number < 1:
-        raise ValueError(f"it takes 1 or more; got {number}")
-    return number
+def _whole_number(
+    least: int, most: float = math.inf
+) -> tyro.constructors.PrimitiveConstructorSpec[int]:
+    takes = f"{least} or more" if most == math.inf else f"{least} to {most}"
 
+    def read(words: list[str]) -> int:
+        number = int(words[0])
+        if not least <= number <= most:
+            raise ValueError(f"it takes {takes}; got {number}")
+        return number
 
-# An int that an option refuses below 1.
-Count = Annotated[
-    int,
-    tyro.constructors.PrimitiveConstructorSpec(
+    return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar="INT",
-        instance_from_str=_read_count,
+        instance_from_str=read,
         is_instance=lambda value: isinstance(value, int),
         str_from_instance=lambda value: [str(value)],
-    ),
-]
+    )
+
+
+Count = Annotated[int, _whole_number(1)]
+Whole = Annotated[int, _whole_number(0)]
+Seed = Annotated[int, _whole_number(0, 2**32 - 1)]
 
 
 def _read_amounts(words: list[str]) -> tuple[float, ...]:

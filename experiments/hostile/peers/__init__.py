@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 import jaxmedian as jm
 from experiments.common.harness.installed import installed_byzfl
-from experiments.common.harness.options import Count
+from experiments.common.harness.options import Count, Seed
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Result
 from experiments.hostile.peers.pairs import Pair, Update, pairs
@@ -60,7 +60,7 @@ class Config:
     hostile: Count = 5
     turns: Count = 5
     budget: float = 4.0
-    seed: int = 0
+    seed: Seed = 0
 
 
 PRESETS = {

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmedian as jm
-from experiments.common.harness.options import Amounts, Count, tiny
+from experiments.common.harness.options import Amounts, Count, Seed, tiny
 
 COUPLINGS = jm.noise.COUPLINGS
 Table = dict[str, np.ndarray]  # metric -> against b
@@ -66,7 +66,7 @@ class Config:
     hidden: Count = 32
     vote_rate: float = 0.01
     median_rate: float = 0.3
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         for name in ("median_workers", "vote_workers", "digit_workers"):

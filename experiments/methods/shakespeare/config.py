@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from experiments.common.harness.options import Amounts, Count, tiny
+from experiments.common.harness.options import Amounts, Count, Whole, tiny
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +47,13 @@ class Config:
     text: Path | None = None
     texts: Path | None = None
     split: Literal["contiguous", "speakers"] = "contiguous"
-    fold_rare: int = 0
+    fold_rare: Whole = 0
     contenders: tuple[str, ...] = ()
     num_workers: Count = 8
     num_seeds: Count = 3
     num_steps: Count = 2000
     tune_steps: Count = 500
-    warm_up: int = 100
+    warm_up: Whole = 100
     batch_size: Count = 2
     one_worker_batch: Count = 12
     model: Literal["transformer", "perceptron"] = "transformer"

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.common.harness.options import Count
+from experiments.common.harness.options import Count, Seed
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Result
 from experiments.systems.benchmark import kernels, trees, whole_runs, whole_steps
@@ -68,7 +68,7 @@ class Config:
     models: bool = False
     scales: bool = True
     trees: bool = True
-    seed: int = 0
+    seed: Seed = 0
 
 
 PRESETS = {

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.common.harness.options import Count
+from experiments.common.harness.options import Count, Seed
 from experiments.common.harness.own_process import run_module, virtual_devices
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Result
@@ -44,7 +44,7 @@ class Config:
     num_coordinates: Count = 1_000_000
     packing_workers: Count = 11
     turns: Count = 15
-    seed: int = 0
+    seed: Seed = 0
 
 
 PRESETS = {

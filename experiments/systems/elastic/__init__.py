@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 import jaxmedian as jm
 from experiments.common.harness.misuse import Misuse
-from experiments.common.harness.options import Count
+from experiments.common.harness.options import Count, Seed, Whole
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Result
 from experiments.systems.elastic.crowd import Crowd, time_collective
@@ -58,8 +58,8 @@ class Config:
     """
 
     processes: Count = 4
-    kills: int = 50
-    lighthouse_kills: int = 2
+    kills: Whole = 50
+    lighthouse_kills: Whole = 2
     workers_each: Count = 2
     num_parameters: Count = 100_000
     deadline: float = 3.0
@@ -72,7 +72,7 @@ class Config:
     learning_rate: float = 1e-3
     scale: float = 1.0
     patience: float = 300.0
-    seed: int = 0
+    seed: Seed = 0
 
 
 PRESETS = {

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.common.harness.options import Count
+from experiments.common.harness.options import Count, Seed, Whole
 from experiments.common.harness.plots import draw_curves, panels
 from experiments.common.harness.results import Claim, Result, each_part
 from experiments.common.training.trainer import part_folder
@@ -69,7 +69,7 @@ class Config:
     target: float = 2.0
     num_workers: Count = 8
     num_steps: Count = 2000
-    warm_up: int = 100
+    warm_up: Whole = 100
     chunk: Count = 50
     batch_size: Count = 2
     context: Count = 64
@@ -85,7 +85,7 @@ class Config:
     link_processes: Count = 2
     link_megabits: float = 100.0
     link_steps: Count = 50
-    seed: int = 0
+    seed: Seed = 0
 
 
 PRESETS = {

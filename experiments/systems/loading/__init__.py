@@ -22,7 +22,7 @@ import jax
 from matplotlib.figure import Figure
 
 from experiments.common.harness.misuse import Misuse
-from experiments.common.harness.options import Count
+from experiments.common.harness.options import Count, Seed
 from experiments.common.harness.own_process import run_module, virtual_devices
 from experiments.common.harness.plots import panels
 from experiments.common.harness.results import Claim, Result
@@ -56,7 +56,7 @@ class Config:
     num_steps: Count = 300
     chunk: Count = 100
     turns: Count = 7
-    seed: int = 0
+    seed: Seed = 0
 
 
 _QUIET = 0.2  # by which the ratios of turns may differ, to be judged

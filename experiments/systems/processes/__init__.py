@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.common.harness.misuse import Misuse
-from experiments.common.harness.options import Count
+from experiments.common.harness.options import Count, Seed
 from experiments.common.harness.plots import draw_curves, panels
 from experiments.common.harness.results import Claim, Result
 from experiments.systems.processes.launch import start, start_on_link
@@ -61,7 +61,7 @@ class Config:
     link_megabits: float = 100.0
     link_hidden: Count = 1280
     link_steps: Count = 15
-    seed: int = 0
+    seed: Seed = 0
 
 
 PRESETS = {

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 import jaxmedian as jm
-from experiments.common.harness.options import Amounts, Count
+from experiments.common.harness.options import Amounts, Count, Seed
 from experiments.common.harness.results import Claim, Curves
 
 Array = npt.NDArray[np.float64]
@@ -52,7 +52,7 @@ class Config:
     train_steps: Count = 500
     learning_rate: float = 1e-3
     hidden: Count = 128
-    seed: int = 0
+    seed: Seed = 0
 
 
 PRESETS = {

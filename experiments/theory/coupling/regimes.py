@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 
 import jaxmedian as jm
-from experiments.common.harness.options import Amounts, Count
+from experiments.common.harness.options import Amounts, Count, Seed
 from experiments.common.harness.results import Claim, Curves
 from experiments.theory.coupling import random_settings
 
@@ -51,7 +51,7 @@ class Config:
     num_settings: Count = 306
     setting_workers: tuple[Count, ...] = (5, 11, 31)
     median_draws: Count = 200_000
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         if len(self.values) % 2 == 0:

@@ -13,7 +13,7 @@ import scipy.stats
 from numpy.typing import NDArray
 
 import jaxmedian as jm
-from experiments.common.harness.options import Amounts, Count
+from experiments.common.harness.options import Amounts, Count, Seed
 
 Array = NDArray[np.float64]
 
@@ -53,7 +53,7 @@ class Config:
     hostile_value: float = 1e6
     hostile_scale: float = 2.0
     hostile_factor: float = 0.1
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         jm.noise.Noise(self.law, 1.0)  # says which laws there are
