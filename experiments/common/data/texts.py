@@ -113,6 +113,11 @@ def speakers_parts(text: str, num_workers: int) -> Source:
     return Source(tuple(parts), (held_out,))
 
 
+def find_texts(folder: Path) -> list[Path]:
+    """Finds files ``NAME.txt`` or else languages' manual pages, by their names."""
+    return sorted(folder.glob("*.txt")) or find_languages(folder)
+
+
 def files_parts(folder: Path, num_workers: int) -> Source:
     """Gives each worker a file ``NAME.txt`` of a folder, or a language's manual pages.
 
@@ -121,7 +126,7 @@ def files_parts(folder: Path, num_workers: int) -> Source:
     Raises:
       Misuse: if there are not as many as workers.
     """
-    found = sorted(folder.glob("*.txt")) or find_languages(folder)
+    found = find_texts(folder)
     if not found or num_workers not in (1, len(found)):
         raise Misuse(
             f"--texts takes a folder with a file NAME.txt for each of the "

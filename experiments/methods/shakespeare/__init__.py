@@ -33,6 +33,7 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 
+from experiments.common.data.texts import find_texts
 from experiments.common.harness.misuse import Misuse
 from experiments.common.harness.plots import draw_band, legend_outside, panels
 from experiments.common.harness.results import Result, each_part
@@ -95,8 +96,9 @@ def run(config: Config, checkpoints: Path | None = None) -> Result:
 def _read(config: Config) -> str:
     """Returns what was read, by the name that quoted results have to give it."""
     if config.texts is not None:
-        names = sorted(file.stem for file in config.texts.glob("*.txt"))
-        return f"{config.texts.name}: {', '.join(names)}"
+        found = find_texts(config.texts)
+        what = "manual pages" if found[0].is_dir() else config.texts.name
+        return f"{what}: {', '.join(path.stem for path in found)}"
     return "an invented play" if config.text is None else config.text.name
 
 

@@ -458,6 +458,13 @@ def test_results_say_which_text_was_read_and_an_invented_one_is_not_judged(tmp_p
     )
     folder = dataclasses.replace(few, texts=tmp_path)
     assert shakespeare.run(folder).data == f"{tmp_path.name}: de, fi"
+    for name in ("nl", "pl"):
+        section = tmp_path / "man" / name / "man1"
+        section.mkdir(parents=True)
+        words = texts.invented_play(2, 400).replace("\n", "\n.br\n")
+        (section / "a.1").write_text(f".TH A 1\n{words}")
+    manual = dataclasses.replace(few, texts=tmp_path / "man")
+    assert shakespeare.run(manual).data == "manual pages: nl, pl"
     invented = shakespeare.run(few)
     assert invented.data == "an invented play"
     long = dataclasses.replace(few, num_steps=2000, hidden=128)
