@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from loop_on_mesh import train_on_mesh
 
 import jaxmedian as jm
 from experiments.systems import killable
@@ -918,10 +919,10 @@ def test_without_locks_a_second_writer_is_noticed(tmp_path, monkeypatch):
 def test_a_loop_resumes_on_another_number_of_devices(tmp_path):
     """Two steps on 4 devices, two on 8, two on 1: those of six on 2, to the bit."""
     devices = jax.devices()
-    expected = bits(killable.train_on_mesh(devices[:2], 6))
+    expected = bits(train_on_mesh(devices[:2], 6))
     seen = []
     for num_devices, num_steps in ((4, 2), (8, 4), (1, 6)):
-        result = killable.train_on_mesh(
+        result = train_on_mesh(
             devices[:num_devices], num_steps, 2, tmp_path, seen.append
         )
     assert seen == [2, 4, 6]  # each loop took its own steps only

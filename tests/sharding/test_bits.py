@@ -416,10 +416,11 @@ os.environ["XLA_FLAGS"] = (
 import jax
 
 from experiments.systems import killable
+from tests.support.loop_on_mesh import train_on_mesh
 
 for features in (40, 2000):
     killable.FEATURES = features
-    runs = [killable.train_on_mesh(jax.devices()[:n], 3) for n in (1, 2, 8)]
+    runs = [train_on_mesh(jax.devices()[:n], 3) for n in (1, 2, 8)]
     for name, on_one in killable.bits(runs[0]).items():
         for run in runs[1:]:
             assert killable.bits(run)[name].tobytes() == on_one.tobytes(), name
