@@ -6,11 +6,20 @@ order of their names, without empty lines and indentation.
 
 import gzip
 import re
+import zlib
 from pathlib import Path
 
 from experiments.common.harness.misuse import Misuse
 
 LENGTH = 500_000  # characters of a language; the page that reaches it is the last
+_MDOC = re.compile(r"^\.Dd\b", re.MULTILINE)  # what every page in mdoc begins with
+_UNREADABLE = (
+    gzip.BadGzipFile,
+    zlib.error,
+    EOFError,  # of a compressed page that was cut
+    UnicodeDecodeError,
+    RuntimeError,  # pandoc's
+)
 
 
 def find_languages(folder: Path) -> list[Path]:
@@ -47,12 +56,10 @@ def _read_page(path: Path) -> str:
     try:
         source = path.read_bytes()
         page = (gzip.decompress(source) if path.suffix == ".gz" else source).decode()
-        if re.search(
-            r"^\.Dd\b", page, re.MULTILINE
-        ):  # what every page in mdoc begins with
+        if _MDOC.search(page):
             return ""
         plain = pypandoc.convert_text(page, "plain", "man", ["--wrap=none"])
-    except (gzip.BadGzipFile, EOFError, UnicodeDecodeError, RuntimeError) as error:
+    except _UNREADABLE as error:
         raise Misuse(f"{path} is no manual page that can be read: {error}") from error
     lines = (line.strip() for line in plain.splitlines())
     return "".join(f"{line}\n" for line in lines if line)

@@ -57,7 +57,8 @@ def test_the_page_that_reaches_the_length_is_the_last(german):
 
 def test_a_page_that_cannot_be_read_is_named(german):
     broken = german / "man1" / "broken.1.gz"
-    for content in (b"no gzip", gzip.compress(LS.encode())[:40]):
+    whole = gzip.compress(LS.encode())
+    for content in (b"no gzip", whole[:40], whole[:20] + b"\xff" * 20 + whole[40:]):
         broken.write_bytes(content)
         with pytest.raises(ValueError, match=r"broken\.1\.gz is no manual page"):
             read_manual(german)
